@@ -1,0 +1,19 @@
+"""Checkpoints: their files, what their tensors are, which of two belong together, reading them."""
+
+from polarax.loaders.architectures import ROLES, Identity, identify
+from polarax.loaders.checkpoint import Checkpoint, CheckpointError, Read
+from polarax.loaders.formats import open_checkpoint
+from polarax.loaders.pairing import Pair, Skipped, pair_checkpoints
+
+__all__ = [
+    "ROLES",
+    "Checkpoint",
+    "CheckpointError",
+    "Identity",
+    "Pair",
+    "Read",
+    "Skipped",
+    "identify",
+    "open_checkpoint",
+    "pair_checkpoints",
+]

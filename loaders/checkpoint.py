@@ -1,0 +1,196 @@
+"""What every checkpoint offers, whatever its format: names, shapes, dtypes, asynchronous reads."""
+
+import abc
+import hashlib
+import math
+from collections.abc import Callable, Generator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorstore as ts
+
+from polarax.loaders.slices import Index
+
+# What a fingerprint reads: a page of each of at most this many tensors, 4 MiB in all, so that it
+# stays cheap over a network. Common models have fewer tensors than that, and every one of theirs is
+# sampled.
+_FINGERPRINT_TENSORS = 1024
+_FINGERPRINT_BYTES = 4096
+
+_REASON_LENGTH = 300  # characters of a storage error that a message repeats
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be used as it is.
+
+    The message is one line that names the file, the tensor and what was expected.
+    """
+
+    def __init__(self, message: str):
+        super().__init__(" ".join(message.splitlines()))
+
+
+def brief_reason(error: Exception) -> str:
+    """What an error of the storage layer says, cut short: it may quote a server's whole page."""
+    text = str(error)
+    return text if len(text) <= _REASON_LENGTH else text[: _REASON_LENGTH - 3] + "..."
+
+
+class TensorInfo(NamedTuple):
+    """What is known of a tensor before its data is read."""
+
+    shape: tuple[int, ...]  # matrices as (out, in)
+    dtype: np.dtype | None  # None if NumPy and ml_dtypes have no such type
+    dtype_name: str  # NumPy's name of it ("bfloat16"), or the spelling found in the store
+    nbytes: int  # bytes in the store
+
+
+class Read:
+    """A read under way: wait for it with `result`, or `await` it.
+
+    Many may be in flight at once; their number and the bytes they hold are the caller's to bound.
+    """
+
+    def __init__(self, future: ts.Future, decode: Callable[[Any], np.ndarray], subject: str):
+        """Wraps a future of stored data.
+
+        Args:
+            future: Gives what `decode` takes.
+            decode: Turns that into the array.
+            subject: What is being read, for messages.
+        """
+        self._future = future
+        self._decode = decode
+        self._subject = subject
+
+    def result(self, timeout: float | None = None) -> np.ndarray:
+        """The array, in the stored dtype; it may be read-only and need not be C-contiguous.
+
+        Args:
+            timeout: Seconds to wait; None waits for as long as it takes.
+
+        Raises:
+            CheckpointError: If the store fails, or no longer holds what its header promised.
+            TimeoutError: If `timeout` passed first.
+        """
+        try:
+            stored = self._future.result(timeout=timeout)
+        except TimeoutError:
+            raise
+        except Exception as error:
+            raise self._failure(error) from error
+        return self._decode(stored)
+
+    def __await__(self) -> Generator[Any, None, np.ndarray]:
+        try:
+            stored = yield from self._future.__await__()
+        except Exception as error:
+            raise self._failure(error) from error
+        return self._decode(stored)
+
+    def _failure(self, error: Exception) -> CheckpointError:
+        return CheckpointError(f"{self._subject}: cannot be read: {brief_reason(error)}")
+
+
+class Checkpoint(abc.ABC):
+    """The tensors of one model, listed without reading them, and read one by one.
+
+    Attributes:
+        location: What the user gave, for messages.
+        format: What kind of checkpoint it is, in words.
+    """
+
+    def __init__(self, location: str, format: str, tensors: Mapping[str, TensorInfo]):
+        self.location = location
+        self.format = format
+        self._tensors = dict(tensors)
+
+    def names(self) -> tuple[str, ...]:
+        """Every tensor, in file order."""
+        return tuple(self._tensors)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor; a matrix as (out, in), whichever way round it is stored."""
+        return self._info(name).shape
+
+    def dtype(self, name: str) -> np.dtype | None:
+        """Stored dtype of a tensor, if need be from ml_dtypes; None if there is none for it."""
+        return self._info(name).dtype
+
+    def dtype_name(self, name: str) -> str:
+        """The stored dtype in words: "bfloat16", or as the file spells it where `dtype` is None."""
+        return self._info(name).dtype_name
+
+    def nbytes(self, name: str) -> int:
+        """Size of a tensor in the store, in bytes."""
+        return self._info(name).nbytes
+
+    @abc.abstractmethod
+    def read(self, name: str, index: Index = None) -> Read:
+        """Starts to read a tensor, or part of it.
+
+        Args:
+            name: One of `names()`.
+            index: None for all of it, a slice of rows, or a tuple of slices; NumPy's meaning, on
+                the (out, in) view. Only the rows between the first and the last one asked for are
+                read from the store.
+
+        Returns:
+            A `Read`, which gives the array in the stored dtype.
+
+        Raises:
+            CheckpointError: If there is no such tensor, or its dtype has no NumPy type.
+            TypeError: If `index` holds anything but slices.
+            IndexError: If it has more slices than the tensor has axes.
+        """
+
+    def fingerprint(self) -> str:
+        """A short hexadecimal digest, for a fraction of the cost of reading the checkpoint.
+
+        It covers every name, shape and dtype, and one page (4 KiB) from the middle of each tensor
+        (of 1024 tensors spread evenly, where there are more). It depends on the content alone, not
+        on files, shards or their order. A change outside the sampled pages goes unseen: it is there
+        to notice that another checkpoint was given, not to prove that two are equal.
+
+        Raises:
+            CheckpointError: If a sample cannot be read.
+        """
+        digest = hashlib.blake2b(digest_size=8)
+        names = sorted(self._tensors)
+        for name in names:
+            info = self._tensors[name]
+            digest.update(repr((name, info.shape, info.dtype_name)).encode())
+        readable = [name for name in names if self._tensors[name].dtype is not None]
+        step = max(1, math.ceil(len(readable) / _FINGERPRINT_TENSORS))
+        samples = [self.read(name, self._sample(name)) for name in readable[::step]]
+        for sample in samples:
+            digest.update(sample.result().tobytes())
+        return digest.hexdigest()
+
+    def _info(self, name: str) -> TensorInfo:
+        try:
+            return self._tensors[name]
+        except KeyError:
+            raise CheckpointError(f"{self.location}: has no tensor {name!r}") from None
+
+    def _readable_dtype(self, name: str) -> np.dtype:
+        info = self._info(name)
+        if info.dtype is None:
+            raise CheckpointError(
+                f"{self.location}: tensor {name!r} is stored as {info.dtype_name}, which cannot be read"
+            )
+        return info.dtype
+
+    def _sample(self, name: str) -> tuple[slice, ...]:
+        """An index of about a page from the middle of a tensor, contiguous in C order."""
+        shape = self.shape(name)
+        itemsize = self._readable_dtype(name).itemsize
+        index: list[slice] = []
+        for axis, size in enumerate(shape):
+            step_bytes = max(1, itemsize * math.prod(shape[axis + 1 :]))
+            count = min(size, max(1, _FINGERPRINT_BYTES // step_bytes))
+            low = (size - count) // 2
+            index.append(slice(low, low + count))
+            if count > 1:
+                break
+        return tuple(index)

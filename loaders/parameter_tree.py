@@ -1,0 +1,145 @@
+"""Checkpoints in memory: nested dicts and lists of arrays, Flax parameters, states and modules.
+
+Flax is never imported here: its types are recognised only if whoever made the object has imported
+it.
+"""
+
+import math
+import sys
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import tensorstore as ts
+
+from polarax.loaders.checkpoint import Checkpoint, CheckpointError, Read, TensorInfo
+from polarax.loaders.dtypes import is_floating, is_integer
+from polarax.loaders.slices import Index, axis_slices
+
+_KERNEL = "kernel"  # Flax's name of a linear layer's weight, which it keeps as (in, out)
+
+
+class ParameterTree(Checkpoint):
+    """The arrays of a parameter tree, under names that join its keys with dots.
+
+    Nothing is copied, and no device array is fetched, before it is read. A `kernel` of rank 2 is
+    shown transposed, as (out, in). A top level key "params", as Flax Linen has, is left out of the
+    names.
+    """
+
+    def __init__(self, tree: Any):
+        """Lists the leaves of a tree.
+
+        Args:
+            tree: Nested mappings, lists and tuples of arrays, an `nnx.State` or an `nnx.Module`.
+
+        Raises:
+            CheckpointError: If it is no tree, two of its leaves get one name, or a leaf holds no
+                values.
+        """
+        location = f"parameter tree ({type(tree).__name__})"
+        self._leaves: dict[str, Any] = {}
+        tree = _state_of_module(tree)
+        if not isinstance(tree, (Mapping, list, tuple)):
+            raise CheckpointError(
+                f"{location}: expected a path, a URL, a nested dict of arrays, or an nnx State or Module"
+            )
+        for keys, leaf in _leaves(tree, ()):
+            if len(keys) > 1 and keys[0] == "params":
+                keys = keys[1:]
+            name = ".".join(keys)
+            if name in self._leaves:
+                raise CheckpointError(f"{location}: two arrays are named {name!r}")
+            if type(leaf).__name__ == "ShapeDtypeStruct":
+                raise CheckpointError(f"{location}: tensor {name!r} is abstract: it has no values")
+            self._leaves[name] = leaf
+        infos = {name: _info(leaf, _is_kernel(name, leaf)) for name, leaf in self._leaves.items()}
+        super().__init__(location, "parameter tree", infos)
+
+    def read(self, name: str, index: Index = None) -> Read:
+        """Reads a tensor, or part of it; see `Checkpoint.read`.
+
+        Of a NumPy array it gives a read-only view. A slice of a device array is cut on the device,
+        and its transfer begins at once.
+        """
+        self._readable_dtype(name)
+        leaf = self._leaves[name]
+        slices = axis_slices(self.shape(name), index)
+        transposed = _is_kernel(name, leaf)
+        subject = f"{self.location}: tensor {name!r}"
+        promise: ts.Promise
+        future: ts.Future
+        promise, future = ts.Promise.new()
+        try:
+            part = leaf[slices[::-1] if transposed else slices] if index is not None else leaf
+            if hasattr(part, "copy_to_host_async"):
+                part.copy_to_host_async()
+        except RuntimeError as error:  # a donated array, or one with shards on other hosts
+            raise CheckpointError(f"{subject}: cannot be read: {error}") from error
+        promise.set_result(part)
+
+        def decode(part: Any) -> np.ndarray:
+            try:
+                array = np.asarray(part).view()
+            except RuntimeError as error:
+                raise CheckpointError(f"{subject}: cannot be read: {error}") from error
+            array.flags.writeable = False
+            return array.T if transposed else array
+
+        return Read(future, decode, subject)
+
+
+def _leaves(node: Any, keys: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Every leaf of a tree with the keys that lead to it, in tree order; None is an empty tree."""
+    node = _unboxed(node)
+    if isinstance(node, Mapping):
+        children: Any = node.items()
+    elif isinstance(node, tuple) and hasattr(node, "_fields"):
+        children = zip(node._fields, node, strict=True)
+    elif isinstance(node, (list, tuple)):
+        children = enumerate(node)
+    else:
+        if node is not None:
+            yield keys, _as_array(node)
+        return
+    for key, child in children:
+        yield from _leaves(child, (*keys, str(key)))
+
+
+def _as_array(leaf: Any) -> Any:
+    """A Python number as an array; anything else as it is."""
+    return np.asarray(leaf) if isinstance(leaf, (bool, int, float, complex, np.generic)) else leaf
+
+
+def _state_of_module(tree: Any) -> Any:
+    """The state of an NNX module; anything else as it is."""
+    nnx = sys.modules.get("flax.nnx")
+    return nnx.state(tree) if nnx is not None and isinstance(tree, nnx.Module) else tree
+
+
+def _unboxed(node: Any) -> Any:
+    """What an NNX variable or a Linen box (an array with axis names) holds; others as they are."""
+    nnx = sys.modules.get("flax.nnx")
+    if nnx is not None and isinstance(node, nnx.Variable):
+        return node.get_value()
+    meta = sys.modules.get("flax.core.meta")
+    if meta is not None and isinstance(node, meta.AxisMetadata):
+        return node.unbox()
+    return node
+
+
+def _is_kernel(name: str, leaf: Any) -> bool:
+    return name.rpartition(".")[2] == _KERNEL and len(getattr(leaf, "shape", ())) == 2
+
+
+def _info(leaf: Any, transposed: bool) -> TensorInfo:
+    shape = tuple(int(size) for size in getattr(leaf, "shape", ()))
+    shape = shape[::-1] if transposed else shape
+    stored = getattr(leaf, "dtype", None)
+    try:
+        dtype = np.dtype(stored) if stored is not None else None
+    except TypeError:  # a type of JAX's own, such as random keys
+        dtype = None
+    if dtype is None or not (is_floating(dtype) or is_integer(dtype) or dtype.kind in "fc"):
+        return TensorInfo(shape, None, str(stored or type(leaf).__name__), 0)
+    return TensorInfo(shape, dtype, dtype.name, math.prod(shape) * dtype.itemsize)

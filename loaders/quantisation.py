@@ -1,0 +1,86 @@
+"""Which tensors hold quantised weights: numbers that mean nothing without the scales beside them.
+
+Seen from names and dtypes alone, as the libraries write them: GPTQ and AWQ (``qweight``,
+``qzeros``, ``scales``), bitsandbytes (``weight.absmax``, ``weight.quant_state.*``, ``SCB``),
+compressed-tensors (``weight_packed``), MXFP4 (``*_blocks``, ``*_scales``), and FP8 or integer
+weights with a scale (``weight_scale``, ``weight_scale_inv``).
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from polarax.loaders.checkpoint import Checkpoint
+
+
+class _Scheme(NamedTuple):
+    """A way to store a weight in several tensors, whose names have one stem and these endings."""
+
+    name: str
+    weight: str
+    companions: tuple[str, ...]  # any one of them beside the weight shows the scheme
+    one_byte: bool = False  # only if the weight is of a type of one byte
+
+
+_SCALED = "one byte and a scale"
+_SCALES = (
+    "scale",
+    "scale_inv",
+    "weight_scale",
+    "weight_scale_inv",
+    "weight_scale_2",
+    "weight_zero_point",
+    "input_scale",
+    "activation_scale",
+)
+_NF4 = ("quant_state.bitsandbytes__nf4", "quant_state.bitsandbytes__fp4")
+_NF4_PARTS = ("absmax", "quant_map", "nested_absmax", "nested_quant_map", *_NF4)
+
+_SCHEMES = (
+    _Scheme("GPTQ or AWQ", ".qweight", (".qzeros", ".scales", ".g_idx")),
+    _Scheme(
+        "compressed-tensors",
+        ".weight_packed",
+        (
+            ".weight_scale",
+            ".weight_shape",
+            ".weight_zero_point",
+            ".weight_g_idx",
+            ".weight_global_scale",
+        ),
+    ),
+    _Scheme("MXFP4", "_blocks", ("_scales",)),
+    _Scheme("bitsandbytes 4-bit", ".weight", tuple(f".weight.{part}" for part in _NF4_PARTS)),
+    _Scheme("bitsandbytes 8-bit", ".weight", (".SCB", ".weight_format")),
+    _Scheme(_SCALED, ".weight", tuple(f".{scale}" for scale in _SCALES), one_byte=True),
+    _Scheme(_SCALED, ".kernel", (".scale", ".kernel_scale"), one_byte=True),
+)
+
+
+def quantised(checkpoint: Checkpoint) -> Mapping[str, str]:
+    """The quantised tensors of a checkpoint, weights and companions, with what each is in words.
+
+    An 8-bit floating-point weight without a scale is not quantised: it is read as it is.
+    """
+    names = dict.fromkeys(checkpoint.names())
+    found: dict[str, str] = {}
+    for name in names:
+        for scheme in _SCHEMES:
+            if not name.endswith(scheme.weight):
+                continue
+            stem = name.removesuffix(scheme.weight)
+            companions = [stem + ending for ending in scheme.companions if stem + ending in names]
+            if not companions or (scheme.one_byte and not _is_one_byte(checkpoint, name)):
+                continue
+            kind = scheme.name
+            if scheme.one_byte:
+                kind = f"{checkpoint.dtype_name(name)} with the scale {companions[0]}"
+            found.setdefault(name, kind)
+            for companion in companions:
+                found.setdefault(companion, f"part of {name} ({scheme.name})")
+    return found
+
+
+def _is_one_byte(checkpoint: Checkpoint, name: str) -> bool:
+    """Whether a tensor is of a type of one byte or, as far as NumPy knows, of none."""
+    dtype = checkpoint.dtype(name)
+    return dtype is None or dtype.itemsize == 1

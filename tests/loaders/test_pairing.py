@@ -1,0 +1,175 @@
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from polarax.loaders import CheckpointError, Pair, Skipped, open_checkpoint, pair_checkpoints
+
+BF16 = np.dtype(ml_dtypes.bfloat16)
+F32 = np.dtype(np.float32)
+
+
+def checkpoint(**tensors):
+    return open_checkpoint({name.replace("__", "."): array for name, array in tensors.items()})
+
+
+def of_names(*names):
+    return open_checkpoint({name: np.zeros((2, 3), np.float32) for name in names})
+
+
+def matrix(*shape, dtype=np.float32):
+    return np.zeros(shape, dtype)
+
+
+def test_a_pair_has_everything_that_is_known_without_reading():
+    name = "model.layers.2.mlp.experts.1.up_proj.weight"
+    base, post = {name: matrix(4, 3)}, {name: matrix(4, 3, dtype=BF16)}
+    pairs, skipped = pair_checkpoints(open_checkpoint(base), open_checkpoint(post))
+    assert pairs == [Pair(name, 2, "up", 1, (4, 3), F32, BF16, name)]
+    assert skipped == []
+
+
+@pytest.mark.parametrize(
+    ("base", "post", "reason"),
+    [
+        (matrix(2, 3), None, "only in base"),
+        (None, matrix(2, 3), "only in post"),
+        (matrix(2, 3), matrix(4, 3), "shapes differ: base (2, 3), post (4, 3)"),
+        (matrix(2, 3), matrix(2, 3, 1), "shapes differ: base (2, 3), post (2, 3, 1)"),
+        (matrix(3), matrix(3), "1-D: not a matrix"),
+        (matrix(), matrix(), "0-D: not a matrix"),
+        (matrix(2, 2, 2), matrix(2, 2, 2), "3-D: not a matrix"),
+        (matrix(0, 3), matrix(0, 3), "empty"),
+        (matrix(3, 0), matrix(3, 0), "empty"),
+        (matrix(2, 3, dtype="i8"), matrix(2, 3, dtype="i8"), "not floating-point: int64"),
+        (matrix(2, 3, dtype="?"), matrix(2, 3, dtype="?"), "not floating-point: bool"),
+        (matrix(2, 3), matrix(2, 3, dtype="i1"), "not floating-point: base float32, post int8"),
+        (matrix(2, 3, dtype="c8"), matrix(2, 3, dtype="c8"), "unsupported dtype complex64"),
+        (matrix(2, 3, dtype="O"), matrix(2, 3), "unsupported dtype base object, post float32"),
+    ],
+)
+def test_every_other_tensor_is_skipped_with_its_reason(base, post, reason):
+    both = {"common": matrix(2, 2)}
+    base = both | ({"w": base} if base is not None else {})
+    post = both | ({"w": post} if post is not None else {})
+    pairs, skipped = pair_checkpoints(open_checkpoint(base), open_checkpoint(post))
+    assert [pair.name for pair in pairs] == ["common"]
+    assert skipped == [Skipped("w", reason)]
+
+
+def test_a_dtype_that_numpy_lacks(save_raw, tmp_path):
+    header = {"w": {"dtype": "F4", "shape": [2, 4], "data_offsets": [0, 4]}}
+    stored = open_checkpoint(save_raw(tmp_path / "m.safetensors", header, bytes(4)))
+    assert pair_checkpoints(stored, stored) == ([], [Skipped("w", "unsupported dtype F4")])
+
+
+def test_a_quantised_tensor_that_one_side_has():
+    post = checkpoint(w=matrix(2, 2), l__qweight=matrix(2, 2, dtype="i4"), l__scales=matrix(2, 2))
+    _, skipped = pair_checkpoints(checkpoint(w=matrix(2, 2)), post)
+    assert skipped[0] == Skipped("l.qweight", "quantised: GPTQ or AWQ; only in post")
+
+
+def test_layers_are_in_numerical_order():
+    names = [f"layers.{layer}.w{number}" for layer in (10, 2, 0, 1) for number in (10, 9)]
+    pairs, _ = pair_checkpoints(of_names(*names), of_names(*reversed(names)))
+    assert [pair.name for pair in pairs] == [
+        f"layers.{layer}.w{number}" for layer in (0, 1, 2, 10) for number in (9, 10)
+    ]
+
+
+def test_skipped_tensors_of_the_base_come_before_those_of_the_post():
+    _, skipped = pair_checkpoints(of_names("c", "b.10", "b.9"), of_names("c", "a.10", "a.9"))
+    assert [name for name, _ in skipped] == ["b.9", "b.10", "a.9", "a.10"]
+
+
+BERT = [f"encoder.layer.{i}.attention.self.query.weight" for i in range(3)]
+
+
+@pytest.mark.parametrize("prefix", ["bert.", "model.", "model.language_model."])
+@pytest.mark.parametrize("side", ["base", "post"])
+def test_a_prefix_on_one_side_is_seen_through(prefix, side):
+    bare = of_names(*BERT, "head.weight")
+    prefixed = of_names(*(prefix + name for name in BERT), "cls.weight")
+    base, post = (prefixed, bare) if side == "base" else (bare, prefixed)
+    pairs, skipped = pair_checkpoints(base, post)
+    names = {pair.name: pair.name_post for pair in pairs}
+    if side == "post":
+        assert names == {name: prefix + name for name in BERT}
+    else:
+        assert names == {prefix + name: name for name in BERT}
+    assert [(pair.layer, pair.role) for pair in pairs] == [(0, "q"), (1, "q"), (2, "q")]
+    only = {"only in base", "only in post"}
+    assert {name for name, _ in skipped} == {"head.weight", "cls.weight"}
+    assert {reason for _, reason in skipped} == only
+
+
+def test_equal_names_are_kept_beside_prefixed_ones():
+    base, post = of_names("lm_head", *BERT), of_names("lm_head", *("model." + n for n in BERT))
+    pairs, skipped = pair_checkpoints(base, post)
+    assert {pair.name: pair.name_post for pair in pairs} == {
+        "lm_head": "lm_head",
+        **{name: "model." + name for name in BERT},
+    }
+    assert skipped == []
+
+
+def test_a_prefix_must_explain_more_than_equal_names_do():
+    base, post = of_names(*BERT, "x.w"), of_names(*BERT, "y.x.w")
+    pairs, skipped = pair_checkpoints(base, post)
+    assert [pair.name for pair in pairs] == BERT
+    assert len(skipped) == 2
+
+
+def test_two_prefixes_that_explain_as_much_are_no_match():
+    post = of_names(*("encoder." + n for n in BERT), *("decoder." + n for n in BERT))
+    with pytest.raises(CheckpointError, match="no tensor name in common"):
+        pair_checkpoints(of_names(*BERT), post)
+
+
+def test_two_models_with_nothing_in_common():
+    with pytest.raises(CheckpointError) as caught:
+        pair_checkpoints(of_names("a.b", "a.c"), of_names("x.y", "x.z"))
+    assert str(caught.value) == (
+        "parameter tree (dict) and parameter tree (dict) have no tensor name in common: "
+        "the base has 'a.b', the post 'x.y'"
+    )
+
+
+def test_a_chance_agreement_is_no_prefix():
+    base = of_names("pooler.weight", *(f"a.{i}" for i in range(9)))
+    post = of_names("bert.pooler.weight", *(f"b.{i}" for i in range(9)))
+    with pytest.raises(CheckpointError, match="no tensor name in common"):
+        pair_checkpoints(base, post)
+
+
+def test_an_empty_checkpoint():
+    with pytest.raises(CheckpointError, match="the base has no tensors, the post 'w'"):
+        pair_checkpoints(of_names(), of_names("w"))
+
+
+def test_common_names_without_a_matrix_are_the_callers_to_judge():
+    norm = checkpoint(norm=matrix(3))
+    assert pair_checkpoints(norm, norm) == ([], [Skipped("norm", "1-D: not a matrix")])
+
+
+shapes = st.sampled_from([(), (3,), (2, 3), (3, 2), (0, 2), (2, 2, 2)])
+arrays = st.builds(np.zeros, shapes, st.sampled_from([np.float32, BF16, np.int8]))
+names = st.lists(st.sampled_from("abc"), min_size=1, max_size=3).map(".".join)
+trees = st.dictionaries(names, arrays, max_size=8)
+
+
+@given(trees, trees)
+def test_nothing_disappears(base, post):
+    try:
+        pairs, skipped = pair_checkpoints(open_checkpoint(base), open_checkpoint(post))
+    except CheckpointError:
+        assert not set(base) & set(post)
+        return
+    reasons = [reason for _, reason in skipped]
+    rows = len(pairs) + len(skipped)
+    assert rows - reasons.count("only in post") == len(base)
+    assert rows - reasons.count("only in base") == len(post)
+    names = [pair.name for pair in pairs] + [n for n, reason in skipped if reason != "only in post"]
+    assert sorted(names) == sorted(base)
+    assert {pair.name_post for pair in pairs} <= set(post)
