@@ -1,0 +1,55 @@
+"""Pure functions on stacks of matrices: arrays in, arrays out; jit, vmap and shard them.
+
+Every function takes arrays of shape (..., m, n), tall or wide, and works in float32 or float64 as given (bfloat16 and
+float16 are computed in float32). `docs/definitions.md` has the formulas and their sources.
+"""
+
+from polarax.kernels.align import Alignment, align, rotation_difference
+from polarax.kernels.controls import Controls, closed_form_controls
+from polarax.kernels.drift_budget import DriftBudget, budget_of_frames, drift_budget, split_change
+from polarax.kernels.frames import Frames, frames, joint_signs
+from polarax.kernels.overlap import Overlap, overlap, overlap_of_frames
+from polarax.kernels.polar import POLAR_METHODS, Polar, polar
+from polarax.kernels.products import frobenius
+from polarax.kernels.rounding import rounding_noise, unchanged_share
+from polarax.kernels.scaling import Scaling, scaling
+from polarax.kernels.sequential import after, one_at_a_time
+from polarax.kernels.spectrum_shape import PowerLaw, effective_rank, power_law, stable_rank
+from polarax.kernels.svd import SVD_METHODS, Svd, numerical_rank, singular_values, svd
+
+__all__ = [
+    "POLAR_METHODS",
+    "SVD_METHODS",
+    "Alignment",
+    "Controls",
+    "DriftBudget",
+    "Frames",
+    "Overlap",
+    "Polar",
+    "PowerLaw",
+    "Scaling",
+    "Svd",
+    "after",
+    "align",
+    "budget_of_frames",
+    "closed_form_controls",
+    "drift_budget",
+    "effective_rank",
+    "frames",
+    "frobenius",
+    "joint_signs",
+    "numerical_rank",
+    "one_at_a_time",
+    "overlap",
+    "overlap_of_frames",
+    "polar",
+    "power_law",
+    "rotation_difference",
+    "rounding_noise",
+    "scaling",
+    "singular_values",
+    "split_change",
+    "stable_rank",
+    "svd",
+    "unchanged_share",
+]

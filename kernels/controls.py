@@ -1,0 +1,91 @@
+"""What an isotropic random change of the same size would show, in closed form.
+
+Put sd = ||D||_F / sqrt(m n) and let the change have independent normal entries of that standard deviation. To first
+order nf^2 = ||O||_F^2 / r with O_ij = (E_ij - E_ji) / (s_i + s_j), whose expectation is a sum over pairs of singular
+values; the relative change of a singular value is E_ii / s_i; the budget's shares count degrees of freedom and hold at
+any size. Where the base's condition number times the drift passes 1 the first-order forms fail, and say so.
+"""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from polarax.kernels.svd import numerical_rank
+
+
+class Controls(NamedTuple):
+    """Expected readings under an isotropic random change of norm ||D||_F; each (...)."""
+
+    nf: jax.Array  # root mean square of nf
+    nf_std: jax.Array  # standard deviation of nf, from that of nf^2
+    ratio_cv: jax.Array  # root mean square of ratio_cv
+    alpha: jax.Array  # mean of alpha, 1 + drift^2 / 2
+    alpha_std: jax.Array  # standard deviation of alpha, sd / ||W_b||_F
+    budget_scaling: jax.Array  # r / (m n)
+    budget_coordinated: jax.Array  # r (r - 1) / 2 / (m n)
+    budget_discordant: jax.Array  # r (r - 1) / 2 / (m n)
+    budget_outside: jax.Array  # 1 - r^2 / (m n)
+    coordination_std: jax.Array  # its mean is 0
+    reach: jax.Array  # condition number times drift: the first-order forms hold up to about 1
+
+
+def closed_form_controls(s_base: jax.Array, change_norm: jax.Array, *, shape: tuple[int, int]) -> Controls:
+    """The controls of a pair, from the base's spectrum, the shape and the size of the change alone. O(r^2).
+
+    The numerical rank of the base stands for r: what a rank-deficient base leaves undetermined counts as outside.
+
+    Args:
+        s_base: Singular values of the base, (..., r), descending.
+        change_norm: ||D||_F, (...).
+        shape: (m, n) of the matrix.
+
+    Returns:
+        `Controls`; NaN for a base that is zero or not finite.
+
+    Example:
+        >>> import numpy as np
+        >>> from polarax import kernels
+        >>> control = kernels.closed_form_controls(np.array([2.0, 1.0]), np.array(0.1), shape=(4, 2))
+        >>> float(control.budget_outside)
+        0.5
+    """
+    s, norm = jnp.asarray(s_base), jnp.asarray(change_norm)
+    rows, cols = shape
+    entries = rows * cols
+    rank = numerical_rank(s, rows, cols)[..., None]
+    inside = jnp.arange(s.shape[-1]) < rank
+    rank = jnp.where(rank > 0, rank, jnp.nan).astype(s.dtype)[..., 0]
+    largest = jnp.where(s[..., 0] > 0, s[..., 0], jnp.nan)
+    relative = jnp.where(inside, s / largest[..., None], 0)  # free of the unit, so that squares stay in range
+    base_norm = jnp.sqrt(jnp.sum(relative**2, axis=-1))
+    sd = norm / largest / math.sqrt(entries)
+    drift = norm / largest / base_norm
+
+    pairs = inside[..., :, None] & inside[..., None, :] & ~jnp.eye(s.shape[-1], dtype=bool)
+    sums = jnp.where(pairs, relative[..., :, None] + relative[..., None, :], 1)
+    pair_means = jnp.where(pairs, 2 * (sd[..., None, None] / sums) ** 2, 0)  # of O_ij^2, times a chi-square of 1
+    outside = relative**2 + (sd**2 * (max(rows, cols) - rank))[..., None]
+    shortening = jnp.where(inside, 1 - relative / jnp.sqrt(jnp.where(inside, outside, 1)), 0)
+    nf_squared = (jnp.sum(pair_means, axis=(-2, -1)) + jnp.sum(shortening**2, axis=-1)) / rank
+    # Each pair i < j stands twice in the sum with one and the same chi-square, whose variance is 2.
+    nf_squared_std = jnp.sqrt(4 * jnp.sum(pair_means**2, axis=(-2, -1))) / rank
+    inverse_squares = jnp.sum(jnp.where(inside, 1 / jnp.where(inside, relative, 1) ** 2, 0), axis=-1)
+    smallest = jnp.min(jnp.where(inside, relative, 1), axis=-1)
+    rotations = rank * (rank - 1) / 2
+    return Controls(
+        nf=jnp.sqrt(nf_squared),
+        nf_std=jnp.where(nf_squared > 0, nf_squared_std / (2 * jnp.sqrt(nf_squared)), 0),
+        ratio_cv=jnp.sqrt(inverse_squares / rank) * sd,
+        alpha=1 + drift**2 / 2,
+        alpha_std=sd / base_norm,
+        budget_scaling=rank / entries,
+        budget_coordinated=rotations / entries,
+        budget_discordant=rotations / entries,
+        budget_outside=1 - rank**2 / entries,
+        # coordinated and discordant are two chi-squares with K = r(r-1)/2 degrees of freedom each, so
+        # coordination = 2 Beta(K/2, K/2) - 1, whose variance is 1 / (K + 1).
+        coordination_std=1 / jnp.sqrt(rotations + 1),
+        reach=drift / smallest,
+    )

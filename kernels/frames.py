@@ -1,0 +1,170 @@
+"""Two matrices in each other's singular frames: the r x r arrays from which every law is read.
+
+With W = U S V^T for base (b) and post (p) and D = W_p - W_b these are Q_U = U_b^T U_p, Q_V = V_b^T V_p and
+E = U_b^T D V_b (He and Cao, arXiv:2509.17866, for the rotations). Nothing downstream needs an m x n array again.
+
+Directions that a rank-deficient matrix does not determine (vectors of singular values that are numerically zero) are
+arbitrary in any SVD; their rows and columns are zero here, so that no number depends on them.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from polarax.kernels.gram import gram, right_frame
+from polarax.kernels.products import frobenius, matmul, promote_pair, transpose
+from polarax.kernels.svd import check_method, numerical_rank, svd
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=[
+        "s_base",
+        "s_post",
+        "rank_base",
+        "rank_post",
+        "left",
+        "right",
+        "change",
+        "change_norm",
+    ],
+    meta_fields=["shape"],
+)
+@dataclasses.dataclass(frozen=True)
+class Frames:
+    """Base and post in each other's frames; r = min(m, n). A pytree."""
+
+    shape: tuple[int, int]  # (m, n) of the matrices compared; static
+    s_base: jax.Array  # (..., r)
+    s_post: jax.Array  # (..., r)
+    rank_base: jax.Array  # (...), int32, numerical
+    rank_post: jax.Array  # (...), int32, numerical
+    left: jax.Array  # Q_U = U_b^T U_p, (..., r, r), signs aligned
+    right: jax.Array  # Q_V = V_b^T V_p, (..., r, r), signs aligned
+    change: jax.Array  # E = U_b^T D V_b, (..., r, r)
+    change_norm: jax.Array  # ||D||_F, (...)
+
+
+def frames(base: jax.typing.ArrayLike, post: jax.typing.ArrayLike, /, *, method: str = "auto") -> Frames:
+    """Decomposes base and post and relates their frames.
+
+    Args:
+        base: (..., m, n), floating-point.
+        post: The same shape.
+        method: One of `polarax.kernels.SVD_METHODS`. "lapack" takes two thin SVDs; "gram" float64 Gram matrices, of
+            which nothing larger than r x r is decomposed, accurate to 1e-7 down to singular values of 1e-6 s_1; "auto"
+            takes "gram" where there is float64 (CPU, GPU) and falls back where a singular value is smaller than that.
+
+    Returns:
+        `Frames` in the working dtype; NaN throughout for a pair with NaN or Inf.
+
+    Raises:
+        ValueError: Unknown method, the shapes differ, or `polarax.kernels.svd` refuses the input.
+    """
+    check_method(method)
+    base, post = promote_pair(base, post)
+    if 0 in base.shape[-2:]:
+        raise ValueError(f"Matrices must have at least one row and one column. Got shape={base.shape}.")
+    if method == "lapack":
+        return _frames_by_svd(base, post)
+    if method == "gram":
+        return _frames_by_gram(base, post)[0]
+    return lax.platform_dependent(base, post, tpu=_frames_by_svd, default=_gram_or_svd)
+
+
+def _gram_or_svd(base, post):
+    found, resolved = _frames_by_gram(base, post)
+    if base.dtype != jnp.float64:  # what float64 does not resolve, float32 does not hold
+        return found
+    return lax.cond(jnp.all(resolved), lambda *_: found, _frames_by_svd, base, post)
+
+
+def _frames_by_svd(base, post):
+    both = svd(jnp.stack([base, post]), method="lapack")
+    (u_base, u_post), (s_base, s_post), (v_base, v_post) = both
+    change = post - base
+    return _masked(
+        base.shape[-2:],
+        s_base,
+        s_post,
+        left=matmul(transpose(u_base), u_post),
+        right=matmul(transpose(v_base), v_post),
+        in_frame=matmul(matmul(transpose(u_base), change), v_base),
+        change_norm=frobenius(change),
+    )
+
+
+def _frames_by_gram(base, post):
+    """Frames, and for each pair whether every singular value was large enough for this route."""
+    shape, dtype = base.shape[-2:], base.dtype
+    wide = shape[0] < shape[1]
+    with jax.enable_x64(True):
+        base, post = (jnp.astype(transpose(x) if wide else x, jnp.float64) for x in (base, post))
+        unit = jnp.max(jnp.abs(jnp.stack([base, post])), axis=(0, -2, -1))
+        finite = jnp.isfinite(unit)
+        unit = jnp.where(finite & (unit > 0), unit, 1)[..., None, None]
+        base, post = (jnp.where(finite[..., None, None], x / unit, 0) for x in (base, post))
+        change = post - base
+        gram_base, across = gram(base), matmul(transpose(base), change)
+        frame_base = right_frame(base, gram_base)
+        frame_post = right_frame(post, gram_base + across + transpose(across) + gram(change))
+        s_base, s_post = frame_base.values, frame_post.values
+
+        in_frame = matmul(matmul(transpose(frame_base.vectors), across), frame_base.vectors)
+        in_frame = in_frame / _divisor(s_base)[..., :, None]
+        right = matmul(transpose(frame_base.vectors), frame_post.vectors)
+        grown = in_frame + s_base[..., :, None] * jnp.eye(s_base.shape[-1])
+        left = matmul(grown, right) / _divisor(s_post)[..., None, :]
+        found = _masked(
+            shape,
+            s_base * unit[..., 0],
+            s_post * unit[..., 0],
+            left=right if wide else left,
+            right=left if wide else right,
+            in_frame=(transpose(in_frame) if wide else in_frame) * unit,
+            change_norm=frobenius(change) * unit[..., 0, 0],
+        )
+        poisoned = jax.tree.map(lambda x: _poison(x, finite), found)
+        resolved = frame_base.resolved & frame_post.resolved
+    return jax.tree.map(lambda x: x.astype(dtype) if x.dtype == jnp.float64 else x, poisoned), resolved
+
+
+def _masked(shape, s_base, s_post, *, left, right, in_frame, change_norm):
+    """Frames with the undetermined directions zero and the signs aligned."""
+    rank_base, rank_post = numerical_rank(s_base, *shape), numerical_rank(s_post, *shape)
+    index = jnp.arange(s_base.shape[-1])
+    inside_base, inside_post = index < rank_base[..., None], index < rank_post[..., None]
+    both_inside = inside_base[..., :, None] & inside_post[..., None, :]
+    left, right = jnp.where(both_inside, left, 0), jnp.where(both_inside, right, 0)
+    signs = joint_signs(left, right)[..., None, :]
+    in_frame = jnp.where(inside_base[..., :, None] & inside_base[..., None, :], in_frame, 0)
+    return Frames(shape, s_base, s_post, rank_base, rank_post, left * signs, right * signs, in_frame, change_norm)
+
+
+def _divisor(values):
+    return jnp.where(values > 0, values, 1)
+
+
+def _poison(x, finite):
+    """NaN, or rank 0, for pairs that are not finite."""
+    undefined = jnp.nan if jnp.issubdtype(x.dtype, jnp.floating) else 0
+    return jnp.where(finite.reshape(finite.shape + (1,) * (x.ndim - finite.ndim)), x, undefined).astype(x.dtype)
+
+
+def joint_signs(left: jax.Array, right: jax.Array) -> jax.Array:
+    """Signs that align the post's singular vector pairs with the base's: sign(Q_U[i,i] + Q_V[i,i]), never 0.
+
+    (u_i, v_i) and (-u_i, -v_i) are the same pair, so one sign serves both sides.
+
+    Args:
+        left: Q_U, (..., r, r).
+        right: Q_V, (..., r, r).
+
+    Returns:
+        (..., r) of +1 and -1.
+    """
+    diagonal = jnp.diagonal(left, axis1=-2, axis2=-1) + jnp.diagonal(right, axis1=-2, axis2=-1)
+    return jnp.where(diagonal < 0, -1, 1).astype(left.dtype)

@@ -1,0 +1,121 @@
+"""Polar factor P of W = P H: the orthonormal matrix nearest to W.
+
+P = U V^T over the singular values that are numerically not zero. For full rank that is the factor with orthonormal
+columns (rows, if W is wide); for a rank-deficient W it is the partial isometry of the canonical polar decomposition
+(Higham 2008, Functions of Matrices, section 8.1), the only part of the factor that W determines.
+
+`method`: "polynomial" and "qdwh" iterate towards P without any decomposition, and say by their residual when W is
+rank-deficient or too ill-conditioned; "svd" and "gram" read P off the SVD of that method. "auto" takes "gram" for
+float32 on CPU, where float64 costs little, and "polynomial" elsewhere; what fails to converge gets "svd".
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from polarax.kernels.polar_polynomial import Iterated, orthogonality_tolerance, polynomial_polar
+from polarax.kernels.polar_qdwh import qdwh_polar
+from polarax.kernels.products import frobenius, matmul, promote, transpose
+from polarax.kernels.sequential import one_at_a_time
+from polarax.kernels.svd import Svd, numerical_rank, svd
+
+POLAR_METHODS = ("auto", "gram", "polynomial", "qdwh", "svd")
+
+# A matrix this much taller than wide is reduced to its n x n factor by QR before it is iterated on: 4 m n^2 operations
+# against 4 m n^2 a step.
+_TALL = 1.5
+
+
+class Polar(NamedTuple):
+    """A polar factor and how well it was found."""
+
+    factor: jax.Array  # P, (..., m, n)
+    rank: jax.Array  # (...), int32: numerical rank of W, and of P; r where an iteration converged
+    steps: jax.Array  # (), int32: iterations of the whole stack; 0 for a direct method
+    residual: jax.Array  # (...): ||P P^T P - P||_F / sqrt(rank), zero for a perfect isometry
+
+
+def polar(x: jax.typing.ArrayLike, /, *, method: str = "auto") -> Polar:
+    """Polar factor of every matrix of a stack.
+
+    Args:
+        x: (..., m, n), floating-point, tall or wide.
+        method: One of `POLAR_METHODS`.
+
+    Returns:
+        A `Polar` in the working dtype; NaN for a matrix with NaN or Inf, zero for a zero matrix. A matrix that an
+        iteration asked for by name cannot handle has a residual that is not small.
+
+    Raises:
+        ValueError: Unknown method, or x is not a floating-point array of shape (..., m, n) with m, n >= 1.
+
+    Example:
+        >>> import numpy as np
+        >>> from polarax import kernels
+        >>> kernels.polar(np.diag([5.0, 0.5]).astype("float32")).factor.round(6).tolist()
+        [[1.0, 0.0], [0.0, 1.0]]
+    """
+    if method not in POLAR_METHODS:
+        raise ValueError(f"Unknown polar method {method!r}. Expected one of {', '.join(POLAR_METHODS)}.")
+    x = promote(x)
+    if 0 in x.shape[-2:]:
+        raise ValueError(f"Matrices must have at least one row and one column. Got shape={x.shape}.")
+    wide = x.shape[-2] < x.shape[-1]
+    tall = transpose(x) if wide else x
+    finite = jnp.all(jnp.isfinite(tall), axis=(-2, -1))
+    clean = jnp.where(finite[..., None, None], tall, 0)
+    if method in ("svd", "gram"):
+        found = polar_from_svd(svd(clean, method="lapack" if method == "svd" else method))
+    elif method == "auto":
+        on_cpu = _from_auto_svd if x.dtype == jnp.float32 else _polynomial_or_svd
+        found = lax.platform_dependent(clean, cpu=on_cpu, default=_polynomial_or_svd)
+    else:
+        found = _iterated(clean, polynomial_polar if method == "polynomial" else qdwh_polar)
+    factor = jnp.where(finite[..., None, None], found.factor, jnp.nan)
+    return Polar(
+        transpose(factor) if wide else factor,
+        jnp.where(finite, found.rank, 0).astype(jnp.int32),
+        found.steps,
+        jnp.where(finite, found.residual, jnp.nan),
+    )
+
+
+def polar_from_svd(decomposition: Svd) -> Polar:
+    """The polar factor that a thin SVD gives."""
+    left, values, right = decomposition
+    rank = numerical_rank(values, left.shape[-2], right.shape[-2])
+    kept = jnp.arange(values.shape[-1]) < rank[..., None]
+    factor = matmul(jnp.where(kept[..., None, :], left, 0), transpose(right))
+    factor = jnp.where(jnp.isnan(values[..., :1, None]), jnp.nan, factor)
+    return Polar(factor, rank, jnp.int32(0), _isometry_residual(factor, rank))
+
+
+def _from_auto_svd(tall):
+    return polar_from_svd(svd(tall))
+
+
+def _polynomial_or_svd(tall):
+    found = _iterated(tall, polynomial_polar)
+    converged = jnp.all(found.residual <= orthogonality_tolerance(tall))
+    return lax.cond(converged, lambda _: found, lambda x: polar_from_svd(svd(x, method="lapack")), tall)
+
+
+def _iterated(tall, iterate) -> Polar:
+    rows, cols = tall.shape[-2:]
+    if rows < _TALL * cols:
+        found: Iterated = iterate(tall)
+        factor = found.factor
+    else:
+        orthonormal, triangle = one_at_a_time(lambda a: tuple(jnp.linalg.qr(a)), tall)
+        found = iterate(triangle)
+        factor = matmul(orthonormal, found.factor)
+    rank = jnp.full(tall.shape[:-2], cols, jnp.int32)
+    return Polar(factor, rank, found.steps, found.residual)
+
+
+def _isometry_residual(factor, rank):
+    """||P P^T P - P||_F / sqrt(rank): how far a tall P is from a partial isometry; 0 where the rank is 0."""
+    gram = matmul(transpose(factor), factor)
+    return frobenius(matmul(gram, gram) - gram) / jnp.sqrt(jnp.maximum(rank, 1).astype(factor.dtype))

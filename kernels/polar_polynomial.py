@@ -1,0 +1,144 @@
+"""Polar factor by matrix products alone: odd quintics with minimax coefficients.
+
+X <- X (a I + b X^T X + c (X^T X)^2) maps every singular value x to a x + b x^3 + c x^5. Each step takes the quintic
+that brings the interval in which the singular values are known to lie closest to 1; composing these is optimal among
+all compositions of quintics (Amsel, Persson, Musco and Gower, arXiv:2505.16932). Once the interval is at 1 they are the
+Newton-Schulz coefficients (15, -10, 3) / 8, which converge cubically.
+
+A step is three products. Give a tall matrix's n x n factor R, of W = Q R, rather than W itself; iterating on
+polynomials in W^T W instead would multiply the rounding of W^T W by up to a^2 = 70 a step.
+"""
+
+import functools
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from polarax.kernels.products import frobenius, matmul, transpose
+
+# Relative to the bound on s_1: singular values down to here converge within the schedule. Smaller ones are found by the
+# residual; float32 does not hold them, float64 has cheaper routes for them.
+_SMALLEST = {"float32": 1e-6, "float64": 1e-9}
+
+# A step brings some singular values down to the lower end of its interval, so the schedule must not start lower than it
+# has to: on a well-conditioned matrix that would cost half the digits. The bound comes from the Gram matrix and is
+# believed where its square stands out of the rounding by this factor.
+_TRUSTED = 1e2
+
+# Newton-Schulz steps after the schedule, for the last digits or for singular values below _SMALLEST.
+_EXTRA_STEPS = 8
+
+# The interval's upper end is approached from below: rounding must not carry a singular value past it.
+_SAFETY = 1.01
+
+_NEWTON_SCHULZ = (15 / 8, -10 / 8, 3 / 8)
+_NEWTON_SCHULZ_FROM = 0.9
+
+
+class Iterated(NamedTuple):
+    """An orthonormal polar factor and how it was reached."""
+
+    factor: jax.Array  # (..., m, n), m >= n
+    steps: jax.Array  # (), int32: steps of the whole stack
+    residual: jax.Array  # (...), ||P^T P - I||_F / sqrt(n): not small where x is rank-deficient or too ill-conditioned
+
+
+def polynomial_polar(x: jax.Array) -> Iterated:
+    """Polar factor of a tall stack, (..., m, n) with m >= n, in float32 or float64; finite entries.
+
+    Full column rank is assumed, and checked by the residual.
+    """
+    norm = frobenius(x)[..., None, None]
+    factor = x / jnp.where(norm > 0, norm, 1)  # first, so that squares stay in range
+    gram = matmul(transpose(factor), factor)
+    # ||G||_F >= s_1^2 is at most sqrt(n) too large, its square root n^(1/4): two steps more than with s_1 itself.
+    bound = jnp.sqrt(frobenius(gram))[..., None, None]
+    bound = jnp.where(bound > 0, bound, 1)
+    factor, gram = factor / bound, gram / bound**2
+    schedule, ends = minimax_schedule(_SMALLEST[x.dtype.name])
+    start = jnp.sum(jnp.asarray(ends) <= jnp.min(_smallest_bound(gram)))
+    steps = jnp.asarray((*schedule, *(_EXTRA_STEPS * [_NEWTON_SCHULZ])), x.dtype)
+
+    def unfinished(state):
+        _, _, step, residual = state
+        in_schedule = step < len(schedule)
+        return in_schedule | ((step < len(steps)) & jnp.any(residual > orthogonality_tolerance(x)))
+
+    def advance(state):
+        factor, gram, step, _ = state
+        a, b, c = steps[step]
+        identity = jnp.eye(gram.shape[-1], dtype=gram.dtype)
+        factor = matmul(factor, a * identity + b * gram + c * matmul(gram, gram))
+        gram = matmul(transpose(factor), factor)
+        return factor, gram, step + 1, orthogonality_residual(gram)
+
+    first = jnp.maximum(start, 1) - 1  # the last interval that still holds every singular value
+    state = factor, gram, first.astype(jnp.int32), orthogonality_residual(gram)
+    factor, _, last, residual = lax.while_loop(unfinished, advance, state)
+    return Iterated(factor, last - state[2], residual)
+
+
+@functools.cache
+def minimax_schedule(smallest: float) -> tuple[tuple[tuple[float, float, float], ...], tuple[float, ...]]:
+    """The successive quintics for singular values in [smallest, 1].
+
+    Returns:
+        Coefficients (a, b, c) of each step, and the lower end of the interval that each step starts from, relative to
+        its upper end, ascending. Where the steps end, Newton-Schulz is as good and has 1 as its fixed point.
+    """
+    low, high = smallest, 1.0
+    schedule: list[tuple[float, float, float]] = []
+    ends: list[float] = []
+    while low / high < _NEWTON_SCHULZ_FROM:
+        ends.append(low / high)
+        scale = high * _SAFETY
+        a, b, c = (value / scale**power for value, power in zip(minimax_quintic(low / high), (1, 3, 5), strict=True))
+        schedule.append((a, b, c))
+        values = np.geomspace(low, high, 100_001)
+        mapped = np.polyval([c, 0, b, 0, a, 0], values)
+        low, high = float(mapped.min()), float(mapped.max())
+    return tuple(schedule), tuple(ends)
+
+
+def minimax_quintic(low: float) -> tuple[float, float, float]:
+    """(a, b, c) that minimise max |1 - (a x + b x^3 + c x^5)| over [low, 1], by the exchange algorithm of Remez.
+
+    The error of the best one is attained with alternating signs at low, two inner points and 1.
+    """
+    inner = low + (1 - low) * np.array([0.25, 0.75])
+    for _ in range(100):
+        points = np.array([low, *inner, 1.0])
+        system = np.stack([points, points**3, points**5, [1, -1, 1, -1]], axis=1)
+        a, b, c, _ = np.linalg.solve(system, np.ones(4))
+        # The inner extrema: a + 3 b x^2 + 5 c x^4 = 0.
+        squares = np.sort(np.roots([5 * c, 3 * b, a]).real)
+        found = np.clip(np.sqrt(np.maximum(squares, 0)), low, 1)
+        if np.max(np.abs(found - inner)) < 1e-14:
+            break
+        inner = found
+    return float(a), float(b), float(c)
+
+
+def _smallest_bound(gram):
+    """Lower bound on the smallest singular value, (...): 1 / sqrt(||G^-1||_F); 0 where rounding may have made it."""
+    lower = lax.linalg.cholesky(gram, symmetrize_input=False)
+    identity = jnp.broadcast_to(jnp.eye(gram.shape[-1], dtype=gram.dtype), gram.shape)
+    inverse = lax.linalg.triangular_solve(lower, identity, left_side=True, lower=True)  # G^-1 = L^-T L^-1
+    square = 1 / jnp.sum(inverse**2, axis=(-2, -1))  # 1 / trace(G^-1) <= s_r^2
+    trusted = square > _TRUSTED * jnp.finfo(gram.dtype).eps  # False for the NaN of a failed factorisation
+    return jnp.where(trusted, jnp.sqrt(square), 0)
+
+
+def orthogonality_residual(gram: jax.Array) -> jax.Array:
+    """||G - I||_F / sqrt(n) of a factor's Gram matrix, (..., n, n)."""
+    size = gram.shape[-1]
+    return frobenius(gram - jnp.eye(size, dtype=gram.dtype)) / math.sqrt(size)
+
+
+def orthogonality_tolerance(x: jax.Array) -> float:
+    """The residual at which a factor of x counts as orthonormal: rounding of its Gram matrix grows like sqrt(n) eps."""
+    return (16 + 4 * math.sqrt(x.shape[-1])) * float(jnp.finfo(x.dtype).eps)

@@ -1,0 +1,69 @@
+"""One matrix a LAPACK call on CPU.
+
+jaxlib 0.10.0 to 0.11.0 cuts a batched LAPACK call into chunks, puts them into XLA's intra-op pool and blocks until they
+are done (`ParallelBatchMap` in jaxlib/cpu/lapack_kernels.cc; gone from later open-source builds, jax issue 36927). XLA
+runs independent operations of one program in that same pool, which has one thread per core: as many batched calls in
+flight as there are cores wait for each other for ever. (Two cores, twelve independent `jnp.linalg.svd` of (4, 64, 64)
+in one jit: the first run hangs.) On hosts with very many cores the same fan-out corrupts the heap (jax issue 39292).
+
+A call that holds a single matrix runs on the thread it is called from and waits for nobody, however many are in flight:
+stacks are looped over, also those that the caller's own `vmap` makes. Accelerators get the batch.
+"""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+Result = TypeVar("Result")
+
+
+def one_at_a_time(function: Callable[[jax.Array], Result], x: jax.Array) -> Result:
+    """Applies `function` to every matrix of a stack: in a loop on CPU, as one batch elsewhere.
+
+    `jax.vmap` of the result is such a loop too. Derivatives of a stack are; a `vmap` of a derivative is one batch.
+
+    Args:
+        function: Maps (m, n) to a pytree of arrays.
+        x: (..., m, n).
+
+    Returns:
+        The pytree of results, each with the leading axes of x.
+    """
+    batch = x.shape[:-2]
+    if not batch:
+        return _looped_by_vmap(function)(x)
+    flat = x.reshape((-1, *x.shape[-2:])) if 0 not in batch else x.reshape((0, *x.shape[-2:]))
+    results = lax.platform_dependent(
+        flat,
+        cpu=lambda stack: lax.map(_looped_by_vmap(function), stack),
+        default=jax.vmap(function),
+    )
+    return jax.tree.map(lambda leaf: leaf.reshape((*batch, *leaf.shape[1:])), results)
+
+
+def _looped_by_vmap(function):
+    """`function`, but `vmap` maps it by `one_at_a_time`."""
+    single = jax.custom_batching.custom_vmap(function)
+
+    @single.def_vmap
+    def loop(axis_size, in_batched, stack):
+        del axis_size, in_batched  # there is one argument, so it is the batched one
+        results = one_at_a_time(function, stack)
+        return results, jax.tree.map(lambda _: True, results)
+
+    # custom_vmap alone cannot be differentiated in reverse mode.
+    differentiable = jax.custom_jvp(single)
+    differentiable.defjvp(lambda primals, tangents: jax.jvp(function, primals, tangents))
+    return differentiable
+
+
+def after(x: jax.Array, earlier: jax.Array) -> jax.Array:
+    """x, but not before `earlier`, an array of numbers that are never below -1, has been computed.
+
+    For order where it pays: LAPACK calls in flight together are safe, but contend for BLAS threads.
+    `lax.optimization_barrier` is not enough: XLA's CPU compiler drops it before it schedules.
+    """
+    return jnp.where(jnp.ravel(earlier)[0] < -1, jnp.nan, x) if earlier.size else x
