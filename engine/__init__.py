@@ -1,0 +1,30 @@
+"""polarax: what post-training did to a model's weights, each number beside what chance would give.
+
+    run = polarax.compare("base/", "post/", out="run/")
+    run.frame()      # one row per matrix
+    run.summary()    # model level
+
+`polarax.kernels` has the functions on arrays, `polarax.loaders` the checkpoints.
+"""
+
+import importlib.metadata
+
+from polarax import kernels, loaders
+from polarax.comparison import compare
+from polarax.errors import RunError, UsageError
+from polarax.loaders import CheckpointError, open_checkpoint
+from polarax.run import Run
+
+__version__ = importlib.metadata.version("polarax")
+
+__all__ = [
+    "CheckpointError",
+    "Run",
+    "RunError",
+    "UsageError",
+    "__version__",
+    "compare",
+    "kernels",
+    "loaders",
+    "open_checkpoint",
+]

@@ -1,0 +1,30 @@
+"""Arrays of a run directory: zarr3 through tensorstore."""
+
+import os
+
+import numpy as np
+import tensorstore as ts
+
+
+def write_array(path: str | os.PathLike, values: np.ndarray) -> None:
+    """Writes one zarr3 array at `path`, replacing what is there."""
+    values = np.ascontiguousarray(values)
+    store = ts.open(
+        _spec(path),
+        create=True,
+        delete_existing=True,
+        dtype=values.dtype,
+        shape=values.shape,
+        chunk_layout=ts.ChunkLayout(chunk_shape=[max(1, length) for length in values.shape]),
+    ).result()
+    store.write(values).result()
+
+
+def read_array(path: str | os.PathLike, row: int | None = None) -> np.ndarray:
+    """Reads a zarr3 array, or one row of it."""
+    store = ts.open(_spec(path), open=True, read=True).result()
+    return np.asarray((store if row is None else store[row]).read().result())
+
+
+def _spec(path):
+    return {"driver": "zarr3", "kvstore": {"driver": "file", "path": os.path.abspath(path) + "/"}}

@@ -1,0 +1,107 @@
+"""The command line: `polarax <command> --flags`; absl flags, one-line errors.
+
+Exit codes: 0 done, 1 a run that failed part-way, 2 bad input. `--verbosity=1` shows the traceback of an error.
+"""
+
+import importlib
+import importlib.metadata
+import sys
+import traceback
+from collections.abc import Sequence
+
+from absl import flags
+
+# command -> what it does; polarax.commands.<command> has define_flags(flag_values) and run(flag_values) -> exit code.
+COMMANDS = {
+    "compare": "compare two checkpoints and write a run directory",
+    "plan": "say what compare would do, from the headers alone",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command.
+
+    Args:
+        argv: Arguments without the program's name; the process's own by default.
+
+    Returns:
+        The exit code.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("--help", "-h", "help", "--helpfull"):
+        print(_usage())
+        return 0 if arguments else 2
+    if arguments[0] == "--version":
+        print(f"polarax {importlib.metadata.version('polarax')}")
+        return 0
+    command, *rest = arguments
+    if command not in COMMANDS:
+        return _fail(f"Unknown command {command!r}. Expected one of {', '.join(COMMANDS)}.")
+    module = importlib.import_module(f"polarax.commands.{command}")
+    values = flags.FlagValues()
+    flags.DEFINE_integer("verbosity", 0, "1 shows the traceback of an error.", flag_values=values)
+    module.define_flags(values)
+    if any(argument in ("--help", "-help", "-h", "--helpfull") for argument in rest):
+        print(_command_help(module, values))
+        return 0
+    try:
+        leftover = values([command, *rest])[1:]
+        if leftover:
+            raise flags.Error(f"Unexpected argument {leftover[0]!r}: options are written --name=value.")
+    except flags.Error as error:
+        return _fail(f"{_one_line(error)} See polarax {command} --help.")
+    return _run(module, values)
+
+
+def _run(module, values):
+    from polarax.errors import INPUT_ERRORS, RunError
+
+    try:
+        return module.run(values)
+    except (*INPUT_ERRORS, RunError) as error:
+        if values.verbosity >= 1:
+            traceback.print_exc()
+        return _fail(_one_line(error), code=1 if isinstance(error, RunError) else 2)
+    except KeyboardInterrupt:
+        return _fail("Interrupted; finished stacks are kept.", code=130)
+    except Exception as error:
+        if values.verbosity >= 1:
+            traceback.print_exc()
+        hint = "" if values.verbosity >= 1 else " (--verbosity=1 shows where)"
+        return _fail(f"{type(error).__name__}: {_one_line(error)}{hint}", code=1)
+
+
+def _fail(message, code=2):
+    print(f"polarax: {message}", file=sys.stderr)
+    return code
+
+
+def _one_line(error):
+    return " ".join(str(error).split())
+
+
+def _usage():
+    lines = [f"  {name:<10}{what}" for name, what in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: polarax <command> --flag=value ...",
+            "",
+            "Reads what post-training did to a model's weights.",
+            "",
+            *lines,
+            "",
+            "polarax <command> --help lists its flags; polarax --version prints the version.",
+        ]
+    )
+
+
+def _command_help(module, values):
+    lines = [module.__doc__.strip(), "", "flags:"]
+    for name in sorted(values):
+        flag = values[name]
+        if name != flag.name or flag.help is None:  # a short alias
+            continue
+        default = "" if flag.default in (None, [], "") else f" [{flag.default_as_str}]"
+        lines.append(f"  --{name}{default}")
+        lines.append(f"      {' '.join(flag.help.split())}")
+    return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""The sub-commands of `polarax`, one a module: its flags, and what it does with them."""

@@ -1,0 +1,71 @@
+"""Flags that `compare` and `plan` share: the two checkpoints, the selection, the measurement."""
+
+from absl import flags
+
+from polarax.comparison import DEFAULT_MEMORY_GIB, DEFAULT_TOP_K, DTYPES, Request, check_request
+from polarax.errors import UsageError
+from polarax.kernels import SVD_METHODS
+from polarax.metrics import GROUPS
+from polarax.selection import Selection
+
+
+def define_comparison_flags(values: flags.FlagValues) -> None:
+    """Defines the shared flags."""
+    flags.DEFINE_string("base", None, "Checkpoint before training: file, folder or URL.", flag_values=values)
+    flags.DEFINE_string("post", None, "Checkpoint after training.", flag_values=values)
+    flags.DEFINE_multi_string(
+        "include",
+        [],
+        "Regular expression; only names in which it is found. May be repeated.",
+        flag_values=values,
+    )
+    flags.DEFINE_multi_string(
+        "exclude",
+        [],
+        "Regular expression; no names in which it is found. May be repeated.",
+        flag_values=values,
+    )
+    flags.DEFINE_string("roles", "", "Roles to compare, such as q,k,v,o; all by default.", flag_values=values)
+    flags.DEFINE_string("layers", "", "Layers to compare, such as 0,3-5; all by default.", flag_values=values)
+    flags.DEFINE_string(
+        "metrics",
+        "",
+        f"Groups of metrics, from {','.join(GROUPS)}; all by default.",
+        flag_values=values,
+    )
+    flags.DEFINE_string("dtype", "float64", f"Working precision: {' or '.join(DTYPES)}.", flag_values=values)
+    flags.DEFINE_integer(
+        "top_k",
+        DEFAULT_TOP_K,
+        "Leading singular vectors whose subspaces are compared.",
+        flag_values=values,
+    )
+    flags.DEFINE_string("method", "auto", f"How to decompose: {', '.join(SVD_METHODS)}.", flag_values=values)
+    flags.DEFINE_float(
+        "memory_gib",
+        DEFAULT_MEMORY_GIB,
+        "Memory, in GiB, that the matrices in flight may take.",
+        flag_values=values,
+    )
+
+
+def request_from_flags(values: flags.FlagValues) -> Request:
+    """Opens the checkpoints and checks the flags; reads headers alone.
+
+    Raises:
+        UsageError: A flag is missing or cannot be met.
+        CheckpointError: A checkpoint cannot be read.
+    """
+    for name in ("base", "post"):
+        if not values[name].value:
+            raise UsageError(f"--{name} is missing: the checkpoint to compare.")
+    return check_request(
+        values.base,
+        values.post,
+        Selection.parse(values.include, values.exclude, values.roles, values.layers or None),
+        metrics=values.metrics,
+        dtype=values.dtype,
+        top_k=values.top_k,
+        method=values.method,
+        memory_gib=values.memory_gib,
+    )

@@ -1,0 +1,287 @@
+"""polarax.compare: reads two checkpoints stack by stack, measures, and writes a run directory."""
+
+import contextlib
+import math
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from polarax import kernels
+from polarax.environment import describe_environment
+from polarax.errors import RunError, UsageError
+from polarax.loaders import Checkpoint, CheckpointError, open_checkpoint
+from polarax.measure import measure_stack
+from polarax.metrics import CONTROL_REACH_LIMIT, columns, parse_metrics
+from polarax.plan import Plan, Stack, plan_comparison
+from polarax.progress import Progress
+from polarax.run import Run
+from polarax.run_directory import RunWriter, claim_directory
+from polarax.selection import Selection
+
+DTYPES = ("float64", "float32")
+DEFAULT_TOP_K = 16  # leading singular vectors compared, as in docs/definitions.md
+DEFAULT_MEMORY_GIB = 4.0
+
+# Readings of a matrix that are arrays, written beside matrices.csv.
+_ARRAYS = ("s_base", "s_post", "s_change", "cosines_left", "cosines_right")
+
+
+class Request(NamedTuple):
+    """A checked request: what to compare and how."""
+
+    base: Checkpoint
+    post: Checkpoint
+    plan: Plan
+    selection: Selection
+    groups: tuple[str, ...]
+    top_k: int
+    dtype: str
+    method: str
+    memory_gib: float
+
+
+def compare(
+    base: Any,
+    post: Any,
+    out: str | os.PathLike | None = None,
+    *,
+    include: str | Sequence[str] | None = None,
+    exclude: str | Sequence[str] | None = None,
+    roles: str | Iterable[str] | None = None,
+    layers: str | int | Iterable[int] | None = None,
+    metrics: str | Iterable[str] | None = None,
+    dtype: str = "float64",
+    top_k: int = DEFAULT_TOP_K,
+    method: str = "auto",
+    memory_gib: float = DEFAULT_MEMORY_GIB,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> Run:
+    """Compares every 2-D weight of two checkpoints.
+
+    Args:
+        base: Path or URL of a checkpoint, or a parameter tree: the weights before training.
+        post: The same for the weights after it.
+        out: Folder for the run; None keeps it in a temporary folder for as long as the result lives.
+        include: Regular expressions; a matrix is compared if one is found in its name.
+        exclude: Regular expressions; a matrix is left out if one is found in its name.
+        roles: Roles to compare, such as "q,o"; all by default.
+        layers: Layers to compare, such as "0,3-5"; all by default.
+        metrics: Groups of metrics: change, scaling, rotation, budget, overlap, shape; all by default.
+        dtype: Working precision, "float64" or "float32".
+        top_k: Leading singular vectors whose subspaces are compared.
+        method: How to decompose, one of `polarax.kernels.SVD_METHODS`.
+        memory_gib: Memory the stacks in flight may take.
+        overwrite: Replace a run that is already at `out`.
+        progress: Show progress on standard error.
+
+    Returns:
+        The finished `Run`.
+
+    Raises:
+        CheckpointError: A checkpoint cannot be read, or the two have nothing in common.
+        UsageError: An argument cannot be met.
+        RunError: The run failed part-way; finished stacks are kept in `out`.
+    """
+    request = check_request(
+        base,
+        post,
+        Selection.parse(include, exclude, roles, layers),
+        metrics=metrics,
+        dtype=dtype,
+        top_k=top_k,
+        method=method,
+        memory_gib=memory_gib,
+    )
+    return run_request(request, out, overwrite=overwrite, progress=progress)
+
+
+def run_request(
+    request: Request,
+    out: str | os.PathLike | None,
+    *,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> Run:
+    """Runs a checked request. Arguments, result and errors as for `compare`."""
+    temporary = None
+    if out is None:
+        temporary = tempfile.TemporaryDirectory(prefix="polarax-")
+        out = temporary.name
+    path = claim_directory(out, overwrite=overwrite)
+    writer = RunWriter(path, _describe(request), columns(request.groups), request.plan.skipped)
+    with Progress(request.plan.matrices, request.plan.operations, sys.stderr if progress else None) as shown:
+        seconds = _run_stacks(request, writer, shown)
+    run = Run(path, temporary)
+    writer.finish(seconds, run.summary())
+    return Run(path, temporary)
+
+
+def check_request(
+    base: Any,
+    post: Any,
+    selection: Selection,
+    *,
+    metrics: str | Iterable[str] | None,
+    dtype: str,
+    top_k: int,
+    method: str,
+    memory_gib: float,
+) -> Request:
+    """Opens both checkpoints and plans the comparison; reads headers alone and writes nothing.
+
+    Raises:
+        CheckpointError: A checkpoint cannot be read, or the two have nothing in common.
+        UsageError: An argument cannot be met, or no matrix is left to compare.
+    """
+    groups = parse_metrics(metrics)
+    if dtype not in DTYPES:
+        raise UsageError(f"Unknown dtype {dtype!r}. Expected one of {', '.join(DTYPES)}.")
+    if top_k < 1:
+        raise UsageError(f"top_k must be at least 1. Got {top_k}.")
+    if method not in kernels.SVD_METHODS:
+        raise UsageError(f"Unknown method {method!r}. Expected one of {', '.join(kernels.SVD_METHODS)}.")
+    if not 0 < memory_gib < math.inf:
+        raise UsageError(f"memory_gib must be positive and finite. Got {memory_gib}.")
+    opened = open_checkpoint(base), open_checkpoint(post)
+    plan = plan_comparison(
+        *opened,
+        selection,
+        memory_bytes=int(memory_gib * 2**30),
+        working_bytes=np.dtype(dtype).itemsize,
+    )
+    if not plan.stacks:
+        reasons = "; ".join(f"{row.name}: {row.reason}" for row in plan.skipped[:3])
+        raise UsageError(f"No matrix can be compared. All {len(plan.skipped)} tensors are skipped: {reasons}.")
+    return Request(*opened, plan, selection, groups, top_k, dtype, method, memory_gib)
+
+
+def _describe(request):
+    return {
+        "base": {"location": request.base.location, "fingerprint": request.base.fingerprint()},
+        "post": {"location": request.post.location, "fingerprint": request.post.fingerprint()},
+        "flags": {
+            **request.selection.describe(),
+            "metrics": request.groups,
+            "top_k": request.top_k,
+            "dtype": request.dtype,
+            "method": request.method,
+            "memory_gib": request.memory_gib,
+        },
+        "matrices": request.plan.matrices,
+        "environment": describe_environment(),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def _run_stacks(request, writer, progress):
+    """Measures and writes every stack; returns the seconds spent on reading (waiting), compiling and computing."""
+    seconds = dict.fromkeys(("read", "compile", "compute"), 0.0)
+    place = {name: index for index, name in enumerate(request.plan.names)}
+    programs: dict[Any, Any] = {}
+    stacks = request.plan.stacks
+    # Whatever the working precision: without it JAX would cut stored float64 weights to float32 on their way in.
+    with jax.enable_x64(True):
+        reads = _start_reads(request, stacks[0])
+        for position, stack in enumerate(stacks):
+            with _timed(seconds, "read"):
+                operands = [_gather(side, stack) for side in reads]
+            if position + 1 < len(stacks):
+                reads = _start_reads(request, stacks[position + 1])
+            key = tuple((operand.shape, operand.dtype.name) for operand in operands)
+            with _timed(seconds, "compile"):
+                if key not in programs:
+                    programs[key] = measure_stack.lower(
+                        *operands,
+                        groups=request.groups,
+                        top_k=request.top_k,
+                        dtype=request.dtype,
+                        method=request.method,
+                    ).compile()
+            before = seconds["compute"]
+            with _timed(seconds, "compute"):
+                readings = jax.device_get(programs[key](*operands))
+            del operands
+            rows = [_row(pair, readings, index) for index, pair in enumerate(stack.pairs)]
+            arrays = {name: readings[name][: len(stack.pairs)] for name in _ARRAYS if name in readings}
+            writer.write_stack(stack, rows, arrays, [place[pair.name] for pair in stack.pairs])
+            progress.advance(len(stack.pairs), stack.operations, seconds["compute"] - before)
+    return seconds
+
+
+def _start_reads(request, stack):
+    with _reading():
+        return (
+            [request.base.read(pair.name) for pair in stack.pairs],
+            [request.post.read(pair.name_post) for pair in stack.pairs],
+        )
+
+
+def _gather(reads, stack: Stack):
+    """The matrices of one side as one array (size, m, n); zeros pad a last stack that is short."""
+    operand = None
+    for index, pending in enumerate(reads):
+        with _reading():
+            matrix = pending.result()
+        if operand is None:
+            operand = np.zeros((stack.size, *stack.shape), matrix.dtype)
+        operand[index] = matrix
+        reads[index] = None  # the matrix is copied: let go of it
+    return operand
+
+
+@contextlib.contextmanager
+def _reading():
+    """Turns what a checkpoint says of a failed read into a RunError."""
+    try:
+        yield
+    except CheckpointError as error:
+        raise RunError(f"Reading failed part-way: {error}") from error
+
+
+def _row(pair, readings, index):
+    """One row of matrices.csv: plain Python values."""
+    own = {name: values[index].item() for name, values in readings.items() if values.ndim == 1}
+    reach = own["control_reach"]
+    return {
+        "name": pair.name,
+        "layer": pair.layer,
+        "role": pair.role,
+        "expert": pair.expert,
+        "rows": pair.shape[0],
+        "cols": pair.shape[1],
+        "dtype_base": pair.dtype_base.name,
+        "dtype_post": pair.dtype_post.name,
+        "status": _status(own, min(pair.shape)),
+        **own,
+        "control": "closed form" if reach <= CONTROL_REACH_LIMIT else "out of range" if reach == reach else "",
+    }
+
+
+def _status(readings, full_rank):
+    """In one or two words, whether the numbers of a row mean what they say."""
+    for side in ("base", "post"):
+        if readings[f"nonfinite_{side}"]:
+            return f"not finite: {readings[f'nonfinite_{side}']} in {side}"
+    for side in ("base", "post"):
+        if not readings[f"rank_{side}"]:
+            return f"zero {side}"
+    if not readings["change_norm"]:
+        return "unchanged"
+    for side in ("base", "post"):
+        if readings[f"rank_{side}"] < full_rank:
+            return f"rank {readings[f'rank_{side}']} of {full_rank} in {side}"
+    return "ok"
+
+
+@contextlib.contextmanager
+def _timed(seconds: dict[str, float], what: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    seconds[what] += time.perf_counter() - start

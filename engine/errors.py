@@ -1,0 +1,15 @@
+"""Errors whose message is one line for the person who typed the command."""
+
+from polarax.loaders import CheckpointError
+
+
+class UsageError(ValueError):
+    """What was asked for cannot be done: an unknown role, a folder that is not a run, and the like."""
+
+
+class RunError(RuntimeError):
+    """A run failed part-way; what it had finished is kept."""
+
+
+# What the command line prints as one line, with exit code 2; a RunError gives exit code 1.
+INPUT_ERRORS = (CheckpointError, UsageError)

@@ -1,0 +1,169 @@
+"""The compiled program of a run: a stack of matrices of one shape in, every reading of every matrix out."""
+
+import functools
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from polarax import kernels
+
+Readings = dict[str, jax.Array]
+
+# Groups that read the singular vectors; without them the singular values are enough.
+_GROUPS_WITH_VECTORS = {"rotation", "budget", "overlap"}
+
+
+@functools.partial(jax.jit, static_argnames=("groups", "top_k", "dtype", "method"))
+def measure_stack(
+    base: jax.Array,
+    post: jax.Array,
+    *,
+    groups: tuple[str, ...],
+    top_k: int = 16,
+    dtype: str = "float64",
+    method: str = "auto",
+) -> Readings:
+    """Reads a stack of pairs.
+
+    Matrix by matrix on CPU, where that keeps memory at one matrix's; as one batch elsewhere.
+
+    Args:
+        base: (count, m, n) in the stored dtype.
+        post: (count, m, n) in its stored dtype.
+        groups: Metric groups of `polarax.metrics.GROUPS`.
+        top_k: Size of the leading subspaces compared.
+        dtype: Working dtype, "float64" (under an enabled x64 scope) or "float32".
+        method: How to decompose, one of `polarax.kernels.SVD_METHODS`.
+
+    Returns:
+        Column name -> (count,) for the metrics of the groups and what their controls and status need; and the arrays
+        `s_base`, `s_post`, with "shape" also `s_change`, each (count, r), with "overlap" also `cosines_left` and
+        `cosines_right`, each (count, k).
+    """
+    measure = functools.partial(_measure, groups=groups, top_k=top_k, dtype=dtype, method=method)
+    return lax.platform_dependent(
+        base,
+        post,
+        cpu=lambda *stacks: lax.map(lambda pair: measure(*pair), stacks),
+        default=measure,
+    )
+
+
+def _measure(
+    base_stored: jax.Array,
+    post_stored: jax.Array,
+    *,
+    groups: tuple[str, ...],
+    top_k: int,
+    dtype: str,
+    method: str,
+) -> Readings:
+    base, post = base_stored.astype(dtype), post_stored.astype(dtype)
+    change = post - base
+    shape = (base.shape[-2], base.shape[-1])
+    change_norm = kernels.frobenius(change)
+    readings = {
+        "nonfinite_base": jnp.sum(~jnp.isfinite(base), axis=(-2, -1)),
+        "nonfinite_post": jnp.sum(~jnp.isfinite(post), axis=(-2, -1)),
+        "change_norm": change_norm,
+    }
+    pair = None
+    if _GROUPS_WITH_VECTORS & set(groups):
+        pair = kernels.frames(base, post, method=method)
+        s_base, s_post = pair.s_base, pair.s_post
+    else:
+        s_base, s_post = kernels.singular_values(jnp.stack([base, post]), method=method)
+    rank_base, rank_post = (kernels.numerical_rank(values, *shape) for values in (s_base, s_post))
+    control = kernels.closed_form_controls(s_base, change_norm, shape=shape)
+    readings |= {
+        "s_base": s_base,
+        "s_post": s_post,
+        "rank_base": rank_base,
+        "rank_post": rank_post,
+        "control_reach": control.reach,
+    }
+    if "change" in groups:
+        readings |= _change(base_stored, post_stored, base, post, change_norm)
+    if "scaling" in groups:
+        readings |= _scaling(s_base, s_post, jnp.minimum(rank_base, rank_post), control)
+    if pair is not None:
+        readings |= _rotation(pair, control, groups, top_k)
+    if "shape" in groups:
+        s_change = kernels.singular_values(change, method=method)
+        readings |= _shape({"base": s_base, "post": s_post, "change": s_change})
+    return readings
+
+
+def _change(
+    base_stored: jax.Array, post_stored: jax.Array, base: jax.Array, post: jax.Array, change_norm: jax.Array
+) -> Readings:
+    noise = jnp.maximum(
+        kernels.rounding_noise(base, base_stored.dtype),
+        kernels.rounding_noise(post, post_stored.dtype),
+    )
+    return {
+        "drift": change_norm / kernels.frobenius(base),
+        "unchanged": kernels.unchanged_share(base_stored, post_stored),
+        "rounding_share": jnp.where(change_norm > 0, noise / change_norm, jnp.nan),
+    }
+
+
+def _scaling(s_base: jax.Array, s_post: jax.Array, rank: jax.Array, control: kernels.Controls) -> Readings:
+    scaling = kernels.scaling(s_base, s_post, rank=rank)
+    return {
+        **scaling._asdict(),
+        "alpha_null": control.alpha,
+        "alpha_null_std": control.alpha_std,
+        "alpha_z": (scaling.alpha - control.alpha) / control.alpha_std,
+        "ratio_cv_null": control.ratio_cv,
+    }
+
+
+def _rotation(pair: kernels.Frames, control: kernels.Controls, groups: tuple[str, ...], top_k: int) -> Readings:
+    """What needs the singular vectors: the groups rotation, budget and overlap."""
+    readings: Readings = {}
+    if "rotation" in groups:
+        nf = kernels.rotation_difference(pair)
+        readings |= {
+            "nf": nf,
+            "nf_null": control.nf,
+            "nf_null_std": control.nf_std,
+            "nf_excess": nf / control.nf,
+            "nf_z": (nf - control.nf) / control.nf_std,
+        }
+    if "budget" in groups:
+        readings |= _budget(kernels.budget_of_frames(pair), control)
+    if "overlap" in groups:
+        overlap = kernels.overlap_of_frames(pair, k=top_k)
+        readings |= {f"overlap_{side}": getattr(overlap, side) for side in ("left", "right")}
+        names = ("intruders_left", "intruders_right", "cosines_left", "cosines_right")
+        readings |= {name: getattr(overlap, name) for name in names}
+    return readings
+
+
+def _budget(budget: kernels.DriftBudget, control: kernels.Controls) -> Readings:
+    shares = {f"budget_{part}": getattr(budget, part) for part in ("scaling", "coordinated", "discordant", "outside")}
+    return {
+        **shares,
+        **{f"{share}_null": getattr(control, share) for share in shares},
+        "coordination": budget.coordination,
+        "coordination_null_std": control.coordination_std,
+        "coordination_z": budget.coordination / control.coordination_std,
+    }
+
+
+def _shape(spectra: Mapping[str, jax.Array]) -> Readings:
+    readings: Readings = {}
+    for which, values in spectra.items():
+        readings |= {
+            f"stable_rank_{which}": kernels.stable_rank(values),
+            f"effective_rank_{which}": kernels.effective_rank(values),
+            f"spectral_norm_{which}": values[..., 0],
+        }
+        if which == "change":
+            readings["s_change"] = values
+        else:
+            readings[f"power_law_{which}"] = kernels.power_law(values).exponent
+    return readings

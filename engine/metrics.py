@@ -1,0 +1,108 @@
+"""The catalogue of metrics: which columns of matrices.csv there are, in which group, and what each means.
+
+The formulas and their sources are in docs/definitions.md.
+"""
+
+from collections.abc import Iterable
+
+from polarax.errors import UsageError
+
+# Columns that every run has, in front.
+IDENTITY_COLUMNS = (
+    "name", "layer", "role", "expert", "rows", "cols", "dtype_base", "dtype_post", "status"
+)  # fmt: skip
+
+# group -> column -> meaning. A column whose name ends in _null is the control of the column before it: what an
+# isotropic random change of the same size would show; _z is the distance from it in its standard deviations.
+GROUPS: dict[str, dict[str, str]] = {
+    "change": {
+        "drift": "size of the change, ||W_post - W_base|| / ||W_base||",
+        "unchanged": "share of entries bitwise equal in both",
+        "rounding_share": "expected rounding noise of the coarser stored dtype over the size of the change",
+    },
+    "scaling": {
+        "alpha": "least-squares scale of the singular values",
+        "alpha_null": "control of alpha, 1 + drift^2 / 2",
+        "alpha_null_std": "standard deviation of alpha under the control",
+        "alpha_z": "(alpha - control) / its standard deviation",
+        "alpha_geo": "geometric mean of the ratios of singular values",
+        "ratio_mean": "mean of the ratios",
+        "ratio_cv": "standard deviation of the ratios over their mean",
+        "ratio_cv_null": "control of ratio_cv",
+        "ratio_cv_energy": "ratio_cv with weights s_base^2",
+        "nss": "||s_post - s_base|| / ||s_base||",
+    },
+    "rotation": {
+        "nf": "how far the left and right rotations differ",
+        "nf_null": "control of nf",
+        "nf_null_std": "standard deviation of nf under the control",
+        "nf_excess": "nf over its control",
+        "nf_z": "(nf - control) / its standard deviation",
+    },
+    "budget": {
+        "budget_scaling": "share of the change on the diagonal of the base's frame",
+        "budget_scaling_null": "control of budget_scaling",
+        "budget_coordinated": "share of the change that rotates left and right together",
+        "budget_coordinated_null": "control of budget_coordinated",
+        "budget_discordant": "share of the change that rotates left against right",
+        "budget_discordant_null": "control of budget_discordant",
+        "budget_outside": "share of the change outside the base's row or column space",
+        "budget_outside_null": "control of budget_outside",
+        "coordination": "(coordinated - discordant) / (coordinated + discordant); its control is 0",
+        "coordination_null_std": "standard deviation of coordination under the control",
+        "coordination_z": "coordination / its standard deviation under the control",
+    },
+    "overlap": {
+        "overlap_left": "overlap of the leading left subspaces, 1 for the same",
+        "overlap_right": "overlap of the leading right subspaces, 1 for the same",
+        "intruders_left": "leading left post vectors unlike every base vector",
+        "intruders_right": "leading right post vectors unlike every base vector",
+    },
+    "shape": {
+        "rank_base": "numerical rank of the base",
+        "rank_post": "numerical rank of the post",
+        "stable_rank_base": "||W||^2 / s_1^2 of the base",
+        "stable_rank_post": "the same of the post",
+        "stable_rank_change": "the same of the change",
+        "effective_rank_base": "exp(entropy(s / sum s)) of the base",
+        "effective_rank_post": "the same of the post",
+        "effective_rank_change": "the same of the change",
+        "spectral_norm_base": "largest singular value of the base",
+        "spectral_norm_post": "the same of the post",
+        "spectral_norm_change": "the same of the change",
+        "power_law_base": "power-law exponent of the tail of s^2 of the base",
+        "power_law_post": "the same of the post",
+    },
+}  # fmt: skip
+
+# Columns that every run has, at the end: they say how far the first-order controls can be trusted.
+CONTROL_COLUMNS = {
+    "control_reach": "condition number of the base times drift",
+    "control": "'closed form', or 'out of range' where control_reach passes 1 and nf_null and ratio_cv_null are rough",
+}
+
+# Beyond this product of condition number and drift the first-order closed forms fail (docs/definitions.md).
+CONTROL_REACH_LIMIT = 1.0
+
+
+def parse_metrics(given: str | Iterable[str] | None) -> tuple[str, ...]:
+    """The metric groups asked for, in catalogue order; all of them for None or nothing.
+
+    Args:
+        given: Group names, or one string with commas: "scaling,rotation".
+
+    Raises:
+        UsageError: A group is unknown.
+    """
+    words = given.split(",") if isinstance(given, str) else list(given or ())
+    words = [word.strip() for word in words if word.strip()]
+    for word in words:
+        if word not in GROUPS:
+            raise UsageError(f"Unknown metric {word!r}. Expected one of {', '.join(GROUPS)}.")
+    return tuple(group for group in GROUPS if not words or group in words)
+
+
+def columns(groups: Iterable[str]) -> tuple[str, ...]:
+    """Every column of matrices.csv for these groups, in order."""
+    measured = [column for group in groups for column in GROUPS[group]]
+    return (*IDENTITY_COLUMNS, *measured, *CONTROL_COLUMNS)

@@ -1,0 +1,1 @@
+"""What a run says, for people: summary by role, table, reading in plain words, plots."""

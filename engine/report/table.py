@@ -1,0 +1,65 @@
+"""The table by role on the terminal: each headline number beside its control."""
+
+from collections.abc import Mapping
+
+# (heading, metric, how its value is written, control metric, how that is written)
+_HEADLINES = (
+    ("alpha", "alpha", "{:.5f}", "alpha_null", "alpha_null_std"),
+    ("ratio_cv", "ratio_cv", "{:.3g}", "ratio_cv_null", None),
+    ("nf", "nf", "{:.3g}", "nf_null", None),
+    ("scaling share", "budget_scaling", "{:.2%}", "budget_scaling_null", None),
+    ("coordination", "coordination", "{:+.3f}", None, "coordination_null_std"),
+)
+
+# Metrics whose closed-form control is rough where condition number times drift passes 1.
+_FIRST_ORDER = ("ratio_cv", "nf")
+
+
+def table_by_role(summary: Mapping) -> str:
+    """The table of a summary: medians over the matrices of a role, each beside the median of its control.
+
+    Args:
+        summary: `Run.summary()`.
+    """
+    roles = summary["roles"]
+    shown = [headline for headline in _HEADLINES if any(headline[1] in role for role in roles.values())]
+    has_drift = any("drift" in role for role in roles.values())
+    header = ["role", "matrices", *(["drift"] if has_drift else [])]
+    for heading, *_ in shown:
+        header += [heading, "control"]
+    rows = [header]
+    rough = False
+    for name, role in roles.items():
+        row = [name, str(role["matrices"])]
+        if has_drift:
+            row.append(_number(role, "drift", "{:.4f}"))
+        for _, metric, form, control, spread in shown:
+            mark = "~" if metric in _FIRST_ORDER and role["out_of_range"] else ""
+            rough = rough or bool(mark)
+            row += [_number(role, metric, form), mark + _control(role, form, control, spread)]
+        rows.append(row)
+    lines = [_line(row, [max(map(len, column)) for column in zip(*rows, strict=True)]) for row in rows]
+    lines.insert(1, "-" * max(map(len, lines)))
+    notes = ["Medians over a role's matrices; control: what a random change of the same size would show."]
+    if rough:
+        notes.append("~ rough for some of them: condition number times drift above 1 (column control_reach).")
+    return "\n".join([*lines, *notes])
+
+
+def _control(role, form, control, spread):
+    value = _number(role, control, form) if control else "0"
+    deviation = _number(role, spread, "{:.1g}") if spread else "-"
+    return f"{value} ± {deviation}" if deviation != "-" else value
+
+
+def _number(role, metric, form):
+    found = role.get(metric)
+    return form.format(found["median"]) if found and found["count"] else "-"
+
+
+def _line(cells, widths):
+    first, *rest = (
+        cell.ljust(width) if i == 0 else cell.rjust(width)
+        for i, (cell, width) in enumerate(zip(cells, widths, strict=True))
+    )
+    return "  ".join([first, *rest]).rstrip()
