@@ -7,17 +7,24 @@ import tensorstore as ts
 
 
 def write_array(path: str | os.PathLike, values: np.ndarray) -> None:
-    """Writes one zarr3 array at `path`, replacing what is there."""
+    """Writes one zarr3 array at `path`, replacing what is there.
+
+    Raises:
+        OSError: It cannot be written: a full disk, say.
+    """
     values = np.ascontiguousarray(values)
-    store = ts.open(
-        _spec(path),
-        create=True,
-        delete_existing=True,
-        dtype=values.dtype,
-        shape=values.shape,
-        chunk_layout=ts.ChunkLayout(chunk_shape=[max(1, length) for length in values.shape]),
-    ).result()
-    store.write(values).result()
+    try:
+        store = ts.open(
+            _spec(path),
+            create=True,
+            delete_existing=True,
+            dtype=values.dtype,
+            shape=values.shape,
+            chunk_layout=ts.ChunkLayout(chunk_shape=[max(1, length) for length in values.shape]),
+        ).result()
+        store.write(values).result()
+    except ValueError as error:  # what TensorStore makes of every failure of a file system
+        raise OSError(" ".join(str(error).split())) from error
 
 
 def read_array(path: str | os.PathLike, row: int | None = None) -> np.ndarray:

@@ -49,7 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if leftover:
             raise flags.Error(f"Unexpected argument {leftover[0]!r}: options are written --name=value.")
     except flags.Error as error:
-        return _fail(f"{_one_line(error)} See polarax {command} --help.")
+        message = _one_line(error)
+        return _fail(f"{message}{'' if message.endswith(('.', '?')) else '.'} See polarax {command} --help.")
     return _run(module, values)
 
 
@@ -101,7 +102,8 @@ def _command_help(module, values):
         flag = values[name]
         if name != flag.name or flag.help is None:  # a short alias
             continue
-        default = "" if flag.default in (None, [], "") else f" [{flag.default_as_str}]"
-        lines.append(f"  --{name}{default}")
+        default = flag.default_as_str.strip("'") if flag.default not in (None, [], "") else ""
+        shown = f"--[no]{name}" if flag.boolean else f"--{name}"
+        lines.append(f"  {shown} [{default}]" if default else f"  {shown}")
         lines.append(f"      {' '.join(flag.help.split())}")
     return "\n".join(lines)

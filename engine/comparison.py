@@ -13,18 +13,19 @@ import jax
 import numpy as np
 
 from polarax import kernels
+from polarax.devices import stack_mesh, working_dtype
 from polarax.environment import describe_environment
 from polarax.errors import RunError, UsageError
 from polarax.loaders import Checkpoint, CheckpointError, open_checkpoint
 from polarax.measure import measure_stack
-from polarax.metrics import CONTROL_REACH_LIMIT, columns, parse_metrics
+from polarax.metrics import CONTROL_REACH_LIMIT, columns, parse_metrics, status_kind
 from polarax.plan import Plan, Stack, plan_comparison
 from polarax.progress import Progress
 from polarax.run import Run
 from polarax.run_directory import RunWriter, claim_directory
 from polarax.selection import Selection
 
-DTYPES = ("float64", "float32")
+DTYPES = ("auto", "float64", "float32")
 DEFAULT_TOP_K = 16  # leading singular vectors compared, as in docs/definitions.md
 DEFAULT_MEMORY_GIB = 4.0
 
@@ -56,7 +57,7 @@ def compare(
     roles: str | Iterable[str] | None = None,
     layers: str | int | Iterable[int] | None = None,
     metrics: str | Iterable[str] | None = None,
-    dtype: str = "float64",
+    dtype: str = "auto",
     top_k: int = DEFAULT_TOP_K,
     method: str = "auto",
     memory_gib: float = DEFAULT_MEMORY_GIB,
@@ -74,7 +75,7 @@ def compare(
         roles: Roles to compare, such as "q,o"; all by default.
         layers: Layers to compare, such as "0,3-5"; all by default.
         metrics: Groups of metrics: change, scaling, rotation, budget, overlap, shape; all by default.
-        dtype: Working precision, "float64" or "float32".
+        dtype: Working precision, "float64" or "float32"; "auto" is float64 where the device has it.
         top_k: Leading singular vectors whose subspaces are compared.
         method: How to decompose, one of `polarax.kernels.SVD_METHODS`.
         memory_gib: Memory the stacks in flight may take.
@@ -149,12 +150,14 @@ def check_request(
         raise UsageError(f"Unknown method {method!r}. Expected one of {', '.join(kernels.SVD_METHODS)}.")
     if not 0 < memory_gib < math.inf:
         raise UsageError(f"memory_gib must be positive and finite. Got {memory_gib}.")
+    dtype = working_dtype(dtype)
     opened = open_checkpoint(base), open_checkpoint(post)
     plan = plan_comparison(
         *opened,
         selection,
         memory_bytes=int(memory_gib * 2**30),
         working_bytes=np.dtype(dtype).itemsize,
+        devices=jax.local_device_count(),
     )
     if not plan.stacks:
         reasons = "; ".join(f"{row.name}: {row.reason}" for row in plan.skipped[:3])
@@ -186,12 +189,13 @@ def _run_stacks(request, writer, progress):
     place = {name: index for index, name in enumerate(request.plan.names)}
     programs: dict[Any, Any] = {}
     stacks = request.plan.stacks
+    mesh = stack_mesh()
     # Whatever the working precision: without it JAX would cut stored float64 weights to float32 on their way in.
     with jax.enable_x64(True):
         reads = _start_reads(request, stacks[0])
         for position, stack in enumerate(stacks):
             with _timed(seconds, "read"):
-                operands = [_gather(side, stack) for side in reads]
+                operands = [_place(_gather(side, stack), mesh) for side in reads]
             if position + 1 < len(stacks):
                 reads = _start_reads(request, stacks[position + 1])
             key = tuple((operand.shape, operand.dtype.name) for operand in operands)
@@ -203,6 +207,7 @@ def _run_stacks(request, writer, progress):
                         top_k=request.top_k,
                         dtype=request.dtype,
                         method=request.method,
+                        mesh=mesh,
                     ).compile()
             before = seconds["compute"]
             with _timed(seconds, "compute"):
@@ -236,6 +241,13 @@ def _gather(reads, stack: Stack):
     return operand
 
 
+def _place(operand, mesh):
+    """The stack on its devices, each its share; on a single one the program takes it as it is."""
+    if mesh is None:
+        return operand
+    return jax.device_put(operand, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*mesh.axis_names)))
+
+
 @contextlib.contextmanager
 def _reading():
     """Turns what a checkpoint says of a failed read into a RunError."""
@@ -248,6 +260,9 @@ def _reading():
 def _row(pair, readings, index):
     """One row of matrices.csv: plain Python values."""
     own = {name: values[index].item() for name, values in readings.items() if values.ndim == 1}
+    status = _status(own, min(pair.shape))
+    if status_kind(status) in ("not finite", "zero"):  # what was computed means nothing
+        own = dict.fromkeys(own, math.nan)
     reach = own["control_reach"]
     return {
         "name": pair.name,
@@ -258,7 +273,7 @@ def _row(pair, readings, index):
         "cols": pair.shape[1],
         "dtype_base": pair.dtype_base.name,
         "dtype_post": pair.dtype_post.name,
-        "status": _status(own, min(pair.shape)),
+        "status": status,
         **own,
         "control": "closed form" if reach <= CONTROL_REACH_LIMIT else "out of range" if reach == reach else "",
     }

@@ -15,7 +15,7 @@ Readings = dict[str, jax.Array]
 _GROUPS_WITH_VECTORS = {"rotation", "budget", "overlap"}
 
 
-@functools.partial(jax.jit, static_argnames=("groups", "top_k", "dtype", "method"))
+@functools.partial(jax.jit, static_argnames=("groups", "top_k", "dtype", "method", "mesh"))
 def measure_stack(
     base: jax.Array,
     post: jax.Array,
@@ -24,6 +24,7 @@ def measure_stack(
     top_k: int = 16,
     dtype: str = "float64",
     method: str = "auto",
+    mesh: jax.sharding.Mesh | None = None,
 ) -> Readings:
     """Reads a stack of pairs.
 
@@ -36,6 +37,8 @@ def measure_stack(
         top_k: Size of the leading subspaces compared.
         dtype: Working dtype, "float64" (under an enabled x64 scope) or "float32".
         method: How to decompose, one of `polarax.kernels.SVD_METHODS`.
+        mesh: Devices to divide the stack over, along its one axis; count must be a multiple of their number. Each
+            works on its share alone.
 
     Returns:
         Column name -> (count,) for the metrics of the groups and what their controls and status need; and the arrays
@@ -43,12 +46,20 @@ def measure_stack(
         `cosines_right`, each (count, k).
     """
     measure = functools.partial(_measure, groups=groups, top_k=top_k, dtype=dtype, method=method)
-    return lax.platform_dependent(
-        base,
-        post,
-        cpu=lambda *stacks: lax.map(lambda pair: measure(*pair), stacks),
-        default=measure,
-    )
+
+    def measure_share(base, post):
+        return lax.platform_dependent(
+            base,
+            post,
+            cpu=lambda *stacks: lax.map(lambda pair: measure(*pair), stacks),
+            default=measure,
+        )
+
+    if mesh is None:
+        return measure_share(base, post)
+    along_stack = jax.sharding.PartitionSpec(*mesh.axis_names)
+    sharded = jax.shard_map(measure_share, mesh=mesh, in_specs=along_stack, out_specs=along_stack, check_vma=False)
+    return sharded(base, post)
 
 
 def _measure(
@@ -71,10 +82,11 @@ def _measure(
     }
     pair = None
     if _GROUPS_WITH_VECTORS & set(groups):
-        pair = kernels.frames(base, post, method=method)
-        s_base, s_post = pair.s_base, pair.s_post
+        pair = kernels.frames(base, post, change_values="shape" in groups, method=method)
+        s_base, s_post, s_change = pair.s_base, pair.s_post, pair.s_change
     else:
-        s_base, s_post = kernels.singular_values(jnp.stack([base, post]), method=method)
+        wanted = [base, post, change] if "shape" in groups else [base, post]
+        s_base, s_post, s_change = (*kernels.singular_values(jnp.stack(wanted), method=method), None)[:3]
     rank_base, rank_post = (kernels.numerical_rank(values, *shape) for values in (s_base, s_post))
     control = kernels.closed_form_controls(s_base, change_norm, shape=shape)
     readings |= {
@@ -91,7 +103,7 @@ def _measure(
     if pair is not None:
         readings |= _rotation(pair, control, groups, top_k)
     if "shape" in groups:
-        s_change = kernels.singular_values(change, method=method)
+        assert s_change is not None
         readings |= _shape({"base": s_base, "post": s_post, "change": s_change})
     return readings
 
@@ -106,7 +118,7 @@ def _change(
     return {
         "drift": change_norm / kernels.frobenius(base),
         "unchanged": kernels.unchanged_share(base_stored, post_stored),
-        "rounding_share": jnp.where(change_norm > 0, noise / change_norm, jnp.nan),
+        "rounding_share": _over(noise, change_norm, change_norm),
     }
 
 
@@ -116,7 +128,7 @@ def _scaling(s_base: jax.Array, s_post: jax.Array, rank: jax.Array, control: ker
         **scaling._asdict(),
         "alpha_null": control.alpha,
         "alpha_null_std": control.alpha_std,
-        "alpha_z": (scaling.alpha - control.alpha) / control.alpha_std,
+        "alpha_z": _over(scaling.alpha - control.alpha, control.alpha_std, control.alpha_std),
         "ratio_cv_null": control.ratio_cv,
     }
 
@@ -130,8 +142,8 @@ def _rotation(pair: kernels.Frames, control: kernels.Controls, groups: tuple[str
             "nf": nf,
             "nf_null": control.nf,
             "nf_null_std": control.nf_std,
-            "nf_excess": nf / control.nf,
-            "nf_z": (nf - control.nf) / control.nf_std,
+            "nf_excess": _over(nf, control.nf, pair.change_norm),
+            "nf_z": _over(nf - control.nf, control.nf_std, pair.change_norm),
         }
     if "budget" in groups:
         readings |= _budget(kernels.budget_of_frames(pair), control)
@@ -167,3 +179,8 @@ def _shape(spectra: Mapping[str, jax.Array]) -> Readings:
         else:
             readings[f"power_law_{which}"] = kernels.power_law(values).exponent
     return readings
+
+
+def _over(value: jax.Array, unit: jax.Array, change: jax.Array) -> jax.Array:
+    """value / unit; NaN where the unit is 0, or nothing changed: one rounding error over another says nothing."""
+    return jnp.where((change > 0) & (unit > 0), value / unit, jnp.nan)

@@ -81,6 +81,9 @@ CONTROL_COLUMNS = {
     "control": "'closed form', or 'out of range' where control_reach passes 1 and nf_null and ratio_cv_null are rough",
 }
 
+# What a status starts with, and how such rows are counted.
+_STATUS_KINDS = {"not finite": "not finite", "zero": "zero", "rank": "rank-deficient"}
+
 # Beyond this product of condition number and drift the first-order closed forms fail (docs/definitions.md).
 CONTROL_REACH_LIMIT = 1.0
 
@@ -106,3 +109,8 @@ def columns(groups: Iterable[str]) -> tuple[str, ...]:
     """Every column of matrices.csv for these groups, in order."""
     measured = [column for group in groups for column in GROUPS[group]]
     return (*IDENTITY_COLUMNS, *measured, *CONTROL_COLUMNS)
+
+
+def status_kind(status: str) -> str:
+    """Kind of a row's status: "ok", "unchanged", "rank-deficient", "zero" or "not finite"."""
+    return next((kind for start, kind in _STATUS_KINDS.items() if status.startswith(start)), status)

@@ -90,6 +90,7 @@ def plan_comparison(
     *,
     memory_bytes: int,
     working_bytes: int,
+    devices: int = 1,
 ) -> Plan:
     """Plans a comparison without reading any tensor.
 
@@ -99,6 +100,7 @@ def plan_comparison(
         selection: Which matrices to keep.
         memory_bytes: What the stacks in flight may take; a single larger matrix is still planned, alone.
         working_bytes: Bytes of one number in the working dtype.
+        devices: Devices that a stack is divided over: its length is a multiple of their number.
 
     Raises:
         CheckpointError: The checkpoints have no name in common.
@@ -106,7 +108,7 @@ def plan_comparison(
     """
     pairs, skipped = pair_checkpoints(base, post)
     chosen, left_out = selection.split(pairs)
-    stacks = _stack(chosen, memory_bytes, working_bytes)
+    stacks = _stack(chosen, memory_bytes, working_bytes, devices)
     names = tuple(pair.name for pair in chosen)
     return Plan(tuple(stacks), names, (*skipped, *left_out), working_bytes)
 
@@ -123,16 +125,19 @@ def pair_operations(rows: int, cols: int) -> float:
     return float(2 * with_vectors + values_alone + products)
 
 
-def _stack(pairs: Sequence[Pair], memory_bytes: int, working_bytes: int) -> Iterator[Stack]:
+def _stack(pairs: Sequence[Pair], memory_bytes: int, working_bytes: int, devices: int) -> Iterator[Stack]:
     groups: dict[tuple, list[Pair]] = {}
     for pair in pairs:
         groups.setdefault((pair.shape, pair.dtype_base, pair.dtype_post), []).append(pair)
-    number = 0
+    number, working_before = 0, 0
     for (shape, *_), members in groups.items():
-        working = _WORK_ARRAYS * working_bytes * math.prod(shape)
+        working = devices * _WORK_ARRAYS * working_bytes * math.prod(shape)
         in_flight = 3 * _stored_bytes(members[0])  # on the host, on the device, and the next stack being read
-        fits = max(1, min(_LARGEST_STACK, (memory_bytes - working) // in_flight))
-        size = math.ceil(len(members) / math.ceil(len(members) / fits))
+        # The first stack of a shape is read while the last one of the shape before it is still at work.
+        fits = max(1, min(_LARGEST_STACK, (memory_bytes - max(working, working_before)) // in_flight))
+        working_before = working
+        length = math.ceil(len(members) / math.ceil(len(members) / fits))
+        size = math.ceil(length / devices) * devices
         for start in range(0, len(members), size):
             yield Stack(number, tuple(members[start : start + size]), size)
             number += 1

@@ -41,23 +41,28 @@ def claim_directory(path: str | os.PathLike, *, overwrite: bool = False) -> path
         UsageError: `path` is a file, holds a run that may not be overwritten, or holds something else.
     """
     path = pathlib.Path(path).expanduser()
-    if path.exists() and not path.is_dir():
-        raise UsageError(f"Output {path} is a file. Expected a new or empty folder.")
-    if path.is_dir() and any(path.iterdir()):
-        if not (path / RUN_FILE).is_file():
-            raise UsageError(f"Output {path} is not empty and is not a run of polarax. Nothing was written.")
-        if not overwrite:
-            raise UsageError(f"Output {path} already holds a run. Give another folder, or overwrite.")
-        for name in _CONTENTS:
-            if (path / name).is_dir():
-                shutil.rmtree(path / name)
-            else:
-                (path / name).unlink(missing_ok=True)
     try:
+        _make_way(path, overwrite)
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"Output {path} cannot be made: {error.strerror}.") from error
     return path
+
+
+def _make_way(path, overwrite):
+    if path.exists() and not path.is_dir():
+        raise UsageError(f"Output {path} is a file. Expected a new or empty folder.")
+    if not path.is_dir() or not any(path.iterdir()):
+        return
+    if not (path / RUN_FILE).is_file():
+        raise UsageError(f"Output {path} is not empty and is not a run of polarax. Nothing was written.")
+    if not overwrite:
+        raise UsageError(f"Output {path} already holds a run. Give another folder, or --overwrite it.")
+    for name in _CONTENTS:
+        if (path / name).is_dir():
+            shutil.rmtree(path / name)
+        else:
+            (path / name).unlink(missing_ok=True)
 
 
 class RunWriter:

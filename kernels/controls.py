@@ -28,7 +28,7 @@ class Controls(NamedTuple):
     budget_discordant: jax.Array  # r (r - 1) / 2 / (m n)
     budget_outside: jax.Array  # 1 - r^2 / (m n)
     coordination_std: jax.Array  # its mean is 0
-    reach: jax.Array  # condition number times drift: the first-order forms hold up to about 1
+    reach: jax.Array  # condition number times drift: the first-order forms hold up to about 1; inf if rank-deficient
 
 
 def closed_form_controls(s_base: jax.Array, change_norm: jax.Array, *, shape: tuple[int, int]) -> Controls:
@@ -66,18 +66,29 @@ def closed_form_controls(s_base: jax.Array, change_norm: jax.Array, *, shape: tu
     pairs = inside[..., :, None] & inside[..., None, :] & ~jnp.eye(s.shape[-1], dtype=bool)
     sums = jnp.where(pairs, relative[..., :, None] + relative[..., None, :], 1)
     pair_means = jnp.where(pairs, 2 * (sd[..., None, None] / sums) ** 2, 0)  # of O_ij^2, times a chi-square of 1
-    outside = relative**2 + (sd**2 * (max(rows, cols) - rank))[..., None]
-    shortening = jnp.where(inside, 1 - relative / jnp.sqrt(jnp.where(inside, outside, 1)), 0)
+    free = (max(rows, cols) - rank)[..., None]  # dimensions outside the base's space
+    one = jnp.where(inside, relative, 1)
+    grown = jnp.sqrt(one**2 + free * sd[..., None] ** 2)
+    shortening = jnp.where(inside, 1 - one / grown, 0)
     nf_squared = (jnp.sum(pair_means, axis=(-2, -1)) + jnp.sum(shortening**2, axis=-1)) / rank
-    # Each pair i < j stands twice in the sum with one and the same chi-square, whose variance is 2.
-    nf_squared_std = jnp.sqrt(4 * jnp.sum(pair_means**2, axis=(-2, -1))) / rank
+    # Each pair i < j stands twice in the sum with one and the same chi-square, whose variance is 2. The squared length
+    # outside is sd^2 times a chi-square of `free` degrees of freedom, of variance 2 sd^4 free.
+    length_std = jnp.sqrt(2 * free) * sd[..., None] ** 2
+    shortening_std = 2 * shortening * one / (2 * grown**3) * length_std
+    variance = 4 * jnp.sum(pair_means**2, axis=(-2, -1)) + jnp.sum(shortening_std**2, axis=-1)
+    nf_squared_std = jnp.sqrt(variance) / rank
+
+    # Each ratio spreads by sd / s_i about (1 + free sd^2 / s_i^2)^(1/2), which itself differs from ratio to ratio.
+    growth = jnp.where(inside, grown / one, 0)
+    growth_mean = jnp.sum(growth, axis=-1) / rank
+    uneven = jnp.sum(jnp.where(inside, (growth - growth_mean[..., None]) ** 2, 0), axis=-1) / rank
     inverse_squares = jnp.sum(jnp.where(inside, 1 / jnp.where(inside, relative, 1) ** 2, 0), axis=-1)
     smallest = jnp.min(jnp.where(inside, relative, 1), axis=-1)
     rotations = rank * (rank - 1) / 2
     return Controls(
         nf=jnp.sqrt(nf_squared),
         nf_std=jnp.where(nf_squared > 0, nf_squared_std / (2 * jnp.sqrt(nf_squared)), 0),
-        ratio_cv=jnp.sqrt(inverse_squares / rank) * sd,
+        ratio_cv=jnp.sqrt((1 - 1 / rank) * inverse_squares / rank * sd**2 + uneven) / growth_mean,
         alpha=1 + drift**2 / 2,
         alpha_std=sd / base_norm,
         budget_scaling=rank / entries,
@@ -87,5 +98,5 @@ def closed_form_controls(s_base: jax.Array, change_norm: jax.Array, *, shape: tu
         # coordinated and discordant are two chi-squares with K = r(r-1)/2 degrees of freedom each, so
         # coordination = 2 Beta(K/2, K/2) - 1, whose variance is 1 / (K + 1).
         coordination_std=1 / jnp.sqrt(rotations + 1),
-        reach=drift / smallest,
+        reach=jnp.where((rank < min(rows, cols)) & (drift > 0), jnp.inf, drift / smallest),
     )

@@ -16,13 +16,13 @@ from polarax.kernels.svd import Svd, numerical_rank, svd
 
 
 class DriftBudget(NamedTuple):
-    """Shares of ||D||_F^2, each (...) in [0, 1]; all NaN where D = 0."""
+    """Shares of ||D||_F^2, each (...) in [0, 1]; all NaN where D = 0 or is not finite."""
 
     scaling: jax.Array  # diagonal of E
     coordinated: jax.Array  # symmetric, off the diagonal
     discordant: jax.Array  # skew-symmetric
     outside: jax.Array  # D less its projection on the base's row and column space; 0 for square full-rank matrices
-    coordination: jax.Array  # (coordinated - discordant) / (coordinated + discordant), in [-1, 1]; NaN if both are 0
+    coordination: jax.Array  # (coordinated - discordant) / (coordinated + discordant); NaN if both are rounding errors
 
 
 def drift_budget(
@@ -82,6 +82,8 @@ def split_change(in_frame: jax.Array, change_norm: jax.Array) -> DriftBudget:
     coordinated = jnp.sum((symmetric * off_diagonal) ** 2, axis=(-2, -1))
     discordant = jnp.sum(skew**2, axis=(-2, -1))
     outside = jnp.clip(1 - scaling - coordinated - discordant, 0, 1)
-    coordination = (coordinated - discordant) / (coordinated + discordant)
+    rotated = coordinated + discordant
+    coordination = jnp.where(rotated > jnp.finfo(unit.dtype).eps, (coordinated - discordant) / rotated, jnp.nan)
     shares = (scaling, coordinated, discordant, outside, coordination)
-    return DriftBudget(*(jnp.where(change_norm > 0, share, jnp.nan) for share in shares))
+    defined = (change_norm > 0) & jnp.isfinite(change_norm)
+    return DriftBudget(*(jnp.where(defined, share, jnp.nan) for share in shares))

@@ -14,9 +14,13 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from polarax.kernels.gram import gram, right_frame
+from polarax.kernels.gram import eigenvalue_roots, gram, right_frame
 from polarax.kernels.products import frobenius, matmul, promote_pair, transpose
-from polarax.kernels.svd import check_method, numerical_rank, svd
+from polarax.kernels.sequential import by_leading_axes
+from polarax.kernels.svd import check_method, numerical_rank, singular_values, svd
+
+# ||W_p|| over ||W_b||: from here up, rounding errors of W_b's Gram matrix are at most 100 times those of W_p's own.
+_SMALL_POST = 0.1
 
 
 @functools.partial(
@@ -30,6 +34,7 @@ from polarax.kernels.svd import check_method, numerical_rank, svd
         "right",
         "change",
         "change_norm",
+        "s_change",
     ],
     meta_fields=["shape"],
 )
@@ -46,14 +51,23 @@ class Frames:
     right: jax.Array  # Q_V = V_b^T V_p, (..., r, r), signs aligned
     change: jax.Array  # E = U_b^T D V_b, (..., r, r)
     change_norm: jax.Array  # ||D||_F, (...)
+    s_change: jax.Array | None  # singular values of D, (..., r), to 1e-8 of the largest; None unless asked for
 
 
-def frames(base: jax.typing.ArrayLike, post: jax.typing.ArrayLike, /, *, method: str = "auto") -> Frames:
+def frames(
+    base: jax.typing.ArrayLike,
+    post: jax.typing.ArrayLike,
+    /,
+    *,
+    change_values: bool = False,
+    method: str = "auto",
+) -> Frames:
     """Decomposes base and post and relates their frames.
 
     Args:
         base: (..., m, n), floating-point.
         post: The same shape.
+        change_values: Also decompose the change, for its singular values.
         method: One of `polarax.kernels.SVD_METHODS`. "lapack" takes two thin SVDs; "gram" float64 Gram matrices, of
             which nothing larger than r x r is decomposed, accurate to 1e-7 down to singular values of 1e-6 s_1; "auto"
             takes "gram" where there is float64 (CPU, GPU) and falls back where a singular value is smaller than that.
@@ -68,25 +82,31 @@ def frames(base: jax.typing.ArrayLike, post: jax.typing.ArrayLike, /, *, method:
     base, post = promote_pair(base, post)
     if 0 in base.shape[-2:]:
         raise ValueError(f"Matrices must have at least one row and one column. Got shape={base.shape}.")
+    return by_leading_axes(functools.partial(_frames_of_stacks, change_values=change_values, method=method))(base, post)
+
+
+def _frames_of_stacks(base, post, *, change_values, method):
+    by_svd = functools.partial(_frames_by_svd, change_values=change_values)
+    by_gram = functools.partial(_frames_by_gram, change_values=change_values)
+
+    def gram_or_svd(base, post):
+        found, resolved = by_gram(base, post)
+        if base.dtype != jnp.float64:  # what float64 does not resolve, float32 does not hold
+            return found
+        return lax.cond(jnp.all(resolved), lambda *_: found, by_svd, base, post)
+
     if method == "lapack":
-        return _frames_by_svd(base, post)
+        return by_svd(base, post)
     if method == "gram":
-        return _frames_by_gram(base, post)[0]
-    return lax.platform_dependent(base, post, tpu=_frames_by_svd, default=_gram_or_svd)
+        return by_gram(base, post)[0]
+    return lax.platform_dependent(base, post, tpu=by_svd, default=gram_or_svd)
 
 
-def _gram_or_svd(base, post):
-    found, resolved = _frames_by_gram(base, post)
-    if base.dtype != jnp.float64:  # what float64 does not resolve, float32 does not hold
-        return found
-    return lax.cond(jnp.all(resolved), lambda *_: found, _frames_by_svd, base, post)
-
-
-def _frames_by_svd(base, post):
+def _frames_by_svd(base, post, *, change_values):
     both = svd(jnp.stack([base, post]), method="lapack")
     (u_base, u_post), (s_base, s_post), (v_base, v_post) = both
     change = post - base
-    return _masked(
+    found = _masked(
         base.shape[-2:],
         s_base,
         s_post,
@@ -94,10 +114,13 @@ def _frames_by_svd(base, post):
         right=matmul(transpose(v_base), v_post),
         in_frame=matmul(matmul(transpose(u_base), change), v_base),
         change_norm=frobenius(change),
+        s_change=singular_values(change, method="lapack") if change_values else None,
     )
+    finite = jnp.all(jnp.isfinite(base) & jnp.isfinite(post), axis=(-2, -1))
+    return jax.tree.map(lambda x: _poison(x, finite), found)
 
 
-def _frames_by_gram(base, post):
+def _frames_by_gram(base, post, *, change_values):
     """Frames, and for each pair whether every singular value was large enough for this route."""
     shape, dtype = base.shape[-2:], base.dtype
     wide = shape[0] < shape[1]
@@ -105,12 +128,20 @@ def _frames_by_gram(base, post):
         base, post = (jnp.astype(transpose(x) if wide else x, jnp.float64) for x in (base, post))
         unit = jnp.max(jnp.abs(jnp.stack([base, post])), axis=(0, -2, -1))
         finite = jnp.isfinite(unit)
-        unit = jnp.where(finite & (unit > 0), unit, 1)[..., None, None]
+        # A power of two: dividing by it is exact, so that the change is 0 where base and post are equal.
+        unit = jnp.where(finite & (unit > 0), unit / jnp.frexp(unit)[0], 1)[..., None, None]
         base, post = (jnp.where(finite[..., None, None], x / unit, 0) for x in (base, post))
         change = post - base
-        gram_base, across = gram(base), matmul(transpose(base), change)
+        gram_base, gram_change, across = gram(base), gram(change), matmul(transpose(base), change)
         frame_base = right_frame(base, gram_base)
-        frame_post = right_frame(post, gram_base + across + transpose(across) + gram(change))
+        # By difference, unless that is small enough for the base's rounding errors to show in it.
+        much_smaller = frobenius(post) < _SMALL_POST * frobenius(base)
+        gram_post = lax.cond(
+            jnp.any(much_smaller),
+            lambda: gram(post),
+            lambda: gram_base + across + transpose(across) + gram_change,
+        )
+        frame_post = right_frame(post, gram_post)
         s_base, s_post = frame_base.values, frame_post.values
 
         in_frame = matmul(matmul(transpose(frame_base.vectors), across), frame_base.vectors)
@@ -126,22 +157,28 @@ def _frames_by_gram(base, post):
             right=left if wide else right,
             in_frame=(transpose(in_frame) if wide else in_frame) * unit,
             change_norm=frobenius(change) * unit[..., 0, 0],
+            s_change=eigenvalue_roots(gram_change) * unit[..., 0] if change_values else None,
+            dtype=dtype,
         )
         poisoned = jax.tree.map(lambda x: _poison(x, finite), found)
         resolved = frame_base.resolved & frame_post.resolved
     return jax.tree.map(lambda x: x.astype(dtype) if x.dtype == jnp.float64 else x, poisoned), resolved
 
 
-def _masked(shape, s_base, s_post, *, left, right, in_frame, change_norm):
-    """Frames with the undetermined directions zero and the signs aligned."""
-    rank_base, rank_post = numerical_rank(s_base, *shape), numerical_rank(s_post, *shape)
+def _masked(shape, s_base, s_post, *, left, right, in_frame, change_norm, s_change, dtype=None):
+    """Frames with the undetermined directions zero and the signs aligned.
+
+    What is zero is judged in `dtype`, that of the matrices: it says how far their entries were rounded.
+    """
+    rank_base, rank_post = (numerical_rank(s.astype(dtype or s.dtype), *shape) for s in (s_base, s_post))
     index = jnp.arange(s_base.shape[-1])
     inside_base, inside_post = index < rank_base[..., None], index < rank_post[..., None]
     both_inside = inside_base[..., :, None] & inside_post[..., None, :]
     left, right = jnp.where(both_inside, left, 0), jnp.where(both_inside, right, 0)
     signs = joint_signs(left, right)[..., None, :]
     in_frame = jnp.where(inside_base[..., :, None] & inside_base[..., None, :], in_frame, 0)
-    return Frames(shape, s_base, s_post, rank_base, rank_post, left * signs, right * signs, in_frame, change_norm)
+    left, right = left * signs, right * signs
+    return Frames(shape, s_base, s_post, rank_base, rank_post, left, right, in_frame, change_norm, s_change)
 
 
 def _divisor(values):

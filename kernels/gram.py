@@ -58,40 +58,10 @@ def right_frame(x: jax.Array, gram_matrix: jax.Array) -> RightFrame:
     return RightFrame(values, vectors, values[..., -1] >= UNRESOLVED * values[..., 0])
 
 
-def singular_values_by_gram(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Singular values of a tall x with finite entries no larger than about 1, and whether all were resolved.
-
-    Args:
-        x: (..., m, n), m >= n.
-
-    Returns:
-        Values (..., n), descending, and a flag (...) as in `RightFrame`.
-    """
-    gram_matrix = gram(x)
-    values = eigenvalue_roots(gram_matrix)
-    blurred = jnp.any(values < RESOLVED * values[..., :1])
-    values = lax.cond(blurred, lambda: right_frame(x, gram_matrix).values, lambda: values)
-    return values, values[..., -1] >= UNRESOLVED * values[..., 0]
-
-
 def eigenvalue_roots(gram_matrix: jax.Array) -> jax.Array:
-    """Square roots of a Gram matrix's eigenvalues, (..., n), descending; 1e-7 accurate down to `RESOLVED` s_1.
-
-    On CPU by reduction to tridiagonal form and bisection of all eigenvalues at once: `jnp.linalg.eigvalsh` computes the
-    vectors there and drops them.
-    """
-
-    def on_cpu(g):
-        _, diagonal, off_diagonal, _ = lax.linalg.tridiagonal(g, lower=True)
-        return jax.scipy.linalg.eigh_tridiagonal(diagonal, off_diagonal, eigvals_only=True)
-
-    def eigenvalues(g):
-        if g.shape[-1] == 1:
-            return g[0]
-        return lax.platform_dependent(g, cpu=on_cpu, default=jnp.linalg.eigvalsh)
-
-    values = one_at_a_time(eigenvalues, gram_matrix)
-    return jnp.sqrt(jnp.maximum(values[..., ::-1], 0))
+    """Singular values from a Gram matrix, (..., n), descending: to 1e-7 down to `RESOLVED` s_1, to 1e-8 s_1 below."""
+    values, _ = _eigh_descending(gram_matrix)
+    return jnp.sqrt(jnp.maximum(values, 0))
 
 
 def _resolve_small(x, values, vectors, blurred):

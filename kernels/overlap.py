@@ -22,8 +22,8 @@ INTRUDER_COSINE = 0.5
 class Overlap(NamedTuple):
     """Agreement of the leading k singular vectors of base and post."""
 
-    left: jax.Array  # ||U_b,k^T U_p,k||_F^2 / k, (...), 1 for the same subspace
-    right: jax.Array  # ||V_b,k^T V_p,k||_F^2 / k, (...)
+    left: jax.Array  # ||U_b,k^T U_p,k||_F^2 / min(k, the larger rank), (...), 1 for the same subspace
+    right: jax.Array  # the same of V, (...)
     cosines_left: jax.Array  # cosines of the principal angles, (..., k), descending
     cosines_right: jax.Array  # (..., k), descending
     intruders_left: jax.Array  # (...), int32: leading post vectors unlike every base vector
@@ -52,7 +52,8 @@ def overlap_of_frames(pair: Frames, *, k: int = 16) -> Overlap:
     k = min(k, pair.s_base.shape[-1])
     blocks = jnp.stack([pair.left[..., :k, :k], pair.right[..., :k, :k]])
     cosines = jnp.clip(singular_values(after(blocks, pair.s_base), method="lapack"), 0, 1)
-    shares = jnp.sum(cosines**2, axis=-1) / k
+    determined = jnp.clip(jnp.maximum(pair.rank_base, pair.rank_post), 1, k)  # of a rank-deficient pair, fewer than k
+    shares = jnp.sum(cosines**2, axis=-1) / determined
     return Overlap(*shares, *cosines, *_intruders(pair))
 
 

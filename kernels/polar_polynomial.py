@@ -19,6 +19,7 @@ import numpy as np
 from jax import lax
 
 from polarax.kernels.products import frobenius, matmul, transpose
+from polarax.kernels.sequential import one_at_a_time
 
 # Relative to the bound on s_1: singular values down to here converge within the schedule. Smaller ones are found by the
 # residual; float32 does not hold them, float64 has cheaper routes for them.
@@ -60,26 +61,27 @@ def polynomial_polar(x: jax.Array) -> Iterated:
     bound = jnp.where(bound > 0, bound, 1)
     factor, gram = factor / bound, gram / bound**2
     schedule, ends = minimax_schedule(_SMALLEST[x.dtype.name])
-    start = jnp.sum(jnp.asarray(ends) <= jnp.min(_smallest_bound(gram)))
+    # Every matrix starts at the last interval that still holds all its singular values, and ends with Newton-Schulz.
+    first = jnp.sum(jnp.asarray(ends) <= one_at_a_time(_smallest_bound, gram)[..., None], axis=-1, dtype=jnp.int32)
+    first = jnp.maximum(first, 1) - 1
     steps = jnp.asarray((*schedule, *(_EXTRA_STEPS * [_NEWTON_SCHULZ])), x.dtype)
 
     def unfinished(state):
         _, _, step, residual = state
-        in_schedule = step < len(schedule)
-        return in_schedule | ((step < len(steps)) & jnp.any(residual > orthogonality_tolerance(x)))
+        wanted = (first + step < len(schedule)) | (residual > orthogonality_tolerance(x))
+        return jnp.any(wanted & (first + step < len(steps)))
 
     def advance(state):
         factor, gram, step, _ = state
-        a, b, c = steps[step]
+        a, b, c = jnp.moveaxis(steps[jnp.minimum(first + step, len(steps) - 1)], -1, 0)[..., None, None]
         identity = jnp.eye(gram.shape[-1], dtype=gram.dtype)
         factor = matmul(factor, a * identity + b * gram + c * matmul(gram, gram))
         gram = matmul(transpose(factor), factor)
         return factor, gram, step + 1, orthogonality_residual(gram)
 
-    first = jnp.maximum(start, 1) - 1  # the last interval that still holds every singular value
-    state = factor, gram, first.astype(jnp.int32), orthogonality_residual(gram)
-    factor, _, last, residual = lax.while_loop(unfinished, advance, state)
-    return Iterated(factor, last - state[2], residual)
+    state = factor, gram, jnp.int32(0), orthogonality_residual(gram)
+    factor, _, count, residual = lax.while_loop(unfinished, advance, state)
+    return Iterated(factor, count, residual)
 
 
 @functools.cache
@@ -124,11 +126,11 @@ def minimax_quintic(low: float) -> tuple[float, float, float]:
 
 
 def _smallest_bound(gram):
-    """Lower bound on the smallest singular value, (...): 1 / sqrt(||G^-1||_F); 0 where rounding may have made it."""
+    """Lower bound on the smallest singular value, (): 1 / sqrt(trace(G^-1)); 0 where rounding may have made it."""
     lower = lax.linalg.cholesky(gram, symmetrize_input=False)
-    identity = jnp.broadcast_to(jnp.eye(gram.shape[-1], dtype=gram.dtype), gram.shape)
+    identity = jnp.eye(gram.shape[-1], dtype=gram.dtype)
     inverse = lax.linalg.triangular_solve(lower, identity, left_side=True, lower=True)  # G^-1 = L^-T L^-1
-    square = 1 / jnp.sum(inverse**2, axis=(-2, -1))  # 1 / trace(G^-1) <= s_r^2
+    square = 1 / jnp.sum(inverse**2)  # 1 / trace(G^-1) <= s_r^2
     trusted = square > _TRUSTED * jnp.finfo(gram.dtype).eps  # False for the NaN of a failed factorisation
     return jnp.where(trusted, jnp.sqrt(square), 0)
 

@@ -33,25 +33,41 @@ def one_at_a_time(function: Callable[[jax.Array], Result], x: jax.Array) -> Resu
         The pytree of results, each with the leading axes of x.
     """
     batch = x.shape[:-2]
+    single = _vmapped_as(function, lambda stack: one_at_a_time(function, stack))
     if not batch:
-        return _looped_by_vmap(function)(x)
+        return single(x)
     flat = x.reshape((-1, *x.shape[-2:])) if 0 not in batch else x.reshape((0, *x.shape[-2:]))
     results = lax.platform_dependent(
         flat,
-        cpu=lambda stack: lax.map(_looped_by_vmap(function), stack),
+        cpu=lambda stack: lax.map(single, stack),
         default=jax.vmap(function),
     )
     return jax.tree.map(lambda leaf: leaf.reshape((*batch, *leaf.shape[1:])), results)
 
 
-def _looped_by_vmap(function):
-    """`function`, but `vmap` maps it by `one_at_a_time`."""
+def by_leading_axes(function: Callable[..., Result]) -> Callable[..., Result]:
+    """`function`, which takes stacks, but under `vmap` it is called with one more leading axis instead of being mapped.
+
+    A function that computes in a scope of its own (`jax.enable_x64`) has left it when `vmap` maps its operations, which
+    then are truncated to float32; and a branch that is not needed (`lax.cond`) would be computed.
+
+    Args:
+        function: Maps arrays (..., m, n) to a pytree of arrays with the same leading axes.
+    """
+    return _vmapped_as(function, lambda *stacks: by_leading_axes(function)(*stacks))
+
+
+def _vmapped_as(function, stacked):
+    """`function`, but `vmap` calls `stacked` with every argument given a leading axis."""
     single = jax.custom_batching.custom_vmap(function)
 
     @single.def_vmap
-    def loop(axis_size, in_batched, stack):
-        del axis_size, in_batched  # there is one argument, so it is the batched one
-        results = one_at_a_time(function, stack)
+    def call_stacked(axis_size, in_batched, *arguments):
+        arguments = [
+            x if batched else jnp.broadcast_to(x, (axis_size, *x.shape))
+            for x, batched in zip(arguments, in_batched, strict=True)
+        ]
+        results = stacked(*arguments)
         return results, jax.tree.map(lambda _: True, results)
 
     # custom_vmap alone cannot be differentiated in reverse mode.

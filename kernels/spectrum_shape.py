@@ -27,7 +27,8 @@ def stable_rank(values: jax.Array) -> jax.Array:
 def effective_rank(values: jax.Array) -> jax.Array:
     """exp(entropy(s / sum s)) of a spectrum (..., r); NaN for a zero matrix (Roy and Vetterli 2007)."""
     share = values / jnp.sum(values / _largest(values), axis=-1, keepdims=True) / _largest(values)
-    return jnp.exp(-jnp.sum(jnp.where(share > 0, share * jnp.log(jnp.where(share > 0, share, 1)), 0), axis=-1))
+    entropy = -jnp.sum(jnp.where(share > 0, share * jnp.log(jnp.where(share > 0, share, 1)), 0), axis=-1)
+    return jnp.where(values[..., 0] > 0, jnp.exp(entropy), jnp.nan)
 
 
 def power_law(values: jax.Array) -> PowerLaw:

@@ -17,9 +17,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from polarax.kernels.gram import gram, right_frame, singular_values_by_gram
+from polarax.kernels.gram import gram, right_frame
 from polarax.kernels.products import matmul, promote, transpose
-from polarax.kernels.sequential import one_at_a_time
+from polarax.kernels.sequential import by_leading_axes, one_at_a_time
 
 SVD_METHODS = ("auto", "gram", "lapack")
 
@@ -101,19 +101,23 @@ def _decompose(x, method, *, vectors):
         raise ValueError(f"Matrices must have at least one row and one column. Got shape={x.shape}.")
     wide = x.shape[-2] < x.shape[-1]
     finite = jnp.all(jnp.isfinite(x), axis=(-2, -1), keepdims=True)
-    tall = jnp.where(finite, transpose(x) if wide else x, 0)
-    if method == "lapack" or (method == "auto" and vectors and x.dtype == jnp.float64):
-        found = _by_lapack(tall, vectors)
-    elif method == "gram":
-        found = _by_gram(tall, vectors)[0]
-    else:
-        found = lax.platform_dependent(
-            tall,
-            tpu=functools.partial(_by_lapack, vectors=vectors),
-            default=functools.partial(_by_gram_or_lapack, vectors=vectors),
-        )
-    left, values, right = (_poison(part, finite) for part in found)
+    # XLA's threads on CPU take subnormal numbers for zero, but not everywhere: LAPACK's pivots then go wrong.
+    clean = jnp.where(finite & (jnp.abs(x) >= jnp.finfo(x.dtype).tiny), x, 0)
+    decompose = by_leading_axes(functools.partial(_decompose_tall, method=method, vectors=vectors))
+    left, values, right = (_poison(part, finite) for part in decompose(transpose(clean) if wide else clean))
     return Svd(right, values, left) if wide else Svd(left, values, right)
+
+
+def _decompose_tall(tall, *, method, vectors):
+    if method == "lapack" or (method == "auto" and vectors and tall.dtype == jnp.float64):
+        return _by_lapack(tall, vectors)
+    if method == "gram":
+        return _by_gram(tall, vectors)[0]
+    return lax.platform_dependent(
+        tall,
+        tpu=functools.partial(_by_lapack, vectors=vectors),
+        default=functools.partial(_by_gram_or_lapack, vectors=vectors),
+    )
 
 
 def _by_lapack(tall, vectors):
@@ -131,13 +135,13 @@ def _by_gram(tall, vectors):
         wide_range = tall.astype(jnp.float64)
         unit = jnp.max(jnp.abs(wide_range), axis=(-2, -1), keepdims=True, initial=0)
         scaled = wide_range / jnp.where(unit > 0, unit, 1)
+        values, right, resolved = right_frame(scaled, gram(scaled))  # jax's eigenvalues alone cost the same
         if vectors:
-            values, right, _ = right_frame(scaled, gram(scaled))
             left = matmul(scaled, right) / jnp.where(values > 0, values, 1)[..., None, :]
-            enough = jnp.all(values[..., -1] >= _GRAM_VECTORS * values[..., 0])
+            smallest = values[..., -1]
+            enough = jnp.all((smallest > 0) & (smallest >= _GRAM_VECTORS * values[..., 0]))
             found = left.astype(dtype), (values * unit[..., 0]).astype(dtype), right.astype(dtype)
         else:
-            values, resolved = singular_values_by_gram(scaled)
             enough = jnp.all(resolved) | (dtype != jnp.float64)  # what float64 does not resolve, float32 does not hold
             found = _without_vectors((values * unit[..., 0]).astype(dtype))
     return found, enough

@@ -10,6 +10,7 @@ from absl import flags
 
 from polarax.commands.comparison_flags import define_comparison_flags, request_from_flags
 from polarax.comparison import run_request
+from polarax.devices import enable_compilation_cache
 from polarax.errors import UsageError
 from polarax.report.table import table_by_role
 
@@ -19,6 +20,9 @@ def define_flags(values: flags.FlagValues) -> None:
     define_comparison_flags(values)
     flags.DEFINE_string("out", None, "Folder for the run; new or empty.", flag_values=values)
     flags.DEFINE_boolean("overwrite", False, "Replace a run that is already in --out.", flag_values=values)
+    flags.DEFINE_string(
+        "compilation_cache", "~/.cache/polarax", "Folder that keeps compiled programs; '' for none.", flag_values=values
+    )
     flags.DEFINE_boolean("plots", True, "Draw the plots (needs matplotlib).", flag_values=values)
 
 
@@ -26,6 +30,8 @@ def run(values: flags.FlagValues) -> int:
     """Compares; returns the exit code."""
     if not values.out:
         raise UsageError("--out is missing: the folder for the run.")
+    if values.compilation_cache:
+        enable_compilation_cache(values.compilation_cache)
     result = run_request(request_from_flags(values), values.out, overwrite=values.overwrite)
     summary = result.summary()
     print(table_by_role(summary))

@@ -16,13 +16,13 @@ def define_comparison_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_multi_string(
         "include",
         [],
-        "Regular expression; only names in which it is found. May be repeated.",
+        "Regular expression: only names in which it is found",
         flag_values=values,
     )
     flags.DEFINE_multi_string(
         "exclude",
         [],
-        "Regular expression; no names in which it is found. May be repeated.",
+        "Regular expression: no names in which it is found",
         flag_values=values,
     )
     flags.DEFINE_string("roles", "", "Roles to compare, such as q,k,v,o; all by default.", flag_values=values)
@@ -33,7 +33,7 @@ def define_comparison_flags(values: flags.FlagValues) -> None:
         f"Groups of metrics, from {','.join(GROUPS)}; all by default.",
         flag_values=values,
     )
-    flags.DEFINE_string("dtype", "float64", f"Working precision: {' or '.join(DTYPES)}.", flag_values=values)
+    flags.DEFINE_string("dtype", "auto", f"Working precision: {' or '.join(DTYPES)}.", flag_values=values)
     flags.DEFINE_integer(
         "top_k",
         DEFAULT_TOP_K,

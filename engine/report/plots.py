@@ -12,6 +12,7 @@ import pandas as pd
 
 from polarax.errors import UsageError
 from polarax.loaders import ROLES
+from polarax.metrics import status_kind
 from polarax.report.reading import matrix_label
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def write_plots(run: "Run", folder: pathlib.Path) -> list[pathlib.Path]:
 def plot_scaling(run: "Run") -> "Figure | None":
     """The scaling matrix of each role, layers x singular-value index, centred on ratio 1; None if there is none."""
     frame = run.frame()
-    frame = frame[~frame["status"].str.startswith(("not finite", "zero", "unchanged"))]
+    frame = frame[frame["status"].map(status_kind).isin(["ok", "rank-deficient"])]
     stacked = {}
     for role in (role for role in ROLES if role != "other"):
         rows = frame[frame["role"] == role]

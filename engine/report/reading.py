@@ -5,6 +5,8 @@ A reading is notable when it is both large and far outside its control; the thre
 
 import pandas as pd
 
+from polarax.metrics import status_kind
+
 # A matrix stands out beyond these; below, its reading is called close to the control.
 THRESHOLDS = {
     "coordination": 0.1,  # |coordination|
@@ -26,7 +28,7 @@ def read_frame(frame: pd.DataFrame) -> list[str]:
     Returns:
         At most one sentence on each of coordination, nf, scaling and rows that say little.
     """
-    changed = frame[frame["status"].isin(["ok"]) | frame["status"].str.startswith("rank")]
+    changed = frame[frame["status"].map(status_kind).isin(["ok", "rank-deficient"])]
     sentences = [_coordination(changed), _nf(changed), _scaling(changed), _caveats(frame)]
     return [sentence for sentence in sentences if sentence]
 
@@ -36,12 +38,13 @@ def _coordination(rows):
         return None
     rows = rows[rows["coordination"].notna()]
     size = rows["coordination"].abs()
-    outside = rows[(size > THRESHOLDS["coordination"]) & (rows["coordination_z"].abs() > THRESHOLDS["z"])]
+    large = size > THRESHOLDS["coordination"]
+    outside = rows[large & (rows["coordination_z"].abs() > THRESHOLDS["z"])]
     outside = outside.loc[outside["coordination"].abs().sort_values(ascending=False).index]
     sentence = (
         f"Coordination: in {_share(len(rows) - len(outside), len(rows))} the change is split between turning left and "
         f"right vectors together and against each other about as a random change would split it "
-        f"(|coordination| up to {THRESHOLDS['coordination']:g})"
+        f"(|coordination| up to {THRESHOLDS['coordination']:g}{_or_insignificant(large.sum() - len(outside))})"
     )
     return _with_outside(
         sentence,
@@ -65,11 +68,12 @@ def _nf(rows):
     factor = THRESHOLDS["nf_factor"]
     far = (excess > factor) | (excess < 1 / factor)
     outside = held[far & (held["nf_z"].abs() > THRESHOLDS["z"])]
+    close = _or_insignificant(far.sum() - len(outside))
     farthest = (outside["nf_excess"].where(outside["nf_excess"] > 1, 1 / outside["nf_excess"])).sort_values(
         ascending=False
     )
     sentence = (
-        f"Rotation: nf is within a factor {factor:g} of what a random change of the same size gives in "
+        f"Rotation: nf is within a factor {factor:g}{close} of what a random change of the same size gives in "
         f"{_share(len(held) - len(outside), len(held))} whose control holds"
     )
     sentence = _with_outside(
@@ -87,11 +91,12 @@ def _scaling(rows):
         return None
     rows = rows[rows["alpha"].notna()]
     distance = (rows["alpha"] - rows["alpha_null"]).abs()
-    outside = rows[(distance > THRESHOLDS["alpha"]) & (rows["alpha_z"].abs() > THRESHOLDS["z"])]
+    far = distance > THRESHOLDS["alpha"]
+    outside = rows[far & (rows["alpha_z"].abs() > THRESHOLDS["z"])]
     outside = outside.loc[distance[outside.index].sort_values(ascending=False).index]
     sentence = (
-        f"Scaling: alpha is within {100 * THRESHOLDS['alpha']:g}% of its control in "
-        f"{_share(len(rows) - len(outside), len(rows))} (it runs from {rows['alpha'].min():.5g} to "
+        f"Scaling: alpha is within {100 * THRESHOLDS['alpha']:g}%{_or_insignificant(far.sum() - len(outside))} of its "
+        f"control in {_share(len(rows) - len(outside), len(rows))} (it runs from {rows['alpha'].min():.5g} to "
         f"{rows['alpha'].max():.5g})"
     )
     return _with_outside(
@@ -106,7 +111,7 @@ def _caveats(frame):
     unchanged = int((frame["status"] == "unchanged").sum())
     if unchanged:
         notes.append(f"{_matrices(unchanged)} did not change at all")
-    broken = int((frame["status"].str.startswith("not finite") | frame["status"].str.startswith("zero")).sum())
+    broken = int(frame["status"].map(status_kind).isin(["not finite", "zero"]).sum())
     if broken:
         notes.append(f"{_matrices(broken)} could not be read (zero, NaN or Inf)")
     if "rounding_share" in frame:
@@ -114,6 +119,11 @@ def _caveats(frame):
         if rounded:
             notes.append(f"in {_matrices(rounded)} the rounding of the stored dtype is over half of the change")
     return f"Of all {len(frame)} matrices: {'; '.join(notes)}." if notes else None
+
+
+def _or_insignificant(count):
+    """What a sentence adds to its bound when some matrices are beyond it by no more than chance explains."""
+    return f" or {THRESHOLDS['z']:g} standard deviations" if count else ""
 
 
 def _with_outside(sentence, outside, say):

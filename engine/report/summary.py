@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from polarax.loaders import ROLES
-from polarax.metrics import CONTROL_COLUMNS, IDENTITY_COLUMNS
+from polarax.metrics import CONTROL_COLUMNS, IDENTITY_COLUMNS, status_kind
 from polarax.report.reading import THRESHOLDS, read_frame
 
 
@@ -26,7 +26,7 @@ def summarise(frame: pd.DataFrame, skipped: pd.DataFrame) -> dict:
         on.
     """
     present = set(frame["role"])
-    kinds = frame["status"].map(lambda status: re.split(r"[: ]", status)[0] if status != "ok" else status)
+    kinds = frame["status"].map(status_kind)
     return {
         "matrices": len(frame),
         "status": dict(Counter(kinds)),

@@ -122,10 +122,15 @@ def closed_form_controls(readings, s_base, norm, rows, cols):
             mean = 2 * (sd / (s_base[i] + s_base[j])) ** 2
             squares += 2 * mean
             variance += 2 * (2 * mean) ** 2
-        lengthened = math.sqrt(s_base[i] ** 2 + sd**2 * (max(rows, cols) - rank))
-        squares += (1 - s_base[i] / lengthened) ** 2
+        outside = max(rows, cols) - rank  # rows of F; the diagonal of F^T F spreads by sd^2 sqrt(2 outside)
+        lengthened = math.sqrt(s_base[i] ** 2 + sd**2 * outside)
+        shortened = 1 - s_base[i] / lengthened
+        squares += shortened**2
+        variance += (2 * shortened * s_base[i] / (2 * lengthened**3)) ** 2 * 2 * outside * sd**4
     nf = math.sqrt(squares / rank)
     nf_std = math.sqrt(variance) / rank / (2 * nf)
+    growth = np.sqrt(1 + sd**2 * (max(rows, cols) - rank) / s_base**2)
+    ratio_variance = (1 - 1 / rank) * np.mean(sd**2 / s_base**2) + np.var(growth)
     base_norm = math.sqrt(np.sum(s_base**2))
     rotations = rank * (rank - 1) / 2
     controls = {
@@ -133,7 +138,7 @@ def closed_form_controls(readings, s_base, norm, rows, cols):
         "nf_null_std": nf_std,
         "nf_excess": readings["nf"] / nf,
         "nf_z": (readings["nf"] - nf) / nf_std,
-        "ratio_cv_null": math.sqrt(np.mean(sd**2 / s_base**2)),
+        "ratio_cv_null": math.sqrt(ratio_variance) / np.mean(growth),
         "alpha_null": 1 + (norm / base_norm) ** 2 / 2,
         "alpha_null_std": sd / base_norm,
         "budget_scaling_null": rank / entries,

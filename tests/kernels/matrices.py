@@ -62,7 +62,7 @@ def _llm_like(size: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def spectrum(kind: str, size: int, dtype: str, rng: np.random.Generator) -> np.ndarray:
-    """Singular values of a kind, (size,), descending; `dtype` sets what is ill-conditioned, near under- and overflow."""
+    """Singular values of a kind, (size,), descending; `dtype` sets what is ill-conditioned or near overflow."""
     info = ml_dtypes.finfo(dtype)
     eps, tiny, largest = float(info.eps), float(info.tiny), float(info.max)
     makers: dict[str, Callable[[], np.ndarray]] = {

@@ -1,0 +1,485 @@
+"""The command line: exit codes, one line for bad input, and what a good command prints."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+
+import polarax
+import polarax.comparison
+from polarax.cli import main
+
+# Nothing is kept in the home folder of whoever runs the tests.
+NO_CACHE = "--compilation_cache="
+
+
+class Done(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def cli(capsys):
+    """Runs a command in this process."""
+
+    def run(*arguments):
+        capsys.readouterr()
+        code = main([str(argument) for argument in arguments])
+        return Done(code, *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def compare(cli, small, tmp_path):
+    """Runs `polarax compare` on the small pair, cheaply, with other flags or other values of these."""
+
+    def run(*more, **flags):
+        given = {
+            "base": small.base,
+            "post": small.post,
+            "out": tmp_path / "run",
+            "metrics": "change",
+            "compilation_cache": "",
+        } | flags
+        flags = [f"--{name}={value}" for name, value in given.items() if value is not None]
+        return cli("compare", *flags, "--noplots", *more)
+
+    return run
+
+
+def shell(*arguments, **options):
+    """Runs a command in a process of its own, as a user does."""
+    return subprocess.run(
+        [sys.executable, "-m", "polarax", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        **options,
+    )
+
+
+def assert_one_line(done, *words, code=2):
+    """That a command ended with one line on standard error, which says these words."""
+    assert done.code == code, done
+    assert done.err.startswith("polarax: ") and done.err.endswith("\n")
+    assert done.err.count("\n") == 1, done.err
+    assert "Traceback" not in done.err and done.out == ""
+    for word in words:
+        assert str(word) in done.err, done.err
+
+
+class TestBadCheckpoints:
+    @pytest.mark.parametrize("side", ["base", "post"])
+    def test_a_missing_path(self, compare, tmp_path, side):
+        assert_one_line(compare(**{side: tmp_path / "gone"}), tmp_path / "gone", "no such file")
+        assert not (tmp_path / "run").exists()
+
+    def test_a_folder_with_no_checkpoint(self, compare, tmp_path):
+        (tmp_path / "empty").mkdir()
+        done = compare(base=tmp_path / "empty")
+        assert_one_line(done, tmp_path / "empty", "no checkpoint", "*.safetensors")
+
+    def test_a_truncated_file(self, compare, small):
+        os.truncate(small.post, os.path.getsize(small.post) - 8)
+        assert_one_line(compare(), small.post, "tensor 'model.", "truncated")
+
+    def test_a_file_cut_inside_its_header(self, compare, small):
+        os.truncate(small.post, 100)
+        assert_one_line(compare(), small.post, "truncated", "the file at 100")
+
+    def test_an_empty_file(self, compare, small):
+        os.truncate(small.post, 0)
+        assert_one_line(compare(), small.post, "is empty")
+
+    @pytest.mark.parametrize(
+        ("change", "words"),
+        [
+            ({"shape": [12, 9]}, ["F32 of shape [12, 9] takes 432 bytes", "384"]),
+            ({"shape": [-1, 8]}, ["shape", "[-1, 8]"]),
+            ({"shape": [2**40, 2**40]}, ["beyond any memory"]),
+            ({"data_offsets": [0, 10**15]}, ["data_offsets hold 1000000000000000"]),
+            ({"data_offsets": [384, 0]}, ["run backwards"]),
+            ({"dtype": 3}, ["dtype must be a string"]),
+        ],
+    )
+    def test_a_header_that_lies(self, compare, small, change, words):
+        name = "model.layers.0.self_attn.q_proj.weight"
+        rewrite_header(small.post, lambda header: header[name].update(change))
+        assert_one_line(compare(), small.post, f"tensor {name!r}", *words)
+
+    def test_a_header_that_is_no_json(self, compare, small):
+        pathlib.Path(small.post).write_bytes((5).to_bytes(8, "little") + b"{nope")
+        assert_one_line(compare(), small.post, "header is not valid JSON")
+
+    def test_a_pickle_is_never_opened(self, compare, tmp_path):
+        (tmp_path / "pytorch_model.bin").write_bytes(b"\x80\x04.")
+        assert_one_line(compare(base=tmp_path / "pytorch_model.bin"), "never opened")
+
+    def test_an_index_that_names_a_missing_shard(self, compare, tmp_path, small, write):
+        folder = tmp_path / "sharded"
+        write(folder, small.post_arrays, shards=2)
+        missing = folder / "model-00002-of-00002.safetensors"
+        missing.unlink()
+        assert_one_line(compare(post=folder), missing, "no such file", "index.json names it")
+
+    def test_two_models_with_nothing_in_common(self, compare, tmp_path, write):
+        other = write(tmp_path / "other.safetensors", {"decoder.w": np.eye(3, dtype=np.float32)})
+        assert_one_line(compare(post=other), "no tensor name in common", "'decoder.w'", "'model.layers.0")
+
+    def test_two_models_of_which_nothing_can_be_compared(self, compare, tmp_path, small, write):
+        halves = {name: w[:4] for name, w in small.post_arrays.items()}
+        other = write(tmp_path / "other.safetensors", halves)
+        assert_one_line(compare(post=other), "No matrix can be compared", "(12, 8)", "(4, 8)", "'model."[1:])
+
+
+class TestBadFlags:
+    @pytest.mark.parametrize(
+        ("flags", "words"),
+        [
+            ({"roles": "q,query"}, ["Unknown role 'query'", "q, k, v"]),
+            ({"metrics": "speed"}, ["Unknown metric 'speed'", "change, scaling, rotation"]),
+            ({"include": "("}, ["include='('", "not a regular expression"]),
+            ({"exclude": "[a-"}, ["exclude='[a-'", "not a regular expression"]),
+            ({"layers": "3-"}, ["layers='3-'", "0,3-5"]),
+            ({"layers": "5-2"}, ["layers='5-2'", "empty range"]),
+            ({"layers": "two"}, ["layers='two'"]),
+            ({"layers": "7"}, ["leaves no matrix of 2", "layers 0 to 1"]),
+            ({"roles": "v"}, ["leaves no matrix of 2", "roles q"]),
+            ({"top_k": "0"}, ["top_k must be at least 1. Got 0."]),
+            ({"top_k": "many"}, ["top_k", "many"]),
+            ({"dtype": "float16"}, ["Unknown dtype 'float16'", "float64, float32"]),
+            ({"method": "magic"}, ["Unknown method 'magic'", "auto"]),
+            ({"memory_gib": "0"}, ["memory_gib must be positive"]),
+            ({"memory_gib": "inf"}, ["memory_gib must be positive"]),
+            ({"memory_gib": "lots"}, ["memory_gib", "lots"]),
+            ({"base": None}, ["--base is missing"]),
+            ({"post": ""}, ["--post is missing"]),
+            ({"out": None}, ["--out is missing"]),
+            ({"speed": "1"}, ["Unknown command line flag 'speed'", "See polarax compare --help."]),
+            ({"meTrics": "change"}, ["Unknown command line flag 'meTrics'"]),
+        ],
+    )
+    def test_one_line_names_the_flag_and_what_was_expected(self, compare, tmp_path, flags, words):
+        assert_one_line(compare(**flags), *words)
+        assert not (tmp_path / "run").exists()
+
+    def test_positional_leftovers(self, compare):
+        assert_one_line(compare("extra"), "Unexpected argument 'extra'", "--name=value")
+
+    def test_an_unknown_command(self, cli):
+        assert_one_line(cli("diff"), "Unknown command 'diff'", "compare, plan")
+
+    def test_plan_refuses_alike(self, cli, small, tmp_path):
+        given = f"--base={small.base}", f"--post={small.post}"
+        assert_one_line(cli("plan"), "--base is missing")
+        assert_one_line(cli("plan", *given, "--roles=w"), "Unknown role 'w'")
+        assert_one_line(cli("plan", *given, "extra"), "Unexpected argument 'extra'")
+        assert_one_line(cli("plan", given[0], f"--post={tmp_path / 'gone'}"), "no such file")
+        assert_one_line(cli("plan", *given, "--out=x"), "Unknown command line flag 'out'")
+
+
+class TestOutputFolder:
+    def test_a_folder_that_is_not_a_run(self, compare, tmp_path):
+        (tmp_path / "run").mkdir()
+        (tmp_path / "run" / "thesis.tex").write_text("years of work")
+        for more in ([], ["--overwrite"]):
+            assert_one_line(compare(*more), tmp_path / "run", "is not a run of polarax")
+        assert (tmp_path / "run" / "thesis.tex").read_text() == "years of work"
+
+    def test_a_file(self, compare, tmp_path):
+        (tmp_path / "run").write_text("mine")
+        assert_one_line(compare("--overwrite"), tmp_path / "run", "is a file")
+        assert (tmp_path / "run").read_text() == "mine"
+
+    def test_a_run_is_kept_unless_it_may_be_overwritten(self, compare, tmp_path):
+        assert compare().code == 0
+        table = (tmp_path / "run" / "matrices.csv").read_bytes()
+        assert_one_line(compare(layers="0"), tmp_path / "run", "already holds a run", "overwrite")
+        assert (tmp_path / "run" / "matrices.csv").read_bytes() == table
+        assert compare("--overwrite", layers="0").code == 0
+        assert len(polarax.Run.open(tmp_path / "run").frame()) == 1
+
+    def test_a_folder_that_cannot_be_made(self, compare, tmp_path):
+        (tmp_path / "file").write_text("mine")
+        assert_one_line(compare(out=tmp_path / "file" / "run"), "cannot be made: Not a directory")
+
+    def test_a_full_disk_is_a_run_that_failed(self, compare, tmp_path, monkeypatch):
+        def full(*_):
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(polarax.run_directory, "write_array", full)
+        done = compare()
+        assert_one_line(done, tmp_path / "run", "No space left on device", code=1)
+        assert not polarax.Run.open(tmp_path / "run").finished
+
+
+class TestFailures:
+    def test_a_read_that_fails_part_way(self, compare, small, tmp_path, monkeypatch):
+        start_reads = polarax.comparison._start_reads
+
+        def cut_off(*args):  # after the headers were read
+            os.truncate(small.post, os.path.getsize(small.post) - 40)
+            return start_reads(*args)
+
+        monkeypatch.setattr(polarax.comparison, "_start_reads", cut_off)
+        assert_one_line(compare(), "part-way", small.post, "tensor 'model.", code=1)
+        assert not polarax.Run.open(tmp_path / "run").finished
+
+    def test_an_interruption(self, compare, tmp_path, monkeypatch):
+        def interrupt(*_):
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(polarax.comparison, "_row", interrupt)
+        assert_one_line(compare(), "Interrupted", code=130)
+        assert not polarax.Run.open(tmp_path / "run").finished
+
+    def test_a_bug_is_one_line_too_and_says_how_to_see_more(self, compare, monkeypatch):
+        def fail(*_):
+            raise ZeroDivisionError("simulated\nbug")
+
+        monkeypatch.setattr(polarax.comparison, "_row", fail)
+        done = compare()
+        assert_one_line(done, "ZeroDivisionError: simulated bug", "--verbosity=1", code=1)
+        done = compare("--overwrite", verbosity=1)
+        assert done.code == 1 and "Traceback" in done.err and "in _row" not in done.err
+        assert done.err.rstrip().endswith("polarax: ZeroDivisionError: simulated bug")
+
+    def test_verbosity_shows_the_traceback_of_bad_input(self, compare, tmp_path):
+        done = compare(base=tmp_path / "gone", verbosity=1)
+        assert done.code == 2 and "Traceback" in done.err and "open_checkpoint" in done.err
+        assert done.err.splitlines()[-1].startswith("polarax: ")
+
+
+class TestRowsThatSayLittle:
+    """Bad weights are rows; the command succeeds and says so."""
+
+    @pytest.fixture
+    def run_with(self, compare, small, tmp_path, write):
+        def run(side, name, value):
+            arrays = dict(getattr(small, f"{side}_arrays"))
+            arrays[name] = value
+            path = write(tmp_path / f"other-{side}.safetensors", arrays)
+            done = compare(**{side: path, "metrics": "change,scaling"})
+            assert done.code == 0 and "Traceback" not in done.err
+            return polarax.Run.open(tmp_path / "run"), done
+
+        return run
+
+    NAME = "model.layers.1.self_attn.q_proj.weight"
+
+    @pytest.mark.parametrize("value", [np.nan, np.inf])
+    @pytest.mark.parametrize("side", ["base", "post"])
+    def test_nan_and_inf(self, run_with, small, side, value):
+        broken = getattr(small, f"{side}_arrays")[self.NAME].copy()
+        broken[2, 3] = value
+        run, done = run_with(side, self.NAME, broken)
+        status = run.frame().set_index("name")["status"]
+        assert status.pop(self.NAME) == f"not finite: 1 in {side}"
+        assert set(status) == {"ok"}
+        assert "could not be read (zero, NaN or Inf)" in " ".join(done.out.split())
+        strict = (run.path / "summary.json").read_text()
+        json.loads(strict, parse_constant=lambda literal: pytest.fail(literal))
+
+    @pytest.mark.parametrize("side", ["base", "post"])
+    def test_an_all_zero_matrix(self, run_with, side):
+        run, done = run_with(side, self.NAME, np.zeros((12, 8), np.float32))
+        status = run.frame().set_index("name")["status"]
+        assert status.pop(self.NAME) == f"zero {side}" and set(status) == {"ok"}
+        assert "1 matrix could not be read" in " ".join(done.out.split())
+        json.loads((run.path / "summary.json").read_text(), parse_constant=pytest.fail)
+
+    def test_a_shape_mismatch(self, run_with):
+        run, _ = run_with("post", self.NAME, np.ones((4, 8), np.float32))
+        assert len(run.frame()) == 1
+        reasons = run.skipped().set_index("name")["reason"]
+        assert reasons[self.NAME] == "shapes differ: base (12, 8), post (4, 8)"
+        text = (run.path / "skipped.csv").read_text().splitlines()
+        assert text[0] == "name,reason" and len(text) == 3
+
+    def test_a_matrix_of_one_row(self, compare, tmp_path, write):
+        row = np.arange(1, 6, dtype=np.float32).reshape(1, 5)
+        paths = [
+            write(tmp_path / f"row-{side}.safetensors", {"w": scale * row})
+            for side, scale in (("base", 1), ("post", 2))
+        ]
+        done = compare(base=paths[0], post=paths[1], metrics="")
+        assert done.code == 0 and "Traceback" not in done.err
+        row = polarax.Run.open(tmp_path / "run").frame().iloc[0]
+        assert row["status"] == "ok" and row["alpha"] == pytest.approx(2)
+
+
+class TestHelp:
+    @pytest.mark.parametrize("argument", ["--help", "-h", "help"])
+    def test_lists_the_commands(self, cli, argument):
+        done = cli(argument)
+        assert done.code == 0 and done.err == ""
+        assert "compare" in done.out and "plan" in done.out and "--version" in done.out
+
+    def test_no_command_is_not_a_success(self, cli):
+        done = cli()
+        assert done.code == 2 and "usage: polarax <command>" in done.out
+
+    @pytest.mark.parametrize(
+        ("command", "flags"),
+        [
+            ("compare", "out overwrite plots compilation_cache"),
+            ("plan", "names"),
+        ],
+    )
+    def test_a_command_lists_every_flag_with_its_default(self, cli, command, flags):
+        shared = "base post include exclude roles layers metrics dtype top_k method memory_gib"
+        done = cli(command, "--help")
+        assert done.code == 0 and done.err == ""
+        flags = {*shared.split(), *flags.split(), "verbosity"}
+        lines = done.out[done.out.index("flags:") :].splitlines()[1:]
+        # each flag on a line of its own, followed by what it means
+        listed = [line.strip().removeprefix("--").split()[0] for line in lines[::2]]
+        assert {name.removeprefix("[no]") for name in listed} == flags
+        assert all(line.startswith("      ") and line.strip() for line in lines[1::2])
+        assert "--top_k [16]" in done.out and "--memory_gib [4.0]" in done.out
+        assert "'" not in "".join(lines[::2])
+        assert f"polarax {command} --base=BASE --post=POST" in done.out
+
+    def test_help_wins_over_bad_flags(self, cli):
+        assert cli("compare", "--speed=1", "--help").code == 0
+
+    def test_version(self, cli):
+        assert cli("--version") == Done(0, f"polarax {polarax.__version__}\n", "")
+
+
+class TestCompare:
+    def test_selections_reach_the_run(self, compare, tmp_path):
+        assert compare(include="layers.1", metrics="change").code == 0
+        run = polarax.Run.open(tmp_path / "run")
+        assert run.frame()["name"].tolist() == ["model.layers.1.self_attn.q_proj.weight"]
+        assert run.description["flags"]["include"] == ["layers.1"]
+        assert "not selected by include" in set(run.skipped()["reason"])
+
+    def test_a_flag_may_be_repeated(self, compare, tmp_path):
+        assert compare("--include=layers.0", "--include=layers.1").code == 0
+        assert len(polarax.Run.open(tmp_path / "run").frame()) == 2
+        assert compare("--exclude=layers.0", "--exclude=layers.1").code == 2
+
+    def test_top_k_and_dtype_reach_the_run(self, compare, tmp_path):
+        assert compare(top_k=3, dtype="float32", metrics="overlap").code == 0
+        run = polarax.Run.open(tmp_path / "run")
+        assert run.description["flags"]["top_k"] == 3
+        assert run.description["flags"]["dtype"] == "float32"
+        name = run.frame()["name"][0]
+        assert len(run.array(name, "cosines_left")) == 3
+        values = run.spectra(name)[0]
+        assert np.all(values == values.astype(np.float32))
+
+    def test_the_table_and_the_sentences_are_printed(self, compare, tmp_path):
+        done = compare(metrics="")
+        assert done.code == 0
+        summary = polarax.Run.open(tmp_path / "run").summary()
+        header, rule, row = done.out.splitlines()[:3]
+        assert header.split()[:3] == ["role", "matrices", "drift"] and set(rule) == {"-"}
+        assert row.split()[:2] == ["q", "2"]
+        assert f"{summary['roles']['q']['alpha']['median']:.5f}" in row
+        printed = " ".join(done.out.split())
+        assert len(summary["reading"]) >= 3
+        for sentence in summary["reading"]:
+            assert " ".join(sentence.split()) in printed
+        assert f"Run: {tmp_path / 'run'}" in done.out
+
+    def test_plots_are_written_and_named(self, compare, tmp_path):
+        done = compare("--plots", metrics="")
+        assert done.code == 0
+        for name in ("scaling", "nf", "drift_budget"):
+            path = tmp_path / "run" / "plots" / f"{name}.png"
+            assert path.stat().st_size > 1000 and f"Plot: {path}" in done.out
+
+    def test_without_matplotlib_it_says_so_in_one_line_and_succeeds(self, compare, tmp_path, monkeypatch):
+        for name in [name for name in sys.modules if name.split(".")[0] == "matplotlib"]:
+            monkeypatch.delitem(sys.modules, name)
+        monkeypatch.setitem(sys.modules, "matplotlib", None)  # `import matplotlib` now fails
+        done = compare("--plots", metrics="")
+        assert done.code == 0
+        lines = [line for line in done.out.splitlines() if line.startswith(("Plot", "matplotlib"))]
+        assert lines == ["Plots need matplotlib: pip install 'polarax[plot]'."]
+        assert "Traceback" not in done.err and "matplotlib" not in done.err
+        assert polarax.Run.open(tmp_path / "run").finished
+
+
+class TestShell:
+    """A few commands in processes of their own."""
+
+    def test_a_run_that_succeeds(self, small, tmp_path):
+        out = tmp_path / "run"
+        done = shell(
+            "compare",
+            f"--base={small.base}",
+            f"--post={small.post}",
+            f"--out={out}",
+            "--metrics=change",
+            "--noplots",
+            NO_CACHE,
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.startswith("role") and f"Run: {out}" in done.stdout
+        assert done.stderr.splitlines()[-1].startswith("2/2 matrices")
+        assert len(done.stderr.splitlines()) == 1  # no warnings
+        assert polarax.Run.open(out).finished
+
+    def test_bad_input_is_one_line(self, small, tmp_path):
+        missing = tmp_path / "gone.safetensors"
+        done = shell("compare", f"--base={missing}", f"--post={small.post}", f"--out={tmp_path}/r")
+        assert done.returncode == 2 and done.stdout == ""
+        assert done.stderr == f"polarax: {missing}: no such file or folder\n"
+
+    def test_a_relative_path_and_a_closed_pipe(self, small, tmp_path):
+        command = f"{sys.executable} -m polarax plan --base=base.safetensors --post={small.post}"
+        done = subprocess.run(
+            f"{command} --names | head -n 1",
+            shell=True,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert done.stdout.startswith("stack") and "Traceback" not in done.stderr
+
+
+class TestPlan:
+    def test_prints_the_stacks_the_skipped_and_the_cost(self, cli, llama):
+        done = cli("plan", f"--base={llama.base}", f"--post={llama.post}")
+        assert done.code == 0 and done.err == ""
+        for stack in ("0000-96x48", "0001-48x96", "0002-24x48", "0003-48x48"):
+            assert stack in done.out
+        assert "23 matrices in 4 stacks" in done.out
+        assert f"skip       {len(llama.vectors)} tensors" in done.out and "1-D" in done.out
+        size = sum(base.nbytes + post.nbytes for base, post in llama.matrices.values())
+        assert f"read       {size / 1024:.1f} KiB" in done.out
+        assert "GFLOP" in done.out and "at peak" in done.out
+
+    def test_names_lists_every_matrix_and_every_skipped_tensor(self, cli, llama):
+        done = cli("plan", f"--base={llama.base}", f"--post={llama.post}", "--names")
+        lines = {line.strip() for line in done.out.splitlines()}
+        assert set(llama.matrices) <= lines
+        assert all(any(line.startswith(f"{name}: ") for line in lines) for name in llama.vectors)
+
+    def test_takes_the_flags_of_compare(self, cli, llama):
+        given = f"--base={llama.base}", f"--post={llama.post}"
+        done = cli("plan", *given, "--layers=1", "--roles=q,k", "--names")
+        assert "2 matrices in 2 stacks" in done.out
+        assert "model.layers.1.self_attn.k_proj.weight" in done.out
+
+
+def rewrite_header(path, change):
+    """Changes the header of a safetensors file and nothing else."""
+    path = pathlib.Path(path)
+    content = path.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    change(header)
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + content[8 + length :])

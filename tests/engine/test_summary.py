@@ -1,0 +1,84 @@
+"""Model level: distributions by role, statuses and reasons counted."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from polarax.report.reading import THRESHOLDS
+from polarax.report.summary import summarise
+
+
+def frame(**columns):
+    count = len(next(iter(columns.values())))
+    fixed = {
+        "name": [f"w{i}" for i in range(count)],
+        "layer": range(count),
+        "role": ["q"] * count,
+        "expert": [None] * count,
+        "rows": [4] * count,
+        "cols": [4] * count,
+        "dtype_base": ["float32"] * count,
+        "dtype_post": ["float32"] * count,
+        "status": ["ok"] * count,
+        "control_reach": [0.1] * count,
+        "control": ["closed form"] * count,
+    }
+    return pd.DataFrame(fixed | columns)
+
+
+def skipped(*reasons):
+    return pd.DataFrame({"name": [f"s{i}" for i in range(len(reasons))], "reason": list(reasons)}, dtype=str)
+
+
+def test_the_distribution_of_every_metric_over_a_role():
+    values = [0.1, 0.7, 0.4, 0.2]
+    roles = summarise(frame(drift=values, role=["q", "q", "q", "o"]), skipped())["roles"]
+    assert list(roles) == ["q", "o"]
+    assert roles["q"]["matrices"] == 3 and roles["o"]["matrices"] == 1
+    assert roles["q"]["drift"] == {
+        "count": 3,
+        "mean": pytest.approx(np.mean(values[:3])),
+        "std": pytest.approx(np.std(values[:3])),
+        "min": 0.1,
+        "median": 0.4,
+        "max": 0.7,
+    }
+    assert roles["o"]["drift"]["std"] == 0
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_is_left_out_and_not_counted(value):
+    drift = summarise(frame(drift=[0.1, value, 0.3]), skipped())["roles"]["q"]["drift"]
+    assert drift["count"] == 2 and drift["mean"] == pytest.approx(0.2) and drift["max"] == 0.3
+
+
+def test_a_metric_that_no_matrix_has():
+    described = summarise(frame(drift=[np.nan, np.nan]), skipped())["roles"]["q"]["drift"]
+    assert described["count"] == 0 and np.isnan(described["median"])
+
+
+def test_statuses_are_counted_by_kind():
+    statuses = ["ok", "ok", "not finite: 3 in base", "not finite: 1 in post", "zero base", "rank 3 of 4 in post"]
+    counted = summarise(frame(status=statuses), skipped())["status"]
+    assert counted == {"ok": 2, "not": 2, "zero": 1, "rank": 1} or counted == {
+        "ok": 2,
+        "not finite": 2,
+        "zero": 1,
+        "rank": 1,
+    }
+
+
+def test_reasons_are_counted_without_their_particulars():
+    reasons = ["1-D: not a matrix", "1-D: not a matrix", "only in base"]
+    assert summarise(frame(drift=[0.1]), skipped(*reasons))["skipped"] == {"1-D: not a matrix": 2, "only in base": 1}
+
+
+def test_matrices_whose_control_is_rough_are_counted():
+    controls = ["closed form", "out of range", "out of range", ""]
+    assert summarise(frame(control=controls), skipped())["roles"]["q"]["out_of_range"] == 2
+
+
+def test_the_reading_comes_with_what_it_rests_on():
+    summary = summarise(frame(status=["unchanged"]), skipped())
+    assert summary["thresholds"] == THRESHOLDS
+    assert summary["reading"] == ["Of all 1 matrices: 1 matrix did not change at all."]

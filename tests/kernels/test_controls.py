@@ -1,0 +1,184 @@
+"""The closed-form controls against Monte Carlo: isotropic changes drawn and decomposed by numpy."""
+
+import jax
+import numpy as np
+import pytest
+
+from polarax import kernels
+from tests.kernels import matrices
+
+SHAPES = ((24, 24), (40, 16), (16, 40))
+WELL_CONDITIONED = "mild"  # condition number 5
+
+
+@jax.jit
+def _controls_of_square(values, norm):
+    return kernels.closed_form_controls(values, norm, shape=(24, 24))
+
+
+def controls(base, drift, dtype="float64"):
+    """Controls of a base, given by numpy's singular values, for a change of norm drift ||base||."""
+    values = np.linalg.svd(base.astype(np.float64), compute_uv=False)
+    norm = np.asarray(drift * np.linalg.norm(values))
+    with jax.enable_x64(dtype == "float64"):
+        return kernels.closed_form_controls(values.astype(dtype), norm.astype(dtype), shape=base.shape)
+
+
+def draws(base, drift, count, kind="draws"):
+    """Isotropic changes of exactly the norm drift ||base||_F, (count, m, n)."""
+    change = matrices.generator(kind, base.shape, count).standard_normal((count, *base.shape))
+    norms = np.linalg.norm(change, axis=(-2, -1), keepdims=True)
+    return change * (drift * np.linalg.norm(base) / norms)
+
+
+def _factors(x):
+    u, _, vt = np.linalg.svd(x, full_matrices=False)
+    return u @ vt
+
+
+def sampled_nf(base, change):
+    """||P_p^T P_b - I||_F / sqrt(r) of every draw, by numpy."""
+    if base.shape[0] < base.shape[1]:
+        base, change = base.T, np.swapaxes(change, -1, -2)
+    product = np.swapaxes(_factors(base + change), -1, -2) @ _factors(base)
+    return np.linalg.norm(product - np.eye(base.shape[1]), axis=(-2, -1)) / np.sqrt(base.shape[1])
+
+
+@pytest.mark.parametrize("drift, tolerance", [(1e-3, 0.01), (0.02, 0.01), (0.1, 0.02), (0.3, 0.1)])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_nf(shape, drift, tolerance):
+    base = matrices.matrix(WELL_CONDITIONED, shape, "float64")
+    samples = sampled_nf(base, draws(base, drift, 400))
+    control = controls(base, drift)
+    np.testing.assert_allclose(control.nf, np.sqrt(np.mean(samples**2)), rtol=tolerance)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_nf_std(shape):
+    base = matrices.matrix(WELL_CONDITIONED, shape, "float64")
+    # Entries of a given variance: with the norm held fixed, nf varies less.
+    change = matrices.generator("nf_std", shape).standard_normal((1500, *shape))
+    drift = 0.02
+    change *= drift * np.linalg.norm(base) / np.sqrt(base.size)
+    samples = sampled_nf(base, change)
+    np.testing.assert_allclose(controls(base, drift).nf_std, np.std(samples), rtol=0.1)
+
+
+@pytest.mark.parametrize("drift", [0.02, 0.1])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_alpha(shape, drift):
+    """Mean 1 + drift^2 / 2 within a tenth of the second term, standard deviation within a few percent."""
+    base = matrices.matrix(WELL_CONDITIONED, shape, "float64")
+    u, values, vt = np.linalg.svd(base, full_matrices=False)
+    change = draws(base, drift, 4000)
+    alpha = np.linalg.svd(base + change, compute_uv=False) @ values / (values @ values)
+    control = controls(base, drift)
+    np.testing.assert_allclose(control.alpha_std, np.std(alpha), rtol=0.06)
+    # The first-order part, sum of s_i E_ii, has mean zero: without it a few thousand draws are enough for the second.
+    first_order = np.einsum("mr,kmn,rn->kr", u, change, vt) @ values / (values @ values)
+    excess = np.mean(alpha - first_order) - 1
+    np.testing.assert_allclose(control.alpha - 1, excess, rtol=0.1)
+    np.testing.assert_allclose(control.alpha - 1, drift**2 / 2, rtol=1e-9)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_ratio_cv(shape):
+    base = matrices.matrix(WELL_CONDITIONED, shape, "float64")
+    values = np.linalg.svd(base, compute_uv=False)
+    ratio = np.linalg.svd(base + draws(base, 0.02, 400), compute_uv=False) / values
+    cv = np.std(ratio, axis=-1) / np.mean(ratio, axis=-1)
+    np.testing.assert_allclose(controls(base, 0.02).ratio_cv, np.sqrt(np.mean(cv**2)), rtol=0.1)
+
+
+@pytest.mark.parametrize("size", [2, 3, 10, 24])
+def test_coordination_std(size):
+    """Symmetric and skew parts of a Gaussian matrix, drawn and measured."""
+    base = matrices.matrix(WELL_CONDITIONED, (size, size), "float64")
+    draw = matrices.generator("coordination", size).standard_normal((20_000, size, size))
+    symmetric = (draw + np.swapaxes(draw, -1, -2)) / 2 * (1 - np.eye(size))
+    skew = (draw - np.swapaxes(draw, -1, -2)) / 2
+    energies = [np.sum(part**2, axis=(-2, -1)) for part in (symmetric, skew)]
+    coordination = (energies[0] - energies[1]) / (energies[0] + energies[1])
+    np.testing.assert_allclose(controls(base, 0.1).coordination_std, np.std(coordination), rtol=0.03)
+    assert abs(np.mean(coordination)) < 4 * np.std(coordination) / np.sqrt(coordination.size)
+
+
+@pytest.mark.parametrize("shape", [*SHAPES, (1, 9), (9, 1), (1, 1)], ids=str)
+def test_budget_counts_degrees_of_freedom(shape):
+    base = matrices.matrix(WELL_CONDITIONED, shape, "float64")
+    control = controls(base, 0.1)
+    rows, cols = shape
+    size = min(shape)
+    pairs = sum(1 for i in range(size) for j in range(i))
+    expected = [size, pairs, pairs, rows * cols - size * size]
+    found = [getattr(control, f"budget_{part}") for part in ("scaling", "coordinated", "discordant", "outside")]
+    np.testing.assert_allclose(np.array(found) * rows * cols, expected, atol=1e-9)
+
+
+@pytest.mark.parametrize("kind", ["mild", "separated", "llm_like"])
+def test_reach_is_condition_number_times_drift(kind):
+    base = matrices.matrix(kind, (24, 24), "float64")
+    np.testing.assert_allclose(controls(base, 1e-3).reach, 1e-3 * np.linalg.cond(base), rtol=1e-9)
+
+
+def test_reach_says_where_the_closed_forms_fail():
+    """Far below 1 the forms hold for an ill-conditioned base too; far above, they are off by a lot."""
+    base = matrices.matrix("llm_like", (24, 24), "float64")
+    for drift, low, high in ((1e-7, 0.99, 1.01), (1e-2, 1.5, np.inf)):
+        control = controls(base, drift)
+        assert (control.reach < 0.1) == (high < 2)
+        factor = float(control.nf) / np.sqrt(np.mean(sampled_nf(base, draws(base, drift, 300)) ** 2))
+        assert low < factor < high
+
+
+@pytest.mark.parametrize("kind", ["rank_deficient", "rank_one"])
+@pytest.mark.parametrize("shape", [(24, 24), (40, 16)], ids=str)
+def test_the_rank_stands_for_r(shape, kind):
+    base = matrices.matrix(kind, shape, "float64")
+    rank = matrices.RANKS[kind](min(shape))
+    entries = shape[0] * shape[1]
+    control = controls(base, 0.1)
+    np.testing.assert_allclose(control.budget_scaling, rank / entries, rtol=1e-12)
+    np.testing.assert_allclose(control.budget_coordinated, rank * (rank - 1) / 2 / entries, atol=1e-12)
+    np.testing.assert_allclose(control.budget_outside, 1 - rank**2 / entries, rtol=1e-12)
+    values = np.linalg.svd(base, compute_uv=False)[:rank]
+    sd = 0.1 * np.linalg.norm(values) / np.sqrt(entries)
+    np.testing.assert_allclose(control.ratio_cv, np.sqrt(np.mean(sd**2 / values**2)), rtol=1e-9)
+    np.testing.assert_allclose(control.reach, 0.1 * values[0] / values[-1], rtol=1e-9)
+
+
+@pytest.mark.parametrize("exponent", [-100, 100])
+@pytest.mark.parametrize("dtype", matrices.WORKING_DTYPES)
+def test_the_unit_does_not_matter(dtype, exponent):
+    base = matrices.matrix("separated", (24, 24), dtype)
+    expected, found = controls(base, 0.1, dtype), controls(np.ldexp(base, exponent), 0.1, dtype)
+    np.testing.assert_allclose(found, expected, rtol=1e-5 if dtype == "float32" else 1e-12)
+    assert {x.dtype for x in found} == {np.dtype(dtype)}
+
+
+def test_no_change_no_base():
+    values = np.stack([np.linspace(1, 0.2, 24)] * 4).astype(np.float32)
+    values[1], values[2] = 0, np.nan
+    norm = np.array([0, 1, 1, np.nan], np.float32)
+    control = _controls_of_square(values, norm)
+    assert control.nf[0] == control.nf_std[0] == control.ratio_cv[0] == control.alpha_std[0] == 0
+    assert control.alpha[0] == 1
+    for name in ("nf", "nf_std", "ratio_cv", "alpha", "alpha_std", "reach"):
+        assert np.all(np.isnan(getattr(control, name)[1:])), name
+    for name in ("budget_scaling", "budget_coordinated", "budget_outside", "coordination_std"):
+        assert np.isnan(getattr(control, name)).tolist() == [False, True, True, False], name
+
+
+def test_leading_axes_and_vmap():
+    values = np.stack([np.linspace(1, low, 24) for low in (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)]).reshape(2, 3, 24)
+    values, norm = values.astype(np.float32), np.linspace(0.1, 0.6, 6, dtype=np.float32).reshape(2, 3)
+    stacked = _controls_of_square(values, norm)
+    mapped = jax.vmap(jax.vmap(_controls_of_square))(values, norm)
+    for name, value in stacked._asdict().items():
+        assert value.shape == (2, 3), name
+        one_by_one = [
+            [getattr(_controls_of_square(values[i, j], norm[i, j]), name) for j in range(3)] for i in range(2)
+        ]
+        np.testing.assert_allclose(value, one_by_one, rtol=1e-5)
+        np.testing.assert_allclose(getattr(mapped, name), one_by_one, rtol=1e-5)
+    assert _controls_of_square(values[:0], norm[:0]).nf.shape == (0, 3)
