@@ -64,43 +64,41 @@ def _measure(chosen, folder, arguments):
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that workers are ended too
     began, started = time.monotonic(), time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     load = environment.load()
+    gathered = steps.Gathered([], [])
 
     def show(line):
         print(f"[{time.monotonic() - began:5.0f} s] {line}", file=sys.stderr, flush=True)
 
-    records, problems = steps.run_module(
-        "environment", "benchmarks.suites.describe", chosen, deadline=math.inf, show=show
-    )
-    try:
-        for suite, module, seconds in _schedule(chosen.suites, began + chosen.seconds):
-            found, wrong = steps.run_module(
-                suite,
-                f"benchmarks.suites.{module}",
-                chosen,
-                deadline=time.monotonic() + seconds,
-                show=show,
-            )
-            records += found
-            problems += wrong
-    except KeyboardInterrupt:
-        problems.append(steps.Problem("", "", "interrupted: what follows was not run", failed=True))
-    described = next((record for record in records if record["suite"] == "environment"), None)
-    if described is None:
-        return _fail(f"the environment could not be read: {problems[0].what}", code=1)
+    steps.run_module("environment", "benchmarks.suites.describe", chosen, gathered, deadline=math.inf, show=show)
+    if not gathered.records:
+        return _fail(f"The environment could not be read: {gathered.problems[0].what}", code=1)
+    described = gathered.records.pop()["environment"]
 
     from benchmarks.report import results
 
-    run = results.Results(
-        command=" ".join(["python -m benchmarks", *_without_paths(arguments)]),
-        started=started,
-        seconds=time.monotonic() - began,
-        options=dataclasses.asdict(chosen),
-        environment=described["environment"],
-        load=(load, environment.load()),
-        records=results.gathered(record for record in records if record is not described),
-        problems=tuple(problems),
-    )
-    return _report(run, folder)
+    def write():
+        run = results.Results(
+            command=" ".join(["python -m benchmarks", *_without_paths(arguments)]),
+            started=started,
+            seconds=time.monotonic() - began,
+            options=dataclasses.asdict(chosen),
+            environment=described,
+            load=(load, environment.load()),
+            records=results.gathered(gathered.records),
+            problems=tuple(gathered.problems),
+        )
+        return run, results.write(run, folder)
+
+    try:
+        for suite, module, seconds in _schedule(chosen.suites, began + chosen.seconds):
+            module = f"benchmarks.suites.{module}"
+            deadline = time.monotonic() + seconds
+            steps.run_module(suite, module, chosen, gathered, deadline=deadline, show=show)
+            write()  # hours of a full run should not be lost to what ends it
+    except KeyboardInterrupt:
+        interrupted = "interrupted: it and what follows were not run"
+        gathered.problems.append(steps.Problem(suite, module, interrupted, failed=True))
+    return _report(*write(), folder)
 
 
 def _schedule(chosen_suites, end):
@@ -111,10 +109,10 @@ def _schedule(chosen_suites, end):
         yield suite, module, share * max(0.0, end - time.monotonic())
 
 
-def _report(run, folder):
-    from benchmarks.report import page, plots, results
+def _report(run, path, folder):
+    from benchmarks.report import page, plots
 
-    paths = [results.write(run, folder)]
+    paths = [path]
     try:
         drawn = plots.write_plots(run.records, folder)
     except ImportError:
@@ -127,8 +125,13 @@ def _report(run, folder):
     for path in paths:
         print(f"Written: {path}")
     failed = [problem for problem in run.problems if problem.failed]
-    for problem in failed:
-        print(f"{problem.suite}: {problem.case}: {problem.what}", file=sys.stderr)
+    if failed:
+        first = failed[0]
+        print(
+            f"benchmarks: {len(failed)} failed, listed under 'Not measured'; the first: "
+            f"{first.suite}: {first.case}: {first.what}",
+            file=sys.stderr,
+        )
     return 1 if failed else 0
 
 

@@ -1,12 +1,17 @@
 """A case: the smallest piece of a suite that is run, limited and reported by itself."""
 
+import math
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from benchmarks.options import Options
-from benchmarks.timing import Contestant, Timing, race
+from benchmarks.timing import Contestant, OutOfTime, Timing, race
 
 Record = dict[str, Any]
+
+# `time.monotonic()` after which races begin nothing more; set by the process that runs the cases.
+deadline = math.inf
 
 
 class Case(NamedTuple):
@@ -28,9 +33,15 @@ def raced(contestants: Sequence[Contestant], options: Options, **common: Any) ->
 
     Returns:
         Records with `contestant`, `reference` (whether it is the first), what the contestant says of
-        itself, and `compile_seconds`, `first_seconds`, `samples`, `calls`; or `error`.
+        itself, and `compile_seconds`, `first_seconds`, `samples`, `calls`; or `error`; or
+        `left_out`.
     """
-    timings = race(contestants, repeats=options.repeats, seconds=options.race_seconds)
+    timings = race(
+        contestants,
+        repeats=options.repeats,
+        seconds=options.race_seconds,
+        limit=deadline - time.monotonic(),
+    )
     return [
         {
             **common,
@@ -50,8 +61,12 @@ def one_line(error: BaseException) -> str:
 
 
 def _outcome(timing: Timing | Exception) -> Record:
+    if isinstance(timing, OutOfTime):
+        return {"left_out": str(timing)}
     if isinstance(timing, Exception):
         return {"error": one_line(timing)}
+    if not timing.samples:
+        return {"left_out": f"first run {timing.first:.3g} s, then no time"}
     return {
         "compile_seconds": timing.compile,
         "first_seconds": timing.first,

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import NamedTuple
 
+from benchmarks import cases as cases_module
 from benchmarks.cases import Record, one_line
 from benchmarks.options import Options
 
@@ -36,36 +37,40 @@ class Problem(NamedTuple):
     failed: bool  # False for what was left out for lack of time
 
 
+class Gathered(NamedTuple):
+    """What a run has found so far."""
+
+    records: list[Record]
+    problems: list[Problem]
+
+
 def run_module(
     suite: str,
     module: str,
     options: Options,
+    gathered: Gathered,
     *,
     deadline: float,
     show: Callable[[str], None],
-) -> tuple[list[Record], list[Problem]]:
+) -> None:
     """Runs every case of one module of a suite.
 
     Args:
         suite: Name of the suite.
         module: Dotted name of the module, which has `cases(options)`.
         options: What was asked for.
+        gathered: Gets the records, with `suite`, and what went wrong, as it comes: an interrupted run
+            keeps what it had.
         deadline: `time.monotonic()` after which no further case is begun.
         show: Told each case as it begins and ends.
-
-    Returns:
-        The records, with `suite`, and what went wrong.
     """
-    records: list[Record] = []
-    problems: list[Problem] = []
     position: int | None = 0
     while position is not None:
         worker = _Worker(module, options, position, deadline)
         try:
-            position = _follow(worker, suite, options, deadline, show, records, problems)
+            position = _follow(worker, suite, options, deadline, show, *gathered)
         finally:
             worker.end()
-    return records, problems
 
 
 def _follow(worker, suite, options, deadline, show, records, problems):
@@ -106,10 +111,14 @@ def _follow(worker, suite, options, deadline, show, records, problems):
 
 def _errors_in(records, suite, label):
     """One problem for each contestant and error; only polarax's own count as failures."""
-    found = {(record["contestant"], record["error"]) for record in records if "error" in record}
-    return [
-        Problem(suite, label, f"{name}: {error}", failed=name.startswith("polarax")) for name, error in sorted(found)
+    errors = {(record["contestant"], record["error"]) for record in records if "error" in record}
+    problems = [
+        Problem(suite, label, f"{name}: {error}", failed=name.startswith("polarax")) for name, error in sorted(errors)
     ]
+    late = sorted({record["contestant"] for record in records if "left_out" in record})
+    if late:
+        problems.append(Problem(suite, label, f"no time for {', '.join(late)}", failed=False))
+    return problems
 
 
 class _Worker:
@@ -145,7 +154,7 @@ class _Worker:
 
 def _serve(connection: Connection, module: str, options: Options, position: int, seconds: float):
     os.setsid()  # a group of its own, so that what it starts ends with it
-    deadline = time.monotonic() + seconds
+    deadline = cases_module.deadline = time.monotonic() + seconds
     try:
         cases = importlib.import_module(module).cases(options)
     except Exception as error:

@@ -12,9 +12,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-# Thread pools spin for a while after their work is done (OpenBLAS about 25 ms, OpenMP runtimes up to
-# 200 ms), on cores that the next contestant needs.
-SETTLE_SECONDS = 0.1
+# Thread pools spin for a while after their work is done (OpenBLAS's for about 25 ms), on cores that the
+# next contestant needs.
+SETTLE_SECONDS = 0.05
 # A sample spans at least this long, by calling a quick function several times: clocks tick in
 # microseconds and interruptions take about a millisecond.
 SAMPLE_SECONDS = 0.01
@@ -50,6 +50,10 @@ class Timing(NamedTuple):
         return (high - low) / self.median if self.median else 0.0
 
 
+class OutOfTime(Exception):
+    """A contestant was not begun for lack of time."""
+
+
 class Ratio(NamedTuple):
     """How many times longer one contestant takes than another."""
 
@@ -63,6 +67,7 @@ def race(
     *,
     repeats: int,
     seconds: float = math.inf,
+    limit: float = math.inf,
     clock: Callable[[], float] = time.perf_counter,
     sleep: Callable[[float], None] = time.sleep,
 ) -> dict[str, Timing | Exception]:
@@ -71,13 +76,16 @@ def race(
     Args:
         contestants: Names must be distinct.
         repeats: Rounds, after the first call of each.
-        seconds: Rounds stop when they have taken this long together; the first is always finished.
+        seconds: No further round is begun when the rounds have taken this long together.
+        limit: No further call is begun this long after the race began.
         clock: Seconds, monotonic.
         sleep: Waits for a number of seconds.
 
     Returns:
-        Name -> its timing, or the exception it raised; who fails is out of the later rounds.
+        Name -> its timing, or the exception it raised; who fails is out of the later rounds. Only
+        whole rounds count; within the limit there may be none. `OutOfTime` for who was not begun.
     """
+    began = clock()
     compiled: dict[str, float | None] = {}
     first: dict[str, float] = {}
     failed: dict[str, Exception] = {}
@@ -86,36 +94,38 @@ def race(
         raise ValueError(f"Contestants need distinct names. Got {[c.name for c in contestants]}.")
 
     def timed(function, times=1):
-        sleep(SETTLE_SECONDS)
         start = clock()
         for _ in range(times):
             function()
         return (clock() - start) / times
 
+    def in_time():
+        return clock() - began < limit
+
     for name, call, prepare, _ in contestants:
         with _failure_kept(failed, name):
+            if not in_time():
+                raise OutOfTime("left out: no time")
             compiled[name] = timed(prepare) if prepare else None
+            sleep(SETTLE_SECONDS)
             first[name] = timed(call)
     calls = {name: _calls_needed(taken) for name, taken in first.items()}
     start = clock()
     for turn in range(repeats):
         for name, call, *_ in contestants if turn % 2 == 0 else reversed(contestants):
-            if name not in failed:
+            if name not in failed and in_time():
                 with _failure_kept(failed, name):
+                    sleep(SETTLE_SECONDS)
                     samples[name].append(timed(call, calls[name]))
-        if clock() - start >= seconds:
+        if clock() - start >= seconds or not in_time():
             break
-    return {
-        contestant.name: failed[contestant.name]
-        if contestant.name in failed
-        else Timing(
-            compiled[contestant.name],
-            first[contestant.name],
-            tuple(samples[contestant.name]),
-            calls[contestant.name],
-        )
-        for contestant in contestants
+    rounds = min((len(taken) for name, taken in samples.items() if name not in failed), default=0)
+    timings = {
+        name: Timing(compiled[name], first[name], tuple(samples[name][:rounds]), calls[name])
+        for name in samples
+        if name not in failed
     }
+    return {name: timings.get(name) or failed[name] for name in samples}
 
 
 def ratio(samples: Sequence[float], reference: Sequence[float]) -> Ratio:

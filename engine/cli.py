@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 a run that failed part-way, 2 bad input. `--verbosity=1` s
 
 import importlib
 import importlib.metadata
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -58,7 +59,12 @@ def _run(module, values):
     from polarax.errors import INPUT_ERRORS, RunError
 
     try:
-        return module.run(values)
+        code = module.run(values)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # whoever read the output (head, less) has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (*INPUT_ERRORS, RunError) as error:
         if values.verbosity >= 1:
             traceback.print_exc()

@@ -23,8 +23,18 @@ def working_dtype(dtype: str) -> str:
 
 
 def enable_compilation_cache(folder: str | os.PathLike) -> None:
-    """Keeps compiled programs in `folder` for the next process, unless the user's JAX settings name another place."""
-    if jax.config.jax_compilation_cache_dir is None:
-        jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(folder).expanduser()))
+    """Keeps compiled programs in `folder` for the next process, unless the user's JAX settings name another place.
+
+    A folder that cannot be written (a home that is read-only, or unknown) costs nothing but time: there is no cache.
+    """
+    if jax.config.jax_compilation_cache_dir is not None:
+        return
+    try:
+        folder = pathlib.Path(folder).expanduser()
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError):
+        return
+    if os.access(folder, os.W_OK):
+        jax.config.update("jax_compilation_cache_dir", str(folder))
         # A run has few programs, and each takes seconds: keep all.
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

@@ -87,7 +87,7 @@ def closed_form_controls(s_base: jax.Array, change_norm: jax.Array, *, shape: tu
     rotations = rank * (rank - 1) / 2
     return Controls(
         nf=jnp.sqrt(nf_squared),
-        nf_std=jnp.where(nf_squared > 0, nf_squared_std / (2 * jnp.sqrt(nf_squared)), 0),
+        nf_std=jnp.where(nf_squared == 0, 0, nf_squared_std / (2 * jnp.sqrt(nf_squared))),
         ratio_cv=jnp.sqrt((1 - 1 / rank) * inverse_squares / rank * sd**2 + uneven) / growth_mean,
         alpha=1 + drift**2 / 2,
         alpha_std=sd / base_norm,

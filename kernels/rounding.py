@@ -1,7 +1,11 @@
 """How much of a change is the rounding of the stored dtype."""
 
+import math
+
 import jax
 import jax.numpy as jnp
+
+from polarax.kernels.products import frobenius
 
 
 def unchanged_share(base: jax.Array, post: jax.Array) -> jax.Array:
@@ -37,4 +41,4 @@ def rounding_noise(x: jax.Array, dtype: jax.typing.DTypeLike, /) -> jax.Array:
     _, exponent = jnp.frexp(x)  # |x| = f 2^e with f in [1/2, 1)
     exponent = jnp.maximum(exponent - 1, int(info.minexp)) - int(info.nmant)
     ulp = jnp.where(x == 0, 0, jnp.exp2(exponent.astype(x.dtype)))
-    return jnp.sqrt(jnp.sum(ulp**2, axis=(-2, -1)) / 12)
+    return frobenius(ulp) / math.sqrt(12)

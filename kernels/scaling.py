@@ -50,7 +50,10 @@ def scaling(s_base: jax.Array, s_post: jax.Array, *, rank: jax.Array | None = No
 
 
 def _mean_and_cv(ratio, weight):
-    weight = weight / jnp.sum(weight, axis=-1, keepdims=True)
+    total = jnp.sum(weight, axis=-1, keepdims=True)
+    weight = weight / total
     mean = jnp.sum(weight * ratio, axis=-1)
     variance = jnp.sum(weight * (ratio - mean[..., None]) ** 2, axis=-1)
-    return mean, jnp.sqrt(variance) / mean
+    # XLA may simplify a sum of 0 / 0 times 0 to 0, so NaN is put in by hand.
+    defined = total[..., 0] > 0
+    return jnp.where(defined, mean, jnp.nan), jnp.where(defined, jnp.sqrt(variance) / mean, jnp.nan)

@@ -55,6 +55,7 @@ def _fit_tail(values):
     logs = 2 * jnp.log(values / largest)  # descending, <= 0; -inf for zeros
     position = jnp.arange(size)
     sums = jnp.cumsum(jnp.where(jnp.isfinite(logs), logs, 0))
+    whole = jnp.append(values[1:] < values[:-1], True)  # tails that leave out no value equal to their start
 
     def score(last):  # the tail is values[0..last], and x_min = values[last]^2
         count = last + 1
@@ -64,7 +65,7 @@ def _fit_tail(values):
         empirical = (last - position) / count
         gap = jnp.where(position <= last, jnp.abs(model - empirical), 0)
         distance = jnp.max(gap)
-        usable = jnp.isfinite(logs[last]) & (logs[last] < 0) & jnp.isfinite(exponent) & (last >= 1)
+        usable = whole[last] & jnp.isfinite(logs[last]) & (logs[last] < 0) & jnp.isfinite(exponent) & (last >= 1)
         return jnp.where(usable, distance, jnp.inf), exponent
 
     distances, exponents = lax.map(score, position, batch_size=min(size, _CANDIDATES_AT_ONCE))

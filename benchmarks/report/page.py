@@ -173,7 +173,9 @@ def _driver_row(name, dtype, records):
 
 def _worst_cell(records, key):
     found = figures.worst(records, key)
-    return f"{_number(found[0])} ({found[1]})" if found else ""
+    if found:
+        return f"{_number(found[0])} ({found[1]})"
+    return "failed" if records and all("error" in record for record in records) else ""
 
 
 def _layers(records):
@@ -207,7 +209,7 @@ def _timed(records, suite, title):
 def _timed_row(record: Record, in_case, peak):
     name = record["contestant"]
     if not record.get("samples"):
-        return (f"{name}: {record.get('error', 'no time')}", *[""] * 9)
+        return (f"{name}: {record.get('error') or record.get('left_out')}", *[""] * 9)
     rate = figures.rate(record)
     return (
         name,

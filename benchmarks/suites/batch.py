@@ -22,14 +22,14 @@ _SHORT_COUNTS = (1, 8, 64)
 
 def cases(options: Options) -> list[Case]:
     """Small stacks first."""
+    rows, cols = (shrunk(size, options.shrink) for size in _SHAPE)
     return [
-        Case(f"{count} of {_SHAPE[0]} x {_SHAPE[1]}", functools.partial(_race, options, count))
+        Case(f"{count} of {rows} x {cols}", functools.partial(_race, options, count, rows, cols))
         for count in (_SHORT_COUNTS if options.short else _COUNTS)
     ]
 
 
-def _race(options, count) -> list[Record]:
-    rows, cols = (shrunk(size, options.shrink) for size in _SHAPE)
+def _race(options, count, rows, cols) -> list[Record]:
     base, post = weight_pairs(rows, cols, count, dtype=np.dtype(ml_dtypes.bfloat16), seed=options.seed)
     dtype = device.dtypes()[0]
     contestants = [

@@ -29,10 +29,11 @@ def cases(options: Options) -> list[Case]:
     sizes = (1024, 2048) if options.short else (2048, 4096)
     if jax.default_backend() != "cpu" and not options.short:
         sizes = (4096, 8192)
+    sizes = [shrunk(size, options.shrink) for size in sizes]
     products = [
         Case(
             f"product {size}, {operand} in, {result} out",
-            functools.partial(_products, options, shrunk(size, options.shrink), operand, result),
+            functools.partial(_products, options, size, operand, result),
         )
         for operand, result in _PRODUCTS
         if operand != "float64" or device.has_float64()

@@ -14,6 +14,7 @@ from benchmarks.timing import Contestant
 
 # Of the short form, which has no time for the others.
 _SHORT_KERNELS = ("svd", "singular values", "nf")
+_SHORT_PEERS = ("torch", "scipy gesdd")
 
 
 def cases(options: Options) -> list[Case]:
@@ -41,7 +42,8 @@ def _race(options, name, rows, cols, dtype, model) -> list[Record]:
     base, post = (stack[0] for stack in weight_pairs(rows, cols, 1, dtype=np.dtype(dtype), seed=options.seed))
     contestants = kernel_contestants(kernel, device.put(base), device.put(post), dtype=dtype, methods=options.methods)
     for library in peers.libraries(options.peers, options.threads):
-        contestants.append(_theirs(kernel, library, base, post))
+        if not options.short or library.name in _SHORT_PEERS:
+            contestants.append(_theirs(kernel, library, base, post))
     return raced(
         contestants,
         options,

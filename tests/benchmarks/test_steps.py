@@ -44,8 +44,9 @@ SCRIPT = """
 
     if __name__ == "__main__":
         deadline = math.inf if sys.argv[1] == "all" else 0.0
-        records, problems = steps.run_module(
-            "made-up", "made_up_suite", chosen, deadline=deadline, show=lambda line: None
+        gathered = records, problems = steps.Gathered([], [])
+        steps.run_module(
+            "made-up", "made_up_suite", chosen, gathered, deadline=deadline, show=lambda line: None
         )
         for record in records:
             print("record", record["suite"], record["case"])

@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks.timing import SETTLE_SECONDS, Contestant, Ratio, Timing, quartiles, race, ratio
+from benchmarks.timing import SETTLE_SECONDS, Contestant, OutOfTime, Ratio, Timing, quartiles, race, ratio
 
 
 class Clock:
@@ -55,7 +55,7 @@ def test_contestants_take_turns_in_alternating_order(clock):
     contestants = [Contestant(name, clock.work(name, [1.0])) for name in "ab"]
     _race(clock, contestants, repeats=3)
     assert "".join(clock.log) == "ab" + "ab" + "ba" + "ab"
-    assert clock.slept == pytest.approx(8 * SETTLE_SECONDS)
+    assert clock.slept == pytest.approx(8 * SETTLE_SECONDS)  # before each, none while measuring
 
 
 def test_quick_functions_are_called_many_times_for_a_sample(clock):
@@ -71,6 +71,21 @@ def test_rounds_stop_when_time_is_up_but_one_is_finished(clock):
     timings = _race(clock, contestants, repeats=10, seconds=12.0)
     assert [len(timings[name].samples) for name in "ab"] == [2, 2]
     assert len(_race(clock, contestants, repeats=10, seconds=0.0)["a"].samples) == 1
+
+
+def test_nothing_is_begun_after_the_limit(clock):
+    contestants = [Contestant(name, clock.work(name, [5.0])) for name in "abc"]
+    timings = _race(clock, contestants, repeats=10, limit=9.0)
+    assert "".join(clock.log) == "ab"
+    assert timings["a"].samples == ()
+    assert isinstance(timings["c"], OutOfTime)
+
+
+def test_only_whole_rounds_count(clock):
+    contestants = [Contestant(name, clock.work(name, [5.0])) for name in "ab"]
+    timings = _race(clock, contestants, repeats=10, limit=24.0)
+    assert "".join(clock.log) == "ab" + "ab" + "b"
+    assert [len(timings[name].samples) for name in "ab"] == [1, 1]
 
 
 def test_who_fails_leaves_the_others_alone(clock):

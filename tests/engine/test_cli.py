@@ -430,23 +430,39 @@ class TestShell:
         assert len(done.stderr.splitlines()) == 1  # no warnings
         assert polarax.Run.open(out).finished
 
+    def test_a_cache_of_programs_that_cannot_be_kept_is_no_trouble(self, small, tmp_path):
+        (tmp_path / "file").write_text("in the way")
+        done = shell(
+            "compare",
+            f"--base={small.base}",
+            f"--post={small.post}",
+            f"--out={tmp_path / 'run'}",
+            "--metrics=change",
+            "--noplots",
+            env={**os.environ, "HOME": str(tmp_path / "file")},
+        )
+        assert done.returncode == 0
+        assert len(done.stderr.splitlines()) == 1, done.stderr
+
     def test_bad_input_is_one_line(self, small, tmp_path):
         missing = tmp_path / "gone.safetensors"
         done = shell("compare", f"--base={missing}", f"--post={small.post}", f"--out={tmp_path}/r")
         assert done.returncode == 2 and done.stdout == ""
         assert done.stderr == f"polarax: {missing}: no such file or folder\n"
 
-    def test_a_relative_path_and_a_closed_pipe(self, small, tmp_path):
+    def test_a_reader_that_has_seen_enough_is_no_failure(self, small, tmp_path):
         command = f"{sys.executable} -m polarax plan --base=base.safetensors --post={small.post}"
         done = subprocess.run(
-            f"{command} --names | head -n 1",
+            f"set -o pipefail; {command} --names | true",
             shell=True,
+            executable="/bin/bash",
             cwd=tmp_path,
             capture_output=True,
             text=True,
             timeout=120,
+            check=False,
         )
-        assert done.stdout.startswith("stack") and "Traceback" not in done.stderr
+        assert (done.returncode, done.stderr) == (0, "")
 
 
 class TestPlan:

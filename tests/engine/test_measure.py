@@ -116,20 +116,21 @@ def closed_form_controls(readings, s_base, norm, rows, cols):
     """What an isotropic change of this norm would show, as kernels/controls.py documents it."""
     entries, rank = rows * cols, min(rows, cols)
     sd = norm / math.sqrt(entries)
+    free = max(rows, cols) - rank  # dimensions outside the base's space
     squares, variance = 0.0, 0.0
     for i in range(rank):
         for j in range(i):  # O_ij = -O_ji is one chi-square of one degree, counted twice
             mean = 2 * (sd / (s_base[i] + s_base[j])) ** 2
             squares += 2 * mean
             variance += 2 * (2 * mean) ** 2
-        outside = max(rows, cols) - rank  # rows of F; the diagonal of F^T F spreads by sd^2 sqrt(2 outside)
-        lengthened = math.sqrt(s_base[i] ** 2 + sd**2 * outside)
-        shortened = 1 - s_base[i] / lengthened
-        squares += shortened**2
-        variance += (2 * shortened * s_base[i] / (2 * lengthened**3)) ** 2 * 2 * outside * sd**4
+        # What leaves the space has a squared length of sd^2 times a chi-square of `free` degrees.
+        grown = s_base[i] ** 2 + free * sd**2
+        squares += (1 - s_base[i] / math.sqrt(grown)) ** 2
+        slope = (1 - s_base[i] / math.sqrt(grown)) * s_base[i] / grown**1.5
+        variance += slope**2 * 2 * free * sd**4
     nf = math.sqrt(squares / rank)
     nf_std = math.sqrt(variance) / rank / (2 * nf)
-    growth = np.sqrt(1 + sd**2 * (max(rows, cols) - rank) / s_base**2)
+    growth = np.sqrt(1 + free * sd**2 / s_base**2)
     ratio_variance = (1 - 1 / rank) * np.mean(sd**2 / s_base**2) + np.var(growth)
     base_norm = math.sqrt(np.sum(s_base**2))
     rotations = rank * (rank - 1) / 2
