@@ -21,14 +21,14 @@ from benchmarks import environment, options, steps, suites
 
 # How --seconds are shared out among the modules; what one leaves, the later ones have.
 _SHARES = {
-    "floor": 15,
-    "accuracy": 50,
-    "kernels": 45,
-    "batch": 30,
-    "growth": 30,
-    "devices": 20,
-    "commands": 70,
-    "pairs": 60,
+    "floor": 12,
+    "accuracy": 45,
+    "kernels": 35,
+    "batch": 25,
+    "growth": 25,
+    "devices": 25,
+    "commands": 85,
+    "pairs": 70,
 }
 
 
@@ -174,7 +174,8 @@ def _help(values):
     for name in sorted(values):
         flag = values[name]
         if name == flag.name and flag.help is not None:
-            default = "" if flag.default in (None, [], "") else f" [{flag.default_as_str}]"
+            shown = (flag.default_as_str or "").strip("'")
+            default = "" if flag.default in (None, False, [], "") else f" [{shown}]"
             lines += [f"  --{name}{default}", f"      {' '.join(flag.help.split())}"]
     return "\n".join(lines)
 

@@ -86,14 +86,14 @@ class Torch(Library):
 
         torch.set_num_threads(threads)
         self._torch = torch
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
     def put(self, array):
         if array.dtype.name == "bfloat16":
             tensor = self._torch.from_numpy(array.view(np.int16)).view(self._torch.bfloat16)
         else:
             tensor = self._torch.from_numpy(array)
-        tensor = tensor.to(self._device)
+        tensor = tensor.to(self.device)
         self.wait()
         return tensor
 
@@ -110,7 +110,7 @@ class Torch(Library):
         return self._torch.linalg.svdvals(x)
 
     def wait(self):
-        if self._device.type == "cuda":
+        if self.device.type == "cuda":
             self._torch.cuda.synchronize()
 
 
@@ -294,7 +294,9 @@ def _read(library: Library, path: str) -> dict[str, Any]:
     """Every tensor of a safetensors file, read the way the library's users do."""
     if isinstance(library, Torch):
         from safetensors.torch import load_file
-    elif isinstance(library, Jnp):
+
+        return load_file(path, device=library.device.type)
+    if isinstance(library, Jnp):
         from safetensors.flax import load_file
     else:
         import ml_dtypes  # noqa: F401 (registers bfloat16 with numpy)

@@ -274,9 +274,10 @@ def _pairs(options, rows, cols, stored) -> list[Record]:
 def _analyses(options):
     """Name, working dtype and function (base, post) -> s_base, s_post, nf of each contestant."""
     for method in kernels.SVD_METHODS:
-        if not options.methods or method in options.methods:
+        if method in (options.methods or kernels.SVD_METHODS):
             for working in device.dtypes():
-                yield f"polarax {method} {working}", working, _our_analysis(method, working)
+                if not options.short or (method, working) == ("auto", device.dtypes()[0]):
+                    yield f"polarax {method} {working}", working, _our_analysis(method, working)
     for name, library, analyse in peers.scripts(options.peers, options.threads):
 
         def theirs(base, post, library=library, analyse=analyse):

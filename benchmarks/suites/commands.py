@@ -19,7 +19,7 @@ from benchmarks.timing import Contestant
 
 # Scripts as programs, for each peer.
 _SCRIPTS = {"torch": ("torch", "torch-careful"), "numpy": ("numpy",), "jnp": ("jnp",)}
-# A case is many programs, each with --limit of its own.
+# A case is many programs, so it may take this many times --limit.
 _PATIENCE = 3.0
 # The short form has time for one script and the headline alone.
 _SHORT_SCRIPTS = ("torch",)
@@ -86,4 +86,4 @@ def contestants(options: Options, folder: pathlib.Path, base: pathlib.Path, post
 
 
 def _program(options, command, environment, outcome=None):
-    return programs.Program(command, environment, options.limit, outcome)
+    return programs.Program(command, environment, _PATIENCE * options.limit, outcome)

@@ -44,7 +44,8 @@ def _run(options) -> list[Record]:
         stack = f"--stack={_MATRICES}x{rows}x{cols}"
         files = programs.write_checkpoints(folder, [stack, f"--seed={options.seed}"], limit=options.limit)
         out, cache = folder / "run", programs.cache_environment(folder / "cache")
-        command = programs.compare_command(*files, out, "--plots=false")
+        flags = ["--plots=false", *(["--metrics=rotation"] if options.short else [])]
+        command = programs.compare_command(*files, out, *flags)
         for turn in range(1 + (1 if options.short else options.repeats)):
             for count in counts:
                 environment = cache | _environment(backend, count)
