@@ -19,7 +19,7 @@ from polarax.errors import RunError, UsageError
 from polarax.loaders import Checkpoint, CheckpointError, open_checkpoint
 from polarax.measure import measure_stack
 from polarax.metrics import CONTROL_REACH_LIMIT, columns, parse_metrics, status_kind
-from polarax.plan import Plan, Stack, plan_comparison
+from polarax.plan import Plan, plan_comparison
 from polarax.progress import Progress
 from polarax.run import Run
 from polarax.run_directory import RunWriter, claim_directory
@@ -228,7 +228,7 @@ def _start_reads(request, stack):
         )
 
 
-def _gather(reads, stack: Stack):
+def _gather(reads, stack):
     """The matrices of one side as one array (size, m, n); zeros pad a last stack that is short."""
     operand = None
     for index, pending in enumerate(reads):

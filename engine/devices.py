@@ -27,7 +27,7 @@ def enable_compilation_cache(folder: str | os.PathLike) -> None:
 
     A folder that cannot be written (a home that is read-only, or unknown) costs nothing but time: there is no cache.
     """
-    if jax.config.jax_compilation_cache_dir is not None:
+    if jax.config.values["jax_compilation_cache_dir"] is not None:
         return
     try:
         folder = pathlib.Path(folder).expanduser()

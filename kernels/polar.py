@@ -9,6 +9,7 @@ rank-deficient or too ill-conditioned; "svd" and "gram" read P off the SVD of th
 float32 on CPU, where float64 costs little, and "polynomial" elsewhere; what fails to converge gets "svd".
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -102,10 +103,10 @@ def _polynomial_or_svd(tall):
     return lax.cond(converged, lambda _: found, lambda x: polar_from_svd(svd(x, method="lapack")), tall)
 
 
-def _iterated(tall, iterate) -> Polar:
+def _iterated(tall: jax.Array, iterate: Callable[[jax.Array], Iterated]) -> Polar:
     rows, cols = tall.shape[-2:]
     if rows < _TALL * cols:
-        found: Iterated = iterate(tall)
+        found = iterate(tall)
         factor = found.factor
     else:
         orthonormal, triangle = one_at_a_time(lambda a: tuple(jnp.linalg.qr(a)), tall)

@@ -33,7 +33,8 @@ def qdwh_polar(x: jax.Array) -> Iterated:
 @functools.cache
 def halley_schedule(smallest: float) -> tuple[tuple[float, float, float], ...]:
     """Weights (a, b, c) of the successive steps for singular values in [smallest, 1]."""
-    low, schedule = smallest, []
+    low = smallest
+    schedule: list[tuple[float, float, float]] = []
     while 1 - low > 1e-15 and len(schedule) < 12:
         d = (4 * (1 - low**2) / low**4) ** (1 / 3)
         a = math.sqrt(1 + d) + math.sqrt(8 - 4 * d + 8 * (2 - low**2) / (low**2 * math.sqrt(1 + d))) / 2

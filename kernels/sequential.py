@@ -63,11 +63,11 @@ def _vmapped_as(function, stacked):
 
     @single.def_vmap
     def call_stacked(axis_size, in_batched, *arguments):
-        arguments = [
+        stacks = [
             x if batched else jnp.broadcast_to(x, (axis_size, *x.shape))
             for x, batched in zip(arguments, in_batched, strict=True)
         ]
-        results = stacked(*arguments)
+        results = stacked(*stacks)
         return results, jax.tree.map(lambda _: True, results)
 
     # custom_vmap alone cannot be differentiated in reverse mode.
