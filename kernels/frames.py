@@ -128,8 +128,8 @@ def _frames_by_gram(base, post, *, change_values):
         base, post = (jnp.astype(transpose(x) if wide else x, jnp.float64) for x in (base, post))
         unit = jnp.max(jnp.abs(jnp.stack([base, post])), axis=(0, -2, -1))
         finite = jnp.isfinite(unit)
-        # A power of two: dividing by it is exact, so that the change is 0 where base and post are equal. (By jnp.frexp it
-        # would come in float32 under JAX 0.12, where that leaves the scope.)
+        # A power of two: dividing by it is exact, so that the change is 0 where base and post are equal. (jnp.frexp
+        # would leave the float64 scope under JAX 0.12.)
         unit = jnp.where(finite & (unit > 0), lax.reduce_precision(unit, 11, 0), 1)[..., None, None]
         base, post = (jnp.where(finite[..., None, None], x / unit, 0) for x in (base, post))
         change = post - base
