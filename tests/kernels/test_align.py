@@ -182,11 +182,11 @@ def test_first_order_formula(shape, kind):
 
 @pytest.mark.parametrize("rotations", [False, True])
 def test_nf_of_zero_and_of_what_is_not_finite(rotations):
-    base = np.stack([matrices.matrix("mild", (9, 5), seed=i) for i in range(4)])
+    base = np.stack([matrices.matrix("mild", (9, 5), seed=i) for i in range(5)])
     post = base * np.float32(1.1)
-    base[1], post[2], post[3, 0, 0] = 0, 0, np.nan
+    base[1], post[2], post[3, 0, 0], base[4, 0, 0] = 0, 0, np.nan, np.inf
     nf = align(base, post, rotations=rotations).nf
-    assert np.isnan(nf).tolist() == [False, True, True, True]
+    assert np.isnan(nf).tolist() == [False, True, True, True, True]
     assert nf[0] < 1e-5
 
 
@@ -253,6 +253,27 @@ def test_rotations_are_sign_aligned(kind, drift):
     np.testing.assert_allclose(right.T @ right, np.eye(12), atol=1e-4)
 
 
+@pytest.mark.parametrize("dtype", matrices.WORKING_DTYPES)
+@pytest.mark.parametrize("smaller", ["base", "post"])
+def test_one_much_smaller_than_the_other(smaller, dtype):
+    """The rounding errors of the larger matrix may not reach what is said of the smaller one."""
+    shape = (40, 16)
+    base, post = (matrices.matrix("separated", shape, dtype, seed) for seed in (1, 2))
+    if smaller == "base":
+        base = np.ldexp(base, -20)
+    else:
+        post = np.ldexp(post, -20)
+    expected = singular_frames.reference(base, post)
+    tolerance = 1e-5 if dtype == "float32" else 1e-8
+    with jax.enable_x64(dtype == "float64"):
+        found = frames(base, post)
+        nf = kernels.rotation_difference(found)
+    assert (int(found.rank_base), int(found.rank_post)) == (16, 16)
+    np.testing.assert_allclose(found.s_base, expected.s_base, rtol=tolerance)
+    np.testing.assert_allclose(found.s_post, expected.s_post, rtol=tolerance)
+    np.testing.assert_allclose(nf, singular_frames.nf(expected), rtol=100 * tolerance)
+
+
 def test_joint_signs():
     left = np.array([[[0.9, 0.1], [0.2, -0.8]], [[-0.3, 0], [0, 0.0]]], np.float32)
     right = np.array([[[-0.5, 0.1], [0.2, 0.1]], [[-0.1, 0], [0, 0.0]]], np.float32)
@@ -296,6 +317,25 @@ def test_stacks_jit_and_vmap():
     assert pair.shape == (11, 6)
     assert pair.left.shape == (3, 6, 6)
     assert align(base[:0], post[:0]).nf.shape == (0, 3)
+
+
+@pytest.mark.parametrize("method", kernels.SVD_METHODS)
+def test_frames_of_stacks(method):
+    """Each pair of a stack as it is alone, and NaN throughout where it is not finite."""
+    pairs = [_pair((11, 6), "separated", 0.05, seed, "float32") for seed in range(3)]
+    base, post = np.moveaxis(np.array(pairs), 1, 0)
+    post[1, 0, 0] = np.nan
+    found = frames(base, post, method=method)
+    mapped = jax.jit(jax.vmap(lambda *pair: frames(*pair, method=method)))(base, post)
+    assert found.shape == mapped.shape == (11, 6)
+    assert found.rank_post.tolist() == [6, 0, 6]
+    for name in ("s_base", "s_post", "left", "right", "change", "change_norm"):
+        value = np.asarray(getattr(found, name))
+        assert np.all(np.isnan(value[1])) and np.all(np.isfinite(value[[0, 2]])), name
+        np.testing.assert_allclose(np.abs(getattr(mapped, name)), np.abs(value), atol=1e-4)
+    for index in (0, 2):
+        expected = singular_frames.reference(base[index], post[index])
+        np.testing.assert_allclose(np.abs(found.left[index]), np.abs(expected.left), atol=1e-4)
 
 
 @pytest.mark.parametrize("function", [kernels.align, kernels.frames])
