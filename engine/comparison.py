@@ -1,5 +1,6 @@
 """polarax.compare: reads two checkpoints stack by stack, measures, and writes a run directory."""
 
+import concurrent.futures
 import contextlib
 import math
 import os
@@ -13,7 +14,7 @@ import jax
 import numpy as np
 
 from polarax import kernels
-from polarax.devices import stack_mesh, working_dtype
+from polarax.devices import most_lanes, shared_cores, stack_mesh, stack_sharding, working_dtype
 from polarax.environment import describe_environment
 from polarax.errors import RunError, UsageError
 from polarax.loaders import Checkpoint, CheckpointError, open_checkpoint
@@ -158,6 +159,7 @@ def check_request(
         memory_bytes=int(memory_gib * 2**30),
         working_bytes=np.dtype(dtype).itemsize,
         devices=jax.local_device_count(),
+        lanes=most_lanes(),
     )
     if not plan.stacks:
         reasons = "; ".join(f"{row.name}: {row.reason}" for row in plan.skipped[:3])
@@ -184,40 +186,87 @@ def _describe(request):
 
 
 def _run_stacks(request, writer, progress):
-    """Measures and writes every stack; returns the seconds spent on reading (waiting), compiling and computing."""
+    """Measures and writes every stack; returns the seconds spent on reading (waiting), compiling and computing.
+
+    The next stack is read, and its program compiled, while this one is computed: of the compilation seconds only those
+    before the first stack add to the others.
+    """
     seconds = dict.fromkeys(("read", "compile", "compute"), 0.0)
     place = {name: index for index, name in enumerate(request.plan.names)}
-    programs: dict[Any, Any] = {}
     stacks = request.plan.stacks
-    mesh = stack_mesh()
+    programs = _Programs(request, stack_mesh(), seconds)
     # Whatever the working precision: without it JAX would cut stored float64 weights to float32 on their way in.
-    with jax.enable_x64(True):
+    with jax.enable_x64(True), concurrent.futures.ThreadPoolExecutor(max(s.lanes for s in stacks)) as pool:
         reads = _start_reads(request, stacks[0])
-        for position, stack in enumerate(stacks):
+        programs.of(stacks[0])
+        for stack, following in zip(stacks, (*stacks[1:], None), strict=True):
             with _timed(seconds, "read"):
-                operands = [_place(_gather(side, stack), mesh) for side in reads]
-            if position + 1 < len(stacks):
-                reads = _start_reads(request, stacks[position + 1])
-            key = tuple((operand.shape, operand.dtype.name) for operand in operands)
-            with _timed(seconds, "compile"):
-                if key not in programs:
-                    programs[key] = measure_stack.lower(
-                        *operands,
-                        groups=request.groups,
-                        top_k=request.top_k,
-                        dtype=request.dtype,
-                        method=request.method,
-                        mesh=mesh,
-                    ).compile()
+                operands = [_gather(side, stack) for side in reads]
             before = seconds["compute"]
-            with _timed(seconds, "compute"):
-                readings = jax.device_get(programs[key](*operands))
-            del operands
+            with _timed(seconds, "compute"), shared_cores(max(stack.lanes, jax.local_device_count())):
+                lanes = programs.start(pool, stack, operands)
+                del operands
+                if following is not None:
+                    reads = _start_reads(request, following)
+                    programs.of(following)
+                readings = _joined([lane.result() for lane in lanes])
             rows = [_row(pair, readings, index) for index, pair in enumerate(stack.pairs)]
             arrays = {name: readings[name][: len(stack.pairs)] for name in _ARRAYS if name in readings}
             writer.write_stack(stack, rows, arrays, [place[pair.name] for pair in stack.pairs])
             progress.advance(len(stack.pairs), stack.operations, seconds["compute"] - before)
     return seconds
+
+
+class _Programs:
+    """The compiled programs of a run, one for each shape and pair of dtypes, and how a stack runs through its own."""
+
+    def __init__(self, request, mesh, seconds):
+        self._request, self._mesh, self._seconds = request, mesh, seconds
+        self._compiled = {}
+
+    def of(self, stack):
+        """The program for one lane of the stack, compiled when it is first asked for."""
+        pair = stack.pairs[0]
+        shape = (stack.size // stack.lanes, *stack.shape)
+        key = (shape, pair.dtype_base, pair.dtype_post)
+        if key not in self._compiled:
+            with _timed(self._seconds, "compile"):
+                operands = [
+                    jax.ShapeDtypeStruct(shape, dtype, sharding=self._sharding)
+                    for dtype in (pair.dtype_base, pair.dtype_post)
+                ]
+                lowered = measure_stack.lower(
+                    *operands,
+                    groups=self._request.groups,
+                    top_k=self._request.top_k,
+                    dtype=self._request.dtype,
+                    method=self._request.method,
+                    mesh=self._mesh,
+                )
+                self._compiled[key] = lowered.compile()
+        return self._compiled[key]
+
+    def start(self, pool, stack, operands):
+        """Starts every lane that holds a matrix; returns their futures, of readings on the host."""
+        program, length = self.of(stack), stack.size // stack.lanes
+        starts = range(0, len(stack.pairs), length)
+        return [
+            pool.submit(self._run, program, [operand[start : start + length] for operand in operands])
+            for start in starts
+        ]
+
+    def _run(self, program, operands):
+        with jax.enable_x64(True):  # a setting of each thread
+            return jax.device_get(program(*(_place(operand, self._sharding) for operand in operands)))
+
+    @property
+    def _sharding(self):
+        return stack_sharding(self._mesh)
+
+
+def _joined(lanes):
+    """The readings of a stack from those of its lanes."""
+    return {name: np.concatenate([readings[name] for readings in lanes]) for name in lanes[0]}
 
 
 def _start_reads(request, stack):
@@ -241,11 +290,9 @@ def _gather(reads, stack):
     return operand
 
 
-def _place(operand, mesh):
+def _place(operand, sharding):
     """The stack on its devices, each its share; on a single one the program takes it as it is."""
-    if mesh is None:
-        return operand
-    return jax.device_put(operand, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*mesh.axis_names)))
+    return operand if sharding is None else jax.device_put(operand, sharding)
 
 
 @contextlib.contextmanager

@@ -1,10 +1,13 @@
 """The devices of this process: how a stack is spread over them, and the precision they work in."""
 
+import contextlib
 import os
 import pathlib
+from collections.abc import Iterator
 
 import jax
 import numpy as np
+import threadpoolctl
 
 STACK_AXIS = "stack"
 
@@ -13,6 +16,35 @@ def stack_mesh() -> jax.sharding.Mesh | None:
     """A mesh of this process's devices along the stack; None where there is only one."""
     devices = jax.local_devices()
     return jax.sharding.Mesh(np.array(devices), (STACK_AXIS,)) if len(devices) > 1 else None
+
+
+def stack_sharding(mesh: jax.sharding.Mesh | None) -> jax.sharding.Sharding | None:
+    """A stack divided over the devices of a mesh along its first axis; None without a mesh."""
+    return None if mesh is None else jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*mesh.axis_names))
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def most_lanes() -> int:
+    """Parts of a stack that pay when they are computed side by side: one for each core of a lone CPU device.
+
+    A decomposition keeps one core busy and hardly more; matrices side by side keep all of them. Other devices take a
+    stack as one batch.
+    """
+    return cores() if jax.default_backend() == "cpu" and jax.local_device_count() == 1 else 1
+
+
+@contextlib.contextmanager
+def shared_cores(lanes: int) -> Iterator[None]:
+    """Gives each of `lanes` computations on CPU its share of the cores: BLAS would start as many threads for each."""
+    if lanes == 1 or jax.default_backend() != "cpu":
+        yield
+        return
+    with threadpoolctl.threadpool_limits(max(1, cores() // lanes), user_api="blas"):
+        yield
 
 
 def working_dtype(dtype: str) -> str:

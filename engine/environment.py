@@ -1,10 +1,11 @@
 """Where a run was made: versions, devices, platform."""
 
 import importlib.metadata
-import os
 import platform
 
 import jax
+
+from polarax.devices import cores
 
 _PACKAGES = ("polarax", "jax", "jaxlib", "numpy", "tensorstore", "safetensors", "flax")
 
@@ -18,7 +19,7 @@ def describe_environment() -> dict:
             **{name: _version(name) for name in _PACKAGES},
         },
         "platform": platform.platform(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": cores(),
         "backend": jax.default_backend(),
         "devices": [device.device_kind for device in devices],
     }

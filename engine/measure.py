@@ -71,22 +71,22 @@ def _measure(
     dtype: str,
     method: str,
 ) -> Readings:
-    base, post = base_stored.astype(dtype), post_stored.astype(dtype)
-    change = post - base
-    shape = (base.shape[-2], base.shape[-1])
-    change_norm = kernels.frobenius(change)
-    readings = {
-        "nonfinite_base": jnp.sum(~jnp.isfinite(base), axis=(-2, -1)),
-        "nonfinite_post": jnp.sum(~jnp.isfinite(post), axis=(-2, -1)),
-        "change_norm": change_norm,
-    }
+    shape = (base_stored.shape[-2], base_stored.shape[-1])
+    with_change_values = "shape" in groups
     pair = None
     if _GROUPS_WITH_VECTORS & set(groups):
-        pair = kernels.frames(base, post, change_values="shape" in groups, method=method)
-        s_base, s_post, s_change = pair.s_base, pair.s_post, pair.s_change
+        pair = kernels.frames(base_stored, post_stored, change_values=with_change_values, dtype=dtype, method=method)
+        s_base, s_post, s_change, change_norm = pair.s_base, pair.s_post, pair.s_change, pair.change_norm
     else:
-        wanted = [base, post, change] if "shape" in groups else [base, post]
+        base, post = base_stored.astype(dtype), post_stored.astype(dtype)
+        wanted = [base, post, post - base] if with_change_values else [base, post]
         s_base, s_post, s_change = (*kernels.singular_values(jnp.stack(wanted), method=method), None)[:3]
+        change_norm = kernels.frobenius(post - base)
+    readings = {
+        "nonfinite_base": _nonfinite(base_stored, change_norm),
+        "nonfinite_post": _nonfinite(post_stored, change_norm),
+        "change_norm": change_norm,
+    }
     rank_base, rank_post = (kernels.numerical_rank(values, *shape) for values in (s_base, s_post))
     control = kernels.closed_form_controls(s_base, change_norm, shape=shape)
     readings |= {
@@ -97,7 +97,7 @@ def _measure(
         "control_reach": control.reach,
     }
     if "change" in groups:
-        readings |= _change(base_stored, post_stored, base, post, change_norm)
+        readings |= _change(base_stored, post_stored, s_base, change_norm)
     if "scaling" in groups:
         readings |= _scaling(s_base, s_post, jnp.minimum(rank_base, rank_post), control)
     if pair is not None:
@@ -108,17 +108,21 @@ def _measure(
     return readings
 
 
-def _change(
-    base_stored: jax.Array, post_stored: jax.Array, base: jax.Array, post: jax.Array, change_norm: jax.Array
-) -> Readings:
-    noise = jnp.maximum(
-        kernels.rounding_noise(base, base_stored.dtype),
-        kernels.rounding_noise(post, post_stored.dtype),
+def _nonfinite(stored: jax.Array, change_norm: jax.Array) -> jax.Array:
+    """Entries that are NaN or infinite; counted only if there are any, which the norm of the change shows."""
+    return lax.cond(
+        jnp.all(jnp.isfinite(change_norm)),
+        lambda: jnp.zeros(change_norm.shape, jnp.int32),
+        lambda: jnp.sum(~jnp.isfinite(stored), axis=(-2, -1), dtype=jnp.int32),
     )
+
+
+def _change(base: jax.Array, post: jax.Array, s_base: jax.Array, change_norm: jax.Array) -> Readings:
+    noise = jnp.maximum(*(kernels.rounding_noise(x, x.dtype) for x in (base, post)))
     return {
-        "drift": change_norm / kernels.frobenius(base),
-        "unchanged": kernels.unchanged_share(base_stored, post_stored),
-        "rounding_share": _over(noise, change_norm, change_norm),
+        "drift": change_norm / kernels.frobenius(s_base[..., None, :]),
+        "unchanged": kernels.unchanged_share(base, post),
+        "rounding_share": _over(noise.astype(change_norm.dtype), change_norm, change_norm),
     }
 
 

@@ -24,7 +24,8 @@ class Stack(NamedTuple):
 
     number: int  # in the order of the run
     pairs: tuple[Pair, ...]
-    size: int  # length of the compiled stack, >= len(pairs): the rest is padding, so that one program serves a shape
+    size: int  # length of the stack, >= len(pairs): the rest is padding, so that one program serves a shape
+    lanes: int = 1  # equal parts of it that are computed side by side, each by the same program
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -78,7 +79,7 @@ class Plan:
         peaks = []
         for position, stack in enumerate(self.stacks):
             following = self.stacks[position + 1].bytes_stored if position + 1 < len(self.stacks) else 0
-            working = _WORK_ARRAYS * self.working_bytes * math.prod(stack.shape)
+            working = stack.lanes * _WORK_ARRAYS * self.working_bytes * math.prod(stack.shape)
             peaks.append(2 * stack.bytes_stored + following + working)
         return max(peaks, default=0)
 
@@ -91,6 +92,7 @@ def plan_comparison(
     memory_bytes: int,
     working_bytes: int,
     devices: int = 1,
+    lanes: int = 1,
 ) -> Plan:
     """Plans a comparison without reading any tensor.
 
@@ -101,6 +103,7 @@ def plan_comparison(
         memory_bytes: What the stacks in flight may take; a single larger matrix is still planned, alone.
         working_bytes: Bytes of one number in the working dtype.
         devices: Devices that a stack is divided over: its length is a multiple of their number.
+        lanes: Parts of a stack to compute side by side on one device, where memory allows.
 
     Raises:
         CheckpointError: The checkpoints have no name in common.
@@ -108,7 +111,7 @@ def plan_comparison(
     """
     pairs, skipped = pair_checkpoints(base, post)
     chosen, left_out = selection.split(pairs)
-    stacks = _stack(chosen, memory_bytes, working_bytes, devices)
+    stacks = _stack(chosen, memory_bytes, working_bytes, devices, lanes)
     names = tuple(pair.name for pair in chosen)
     return Plan(tuple(stacks), names, (*skipped, *left_out), working_bytes)
 
@@ -125,21 +128,27 @@ def pair_operations(rows: int, cols: int) -> float:
     return float(2 * with_vectors + values_alone + products)
 
 
-def _stack(pairs: Sequence[Pair], memory_bytes: int, working_bytes: int, devices: int) -> Iterator[Stack]:
+def _stack(
+    pairs: Sequence[Pair], memory_bytes: int, working_bytes: int, devices: int, most_lanes: int
+) -> Iterator[Stack]:
     groups: dict[tuple, list[Pair]] = {}
     for pair in pairs:
         groups.setdefault((pair.shape, pair.dtype_base, pair.dtype_post), []).append(pair)
     number, working_before = 0, 0
     for (shape, *_), members in groups.items():
-        working = devices * _WORK_ARRAYS * working_bytes * math.prod(shape)
+        working_one = _WORK_ARRAYS * working_bytes * math.prod(shape)
         in_flight = 3 * _stored_bytes(members[0])  # on the host, on the device, and the next stack being read
+        lanes = max(1, min(most_lanes, len(members), memory_bytes // (working_one + in_flight)))
+        working = max(devices, lanes) * working_one
         # The first stack of a shape is read while the last one of the shape before it is still at work.
         fits = max(1, min(_LARGEST_STACK, (memory_bytes - max(working, working_before)) // in_flight))
+        lanes = min(lanes, fits)
         working_before = working
         length = math.ceil(len(members) / math.ceil(len(members) / fits))
-        size = math.ceil(length / devices) * devices
+        multiple = math.lcm(devices, lanes)
+        size = math.ceil(length / multiple) * multiple
         for start in range(0, len(members), size):
-            yield Stack(number, tuple(members[start : start + size]), size)
+            yield Stack(number, tuple(members[start : start + size]), size, lanes)
             number += 1
 
 

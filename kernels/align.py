@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from polarax.kernels.frames import Frames, frames
 from polarax.kernels.polar import polar
@@ -64,18 +65,27 @@ def align(
     factor_base, factor_post = both.factor
     projector = matmul(transpose(factor_post), factor_post)
     product = matmul(matmul(transpose(factor_post), factor_base), projector)
-    return Alignment(_normalised(product - projector, *both.rank), None, None)
+    return Alignment(_normalised(frobenius(product - projector), *both.rank), None, None)
 
 
 def rotation_difference(pair: Frames) -> jax.Array:
-    """nf from the frames, (...): ||Q_U^T Q_V - I||_F / sqrt(rank of the post)."""
+    """nf from the frames, (...): ||Q_U^T Q_V - I||_F / sqrt(rank of the post).
+
+    Of Q_U and Q_V, the one on the short side is a rotation where both matrices have full rank, so that the norm is that
+    of Q_V - Q_U; elsewhere the product is taken.
+    """
     size = pair.s_post.shape[-1]
-    inside = jnp.arange(size) < pair.rank_post[..., None]
-    identity = jnp.eye(size, dtype=pair.left.dtype) * inside[..., None, :]
-    difference = matmul(transpose(pair.left), pair.right) - identity
-    return _normalised(difference, pair.rank_base, pair.rank_post)
+
+    def by_product():
+        inside = jnp.arange(size) < pair.rank_post[..., None]
+        identity = jnp.eye(size, dtype=pair.left.dtype) * inside[..., None, :]
+        return frobenius(matmul(transpose(pair.left), pair.right) - identity)
+
+    full_rank = jnp.all((pair.rank_base == size) & (pair.rank_post == size))
+    norm = lax.cond(full_rank, lambda: frobenius(pair.right - pair.left), by_product)
+    return _normalised(norm, pair.rank_base, pair.rank_post)
 
 
-def _normalised(difference, rank_base, rank_post):
-    nf = frobenius(difference) / jnp.sqrt(jnp.maximum(rank_post, 1).astype(difference.dtype))
+def _normalised(norm, rank_base, rank_post):
+    nf = norm / jnp.sqrt(jnp.maximum(rank_post, 1).astype(norm.dtype))
     return jnp.where((rank_base > 0) & (rank_post > 0), nf, jnp.nan)  # NaN and zero matrices have rank 0

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from polarax.kernels.gram import eigenvalue_roots, gram, right_frame
+from polarax.kernels.gram import change_in_frame, eigenvalue_roots, gram, pair_grams, right_frame
 from polarax.kernels.products import frobenius, matmul, promote_pair, transpose
 from polarax.kernels.sequential import by_leading_axes
 from polarax.kernels.svd import check_method, numerical_rank, singular_values, svd
@@ -60,6 +60,7 @@ def frames(
     /,
     *,
     change_values: bool = False,
+    dtype: jax.typing.DTypeLike | None = None,
     method: str = "auto",
 ) -> Frames:
     """Decomposes base and post and relates their frames.
@@ -68,30 +69,34 @@ def frames(
         base: (..., m, n), floating-point.
         post: The same shape.
         change_values: Also decompose the change, for its singular values.
+        dtype: Of the results, float32 or float64; the inputs' own if not given. Small numbers given as they are stored
+            take the least memory, and "gram" loses nothing of them.
         method: One of `polarax.kernels.SVD_METHODS`. "lapack" takes two thin SVDs; "gram" float64 Gram matrices, of
-            which nothing larger than r x r is decomposed, accurate to 1e-7 down to singular values of 1e-6 s_1; "auto"
+            which nothing larger than r x r is decomposed, accurate to 1e-7 down to singular values of 1e-8 s_1; "auto"
             takes "gram" where there is float64 (CPU, GPU) and falls back where a singular value is smaller than that.
 
     Returns:
-        `Frames` in the working dtype; NaN throughout for a pair with NaN or Inf.
+        `Frames` in that dtype; NaN throughout for a pair with NaN or Inf.
 
     Raises:
         ValueError: Unknown method, the shapes differ, or `polarax.kernels.svd` refuses the input.
     """
     check_method(method)
-    base, post = promote_pair(base, post)
+    base, post = jnp.asarray(base), jnp.asarray(post)
+    promoted = jax.eval_shape(promote_pair, base, post)[0]
     if 0 in base.shape[-2:]:
         raise ValueError(f"Matrices must have at least one row and one column. Got shape={base.shape}.")
-    return by_leading_axes(functools.partial(_frames_of_stacks, change_values=change_values, method=method))(base, post)
+    options = {"change_values": change_values, "dtype": jnp.dtype(promoted.dtype if dtype is None else dtype)}
+    return by_leading_axes(functools.partial(_frames_of_stacks, method=method, **options))(base, post)
 
 
-def _frames_of_stacks(base, post, *, change_values, method):
-    by_svd = functools.partial(_frames_by_svd, change_values=change_values)
-    by_gram = functools.partial(_frames_by_gram, change_values=change_values)
+def _frames_of_stacks(base, post, *, change_values, dtype, method):
+    by_svd = functools.partial(_frames_by_svd, change_values=change_values, dtype=dtype)
+    by_gram = functools.partial(_frames_by_gram, change_values=change_values, dtype=dtype)
 
     def gram_or_svd(base, post):
         found, resolved = by_gram(base, post)
-        if base.dtype != jnp.float64:  # what float64 does not resolve, float32 does not hold
+        if dtype != jnp.float64:  # what float64 does not resolve, float32 does not hold
             return found
         return lax.cond(jnp.all(resolved), lambda *_: found, by_svd, base, post)
 
@@ -102,7 +107,8 @@ def _frames_of_stacks(base, post, *, change_values, method):
     return lax.platform_dependent(base, post, tpu=by_svd, default=gram_or_svd)
 
 
-def _frames_by_svd(base, post, *, change_values):
+def _frames_by_svd(base, post, *, change_values, dtype):
+    base, post = base.astype(dtype), post.astype(dtype)
     both = svd(jnp.stack([base, post]), method="lapack")
     (u_base, u_post), (s_base, s_post), (v_base, v_post) = both
     change = post - base
@@ -120,50 +126,72 @@ def _frames_by_svd(base, post, *, change_values):
     return jax.tree.map(lambda x: _poison(x, finite), found)
 
 
-def _frames_by_gram(base, post, *, change_values):
+def _frames_by_gram(base, post, *, change_values, dtype):
     """Frames, and for each pair whether every singular value was large enough for this route."""
-    shape, dtype = base.shape[-2:], base.dtype
+    shape = base.shape[-2:]
     wide = shape[0] < shape[1]
     with jax.enable_x64(True):
-        base, post = (jnp.astype(transpose(x) if wide else x, jnp.float64) for x in (base, post))
-        unit = jnp.max(jnp.abs(jnp.stack([base, post])), axis=(0, -2, -1))
-        finite = jnp.isfinite(unit)
-        # A power of two: dividing by it is exact, so that the change is 0 where base and post are equal. (jnp.frexp
-        # would leave the float64 scope under JAX 0.12.)
-        unit = jnp.where(finite & (unit > 0), lax.reduce_precision(unit, 11, 0), 1)[..., None, None]
-        base, post = (jnp.where(finite[..., None, None], x / unit, 0) for x in (base, post))
-        change = post - base
-        gram_base, gram_change, across = gram(base), gram(change), matmul(transpose(base), change)
-        frame_base = right_frame(base, gram_base)
-        # By difference, unless that is small enough for the base's rounding errors to show in it.
-        much_smaller = frobenius(post) < _SMALL_POST * frobenius(base)
-        gram_post = lax.cond(
-            jnp.any(much_smaller),
-            lambda: gram(post),
-            lambda: gram_base + across + transpose(across) + gram_change,
-        )
-        frame_post = right_frame(post, gram_post)
-        s_base, s_post = frame_base.values, frame_post.values
+        unit = _unit(base, post)
 
-        in_frame = matmul(matmul(transpose(frame_base.vectors), across), frame_base.vectors)
-        in_frame = in_frame / _divisor(s_base)[..., :, None]
+        def convert(x):
+            return x.astype(jnp.float64) if unit is None else x.astype(jnp.float64) / unit[..., None, None]
+
+        def tall(x):
+            return convert(transpose(x) if wide else x)
+
+        gram_base, gram_change, across = pair_grams(base, post, convert)
+        norm_base, norm_change = _root_of_trace(gram_base), _root_of_trace(gram_change)
+        finite = jnp.isfinite(norm_base) & jnp.isfinite(norm_change)
+        identity = jnp.eye(min(shape))
+        gram_base, gram_change, across = (
+            jnp.where(finite[..., None, None], x, identity) for x in (gram_base, gram_change, across)
+        )
+        frame_base = right_frame(gram_base, lambda: tall(base))
+        # By difference, unless that is small enough for the base's rounding errors to show in it.
+        gram_post = gram_base + across + transpose(across) + gram_change
+        much_smaller = _root_of_trace(gram_post) < _SMALL_POST * norm_base
+        gram_post = lax.cond(
+            jnp.any(much_smaller & finite),
+            lambda: jnp.where(finite[..., None, None], gram(convert(post)), identity),
+            lambda: gram_post,
+        )
+        frame_post = right_frame(gram_post, lambda: tall(post))
+        s_base, s_post = frame_base.values, frame_post.values
+        scale = jnp.ones(norm_base.shape) if unit is None else unit
+
+        in_frame = change_in_frame(frame_base, across, lambda: tall(base), lambda: tall(post) - tall(base))
         right = matmul(transpose(frame_base.vectors), frame_post.vectors)
-        grown = in_frame + s_base[..., :, None] * jnp.eye(s_base.shape[-1])
-        left = matmul(grown, right) / _divisor(s_post)[..., None, :]
+        grown = in_frame + s_base[..., :, None] * identity
+        left = matmul(grown, right) / jnp.where(s_post > 0, s_post, 1)[..., None, :]
         found = _masked(
             shape,
-            s_base * unit[..., 0],
-            s_post * unit[..., 0],
+            s_base * scale[..., None],
+            s_post * scale[..., None],
             left=right if wide else left,
             right=left if wide else right,
-            in_frame=(transpose(in_frame) if wide else in_frame) * unit,
-            change_norm=frobenius(change) * unit[..., 0, 0],
-            s_change=eigenvalue_roots(gram_change) * unit[..., 0] if change_values else None,
+            in_frame=(transpose(in_frame) if wide else in_frame) * scale[..., None, None],
+            change_norm=norm_change * scale,
+            s_change=eigenvalue_roots(gram_change) * scale[..., None] if change_values else None,
             dtype=dtype,
         )
         poisoned = jax.tree.map(lambda x: _poison(x, finite), found)
         resolved = frame_base.resolved & frame_post.resolved
     return jax.tree.map(lambda x: x.astype(dtype) if x.dtype == jnp.float64 else x, poisoned), resolved
+
+
+def _unit(base, post):
+    """What to divide float64 matrices by so that their squares neither over- nor underflow, (...); None for others."""
+    if jnp.float64 not in (base.dtype, post.dtype):  # the squares of anything smaller are in float64's range
+        return None
+    unit = jnp.maximum(*(jnp.max(jnp.abs(x.astype(jnp.float64)), axis=(-2, -1)) for x in (base, post)))
+    # A power of two: dividing by it is exact, so that the change is 0 where base and post are equal. (jnp.frexp would
+    # leave the float64 scope under JAX 0.12.)
+    return jnp.where(jnp.isfinite(unit) & (unit > 0), lax.reduce_precision(unit, 11, 0), 1)
+
+
+def _root_of_trace(gram_matrix):
+    """Frobenius norm of the matrix that this is the Gram matrix of."""
+    return jnp.sqrt(jnp.trace(gram_matrix, axis1=-2, axis2=-1))
 
 
 def _masked(shape, s_base, s_post, *, left, right, in_frame, change_norm, s_change, dtype=None):
@@ -180,10 +208,6 @@ def _masked(shape, s_base, s_post, *, left, right, in_frame, change_norm, s_chan
     in_frame = jnp.where(inside_base[..., :, None] & inside_base[..., None, :], in_frame, 0)
     left, right = left * signs, right * signs
     return Frames(shape, s_base, s_post, rank_base, rank_post, left, right, in_frame, change_norm, s_change)
-
-
-def _divisor(values):
-    return jnp.where(values > 0, values, 1)
 
 
 def _poison(x, finite):

@@ -6,15 +6,20 @@ the ones it blurs are resolved by a second pass: in the basis found, the columns
 and the Gram matrix of the small ones alone, whose largest entry is small, is decomposed again (deflation; the coupling
 to the large ones is of relative size eps). What is too small for that as well is reported.
 
+A wide W is taken as its transpose, which is not formed: its Gram matrix is W W^T.
+
 With V_b, V_p and X = W_b^T D at hand, E = S_b^-1 V_b^T X V_b, Q_V = V_b^T V_p and Q_U = (S_b + E) Q_V S_p^-1: no left
 singular vector is ever formed.
 """
 
+import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.scipy.linalg import eigh_tridiagonal
 
 from polarax.kernels.products import matmul, transpose
 from polarax.kernels.sequential import one_at_a_time
@@ -22,60 +27,180 @@ from polarax.kernels.sequential import one_at_a_time
 # Relative to s_1: from here down, singular values of a float64 Gram matrix go through the second pass. Their relative
 # error is about 10 eps (s_1 / s)^2 / 2, 1e-7 at this size.
 RESOLVED = 1e-4
-# Relative to s_1: below this, values would still be good to 1e-9 s_1, but the errors of Q_U reach 1e-6 of nf.
-UNRESOLVED = 1e-6
+# Relative to s_1: below this, values would still be good to 1e-9 s_1, but the errors of their left vectors, which are
+# about eps s_1 / s, come near 1e-7.
+UNRESOLVED = 1e-8
 
 # A Gram matrix of this many columns or more is made from blocks of columns: 5/8 of the products of a full one.
 _BLOCKED_COLUMNS = 512
+# The second pass takes this share of the vectors if all the small singular values are among them, otherwise all.
+_FEW_SMALL = 1 / 12
+
+
+# On CPU the Gram matrices of a pair are summed over blocks of this many rows (columns of a wide one) or r, whichever is
+# more: a block's float64 copies stay near the cores, and none of the whole matrix is made.
+_BLOCK_ROWS = 1024
+
+
+class PairGrams(NamedTuple):
+    """Gram matrices of a base W_b and a change D, each (..., r, r)."""
+
+    base: jax.Array  # W_b^T W_b; of wide matrices W_b W_b^T, and so on
+    change: jax.Array  # D^T D
+    across: jax.Array  # W_b^T D
 
 
 class RightFrame(NamedTuple):
-    """Singular values and right singular vectors of a tall matrix."""
+    """Singular values and right singular vectors of a tall matrix; of a wide one, the left vectors."""
 
     values: jax.Array  # (..., r), descending
-    vectors: jax.Array  # V, (..., n, r = n)
+    vectors: jax.Array  # V, (..., r, r)
     resolved: jax.Array  # (...), bool: False where singular values too small for this route are left
 
 
 def gram(x: jax.Array) -> jax.Array:
-    """x^T x of (..., m, n), as (..., n, n)."""
-    return _gram(x, levels=2 if x.shape[-1] >= _BLOCKED_COLUMNS else 0)
+    """x^T x of a tall (..., m, n), x x^T of a wide one: (..., r, r)."""
+    return _gram(x, levels=2 if min(x.shape[-2:]) >= _BLOCKED_COLUMNS else 0)
 
 
-def right_frame(x: jax.Array, gram_matrix: jax.Array) -> RightFrame:
-    """Singular values and right vectors of a tall x from its Gram matrix; finite entries, no larger than about 1.
+def inner(x: jax.Array, y: jax.Array) -> jax.Array:
+    """x^T y of tall (..., m, n), x y^T of wide ones: (..., r, r)."""
+    return matmul(x, transpose(y)) if _is_wide(x) else matmul(transpose(x), y)
+
+
+def pair_grams(base: jax.Array, post: jax.Array, convert: Callable[[jax.Array], jax.Array]) -> PairGrams:
+    """The Gram matrices of base and change, without a float64 copy of either on CPU.
 
     Args:
-        x: (..., m, n), m >= n.
-        gram_matrix: x^T x.
+        base: (..., m, n), as stored.
+        post: The same shape.
+        convert: Maps a part of either to float64.
+    """
+
+    def whole(base, post):
+        first = convert(base)
+        change = convert(post) - first
+        return PairGrams(gram(first), gram(change), inner(first, change))
+
+    return lax.platform_dependent(base, post, cpu=functools.partial(_sum_of_blocks, whole), default=whole)
+
+
+def _sum_of_blocks(function, base, post):
+    axis = -1 if _is_wide(base) else -2
+    axis += base.ndim
+    length = base.shape[axis]
+    block = max(_BLOCK_ROWS, min(base.shape[-2:]))
+    count = max(1, length // block)
+    block = length // count
+    sums = function(*(lax.slice_in_dim(x, 0, length - (count - 1) * block, axis=axis) for x in (base, post)))
+
+    def add_block(index, sums):
+        start = length - (count - 1 - index) * block
+        found = function(*(lax.dynamic_slice_in_dim(x, start, block, axis) for x in (base, post)))
+        return jax.tree.map(jnp.add, sums, found)
+
+    return lax.fori_loop(0, count - 1, add_block, sums) if count > 1 else sums
+
+
+def right_frame(gram_matrix: jax.Array, get_tall: Callable[[], jax.Array]) -> RightFrame:
+    """Singular values and right vectors of a tall matrix from its Gram matrix; finite, its squares in range.
+
+    Args:
+        gram_matrix: `gram(x)`, (..., r, r).
+        get_tall: Returns x in float64, (..., m, r), m >= r. Called in the branch that a second pass needs.
     """
     values, vectors = _eigh_descending(gram_matrix)
     values = jnp.sqrt(jnp.maximum(values, 0))
-    blurred = values < RESOLVED * values[..., :1]
-    values, vectors = lax.cond(
-        jnp.any(blurred), _resolve_small, lambda _, s, v, __: (s, v), x, values, vectors, blurred
+    blurred = _blurred(values)
+    values, vectors = _where_any(
+        blurred,
+        lambda count: _resolve_small(get_tall(), values, vectors, blurred, count),
+        lambda: (values, vectors),
     )
     return RightFrame(values, vectors, values[..., -1] >= UNRESOLVED * values[..., 0])
 
 
+def change_in_frame(
+    frame: RightFrame, across: jax.Array, get_tall: Callable[[], jax.Array], get_tall_change: Callable[[], jax.Array]
+) -> jax.Array:
+    """E = U_b^T D V_b of a tall base, (..., r, r).
+
+    S_b^-1 V_b^T X V_b divides the rounding errors of X by s_i: the rows of small ones come from their left vectors.
+
+    Args:
+        frame: Of the base W_b.
+        across: X = W_b^T D, (..., r, r).
+        get_tall: Returns W_b in float64, (..., m, r). Called in the branch that needs it, as the next one.
+        get_tall_change: Returns D.
+    """
+    values, vectors, _ = frame
+    divisor = jnp.where(values > 0, values, 1)
+    in_frame = matmul(transpose(vectors), matmul(across, vectors)) / divisor[..., :, None]
+    blurred = _blurred(values)
+
+    def by_left_vectors(count):
+        first = values.shape[-1] - count
+        left = matmul(get_tall(), vectors[..., first:]) / divisor[..., None, first:]
+        rows = matmul(matmul(transpose(left), get_tall_change()), vectors)
+        rows = jnp.where(blurred[..., first:, None], rows, in_frame[..., first:, :])
+        return jnp.concatenate([in_frame[..., :first, :], rows], axis=-2)
+
+    return _where_any(blurred, by_left_vectors, lambda: in_frame)
+
+
 def eigenvalue_roots(gram_matrix: jax.Array) -> jax.Array:
-    """Singular values from a Gram matrix, (..., n), descending: to 1e-7 down to `RESOLVED` s_1, to 1e-8 s_1 below."""
-    values, _ = _eigh_descending(gram_matrix)
-    return jnp.sqrt(jnp.maximum(values, 0))
+    """Singular values from a Gram matrix, (..., r), descending: to 1e-7 down to `RESOLVED` s_1, to 1e-8 s_1 below.
+
+    On CPU by tridiagonal form and bisection, less than half the time of an eigendecomposition; jax's eigenvalues alone
+    cost as much as those with vectors.
+    """
+    largest = jnp.max(jnp.abs(gram_matrix), axis=(-2, -1), initial=0)
+    unit = jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1)  # bisection has absolute tolerances
+    squares = lax.platform_dependent(
+        gram_matrix / unit[..., None, None],
+        cpu=lambda g: one_at_a_time(_tridiagonal_eigenvalues, g)[..., ::-1],
+        default=lambda g: _eigh_descending(g)[0],
+    )
+    return jnp.sqrt(jnp.maximum(squares, 0)) * jnp.sqrt(unit)[..., None]
 
 
-def _resolve_small(x, values, vectors, blurred):
-    small = jnp.where(blurred[..., None, :], matmul(x, vectors), 0)
-    block = _gram(small, levels=0)
-    # The large directions must come out as they are and in front: put a descending diagonal above the block in.
+def _tridiagonal_eigenvalues(symmetric):
+    if symmetric.shape[-1] == 1:
+        return symmetric[0]
+    _, diagonal, beside, _ = lax.linalg.tridiagonal(symmetric)
+    return eigh_tridiagonal(diagonal, beside, eigvals_only=True)
+
+
+def _blurred(values):
+    return values < RESOLVED * values[..., :1]
+
+
+def _where_any(blurred, some, none):
+    """some(count) where singular values are blurred, all of them among the last `count`; none() where none is."""
+    size = blurred.shape[-1]
+    few = max(1, round(_FEW_SMALL * size))
+    most = jnp.max(jnp.sum(blurred, axis=-1), initial=0)
+    which = jnp.where(most == 0, 0, jnp.where(most <= few, 1, 2))
+    return lax.switch(which, (none, lambda: some(few), lambda: some(size)))
+
+
+def _resolve_small(tall, values, vectors, blurred, count):
+    """Decomposes the blurred singular values again, which are among the last `count`."""
     size = values.shape[-1]
-    ahead = 2 + (size - jnp.arange(size)) / size
+    vectors, kept_vectors = vectors[..., size - count :], vectors[..., : size - count]
+    values, kept_values = values[..., size - count :], values[..., : size - count]
+    blurred = blurred[..., size - count :]
+    small = matmul(tall, jnp.where(blurred[..., None, :], vectors, 0))
+    block = matmul(transpose(small), small)
+    # The large directions must come out as they are and in front: put a descending diagonal above the block in.
+    ahead = 2 + (count - jnp.arange(count)) / count
     top = jnp.max(jnp.diagonal(block, axis1=-2, axis2=-1), axis=-1)[..., None]
     top = jnp.where(top > 0, top, 1)
-    diagonal = jnp.where(blurred, 0, size * top * ahead)
-    squares, rotation = _eigh_descending(block + diagonal[..., None] * jnp.eye(size, dtype=block.dtype))
+    diagonal = jnp.where(blurred, 0, count * top * ahead)
+    squares, rotation = _eigh_descending(block + diagonal[..., None] * jnp.eye(count, dtype=block.dtype))
     values = jnp.where(blurred, jnp.sqrt(jnp.maximum(squares, 0)), values)
-    return values, matmul(vectors, rotation)
+    values = jnp.concatenate([kept_values, values], axis=-1)
+    return values, jnp.concatenate([kept_vectors, matmul(vectors, rotation)], axis=-1)
 
 
 def _eigh_descending(symmetric):
@@ -83,12 +208,16 @@ def _eigh_descending(symmetric):
     return values[..., ::-1], vectors[..., ::-1]
 
 
+def _is_wide(x):
+    return x.shape[-2] < x.shape[-1]
+
+
 def _gram(x, levels):
     if not levels:
-        return matmul(transpose(x), x)
-    half = x.shape[-1] // 2
-    first, second = x[..., :half], x[..., half:]
-    across = matmul(transpose(first), second)
+        return inner(x, x)
+    axis = -2 if _is_wide(x) else -1
+    first, second = jnp.split(x, [x.shape[axis] // 2], axis=axis)
+    across = inner(first, second)
     upper = jnp.concatenate([_gram(first, levels - 1), across], axis=-1)
     lower = jnp.concatenate([transpose(across), _gram(second, levels - 1)], axis=-1)
     return jnp.concatenate([upper, lower], axis=-2)

@@ -4,8 +4,10 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax import lax
 
-from polarax.kernels.products import frobenius
+from polarax.kernels.products import promote
 
 
 def unchanged_share(base: jax.Array, post: jax.Array) -> jax.Array:
@@ -31,14 +33,19 @@ def rounding_noise(x: jax.Array, dtype: jax.typing.DTypeLike, /) -> jax.Array:
     are exactly zero are taken to be exact.
 
     Args:
-        x: (..., m, n) in the working dtype.
+        x: (..., m, n), floating-point.
         dtype: The stored floating-point dtype.
 
     Returns:
-        (...), in the unit and dtype of x.
+        (...), in the unit of x; float32, or float64 where it is enabled.
     """
     info = jnp.finfo(dtype)
-    _, exponent = jnp.frexp(x)  # |x| = f 2^e with f in [1/2, 1)
-    exponent = jnp.maximum(exponent - 1, int(info.minexp)) - int(info.nmant)
-    ulp = jnp.where(x == 0, 0, jnp.exp2(exponent.astype(x.dtype)))
-    return frobenius(ulp) / math.sqrt(12)
+    x = promote(x)
+    of_x = jnp.finfo(x.dtype)
+    bits = lax.bitcast_convert_type(x, jnp.dtype(f"uint{of_x.bits}"))
+    exponent_bits = ((1 << of_x.nexp) - 1) << of_x.nmant
+    power = lax.bitcast_convert_type(bits & np.array(exponent_bits, bits.dtype), x.dtype)  # of two, at most |x|
+    power = jnp.where(x == 0, 0, jnp.maximum(power, np.array(info.smallest_normal, x.dtype)))
+    largest = jnp.maximum(jnp.max(jnp.abs(x), axis=(-2, -1), initial=0), np.array(info.smallest_normal, x.dtype))
+    scaled = (power / largest[..., None, None]).astype(jax.dtypes.canonicalize_dtype(float))
+    return largest * jnp.sqrt(jnp.sum(scaled**2, axis=(-2, -1))) * (2.0**-info.nmant / math.sqrt(12))

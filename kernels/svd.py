@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from polarax.kernels.gram import gram, right_frame
+from polarax.kernels.gram import RESOLVED, eigenvalue_roots, gram, right_frame
 from polarax.kernels.products import matmul, promote, transpose
 from polarax.kernels.sequential import by_leading_axes, one_at_a_time
 
@@ -136,16 +136,30 @@ def _by_gram(tall, vectors):
         wide_range = tall.astype(jnp.float64)
         unit = jnp.max(jnp.abs(wide_range), axis=(-2, -1), keepdims=True, initial=0)
         scaled = wide_range / jnp.where(unit > 0, unit, 1)
-        values, right, resolved = right_frame(scaled, gram(scaled))  # jax's eigenvalues alone cost the same
+        gram_matrix = gram(scaled)
         if vectors:
+            values, right, _ = right_frame(gram_matrix, lambda: scaled)
             left = matmul(scaled, right) / jnp.where(values > 0, values, 1)[..., None, :]
             smallest = values[..., -1]
             enough = jnp.all((smallest > 0) & (smallest >= _GRAM_VECTORS * values[..., 0]))
             found = left.astype(dtype), (values * unit[..., 0]).astype(dtype), right.astype(dtype)
         else:
+            values, resolved = _values_by_gram(scaled, gram_matrix)
             enough = jnp.all(resolved) | (dtype != jnp.float64)  # what float64 does not resolve, float32 does not hold
             found = _without_vectors((values * unit[..., 0]).astype(dtype))
     return found, enough
+
+
+def _values_by_gram(tall, gram_matrix):
+    """Singular values, and for each matrix whether all were large enough; vectors only where small ones need them."""
+    values = eigenvalue_roots(gram_matrix)
+
+    def with_vectors():
+        found = right_frame(gram_matrix, lambda: tall)
+        return found.values, found.resolved
+
+    blurred = jnp.any(values[..., -1] < RESOLVED * values[..., 0])
+    return lax.cond(blurred, with_vectors, lambda: (values, jnp.ones(values.shape[:-1], bool)))
 
 
 def _by_gram_or_lapack(tall, vectors):

@@ -5,6 +5,7 @@ import ml_dtypes
 import numpy as np
 import pandas as pd
 import pytest
+import threadpoolctl
 
 import polarax
 import polarax.comparison
@@ -346,6 +347,7 @@ class TestStacks:
         base |= {"c.0": rng.normal(size=(6, 5))}
         post = {name: (1.1 * w).astype(w.dtype) for name, w in base.items()}
         compiled = _count_compilations(monkeypatch)
+        monkeypatch.setattr(polarax.comparison, "most_lanes", lambda: 1)
         run = compare(base, post, metrics="change")
         assert len(run.frame()) == 37
         stacks = [path.name for path in (run.path / "arrays").iterdir()]
@@ -355,6 +357,25 @@ class TestStacks:
             ((3, 5, 6), "float32"),
             ((17, 6, 5), "float32"),
         ]
+
+    @pytest.mark.parametrize(("lanes", "lengths"), [(2, [2, 1]), (3, [1, 1]), (8, [1, 1])])
+    def test_lanes_run_one_program_side_by_side_and_change_no_number(self, monkeypatch, lanes, lengths):
+        rng = np.random.default_rng(8)
+        base = {f"a.{i}": rng.normal(size=(12, 7)).astype(np.float32) for i in range(3)}
+        base |= {"b.0": rng.normal(size=(5, 9)).astype(np.float32)}
+        post = {name: w + 0.1 * rng.normal(size=w.shape).astype(np.float32) for name, w in base.items()}
+        monkeypatch.setattr(polarax.comparison, "most_lanes", lambda: 1)
+        alone = compare(base, post).frame()
+        monkeypatch.setattr(polarax.comparison, "most_lanes", lambda: lanes)
+        compiled = _count_compilations(monkeypatch)
+        blas = [library["num_threads"] for library in threadpoolctl.threadpool_info()]
+        run = compare(base, post)
+        assert [library["num_threads"] for library in threadpoolctl.threadpool_info()] == blas
+        assert [shape[0] for shape, _ in compiled] == lengths
+        assert_same_rows(run.frame(), alone, rtol=1e-9)
+        for name, w in base.items():
+            expected = np.linalg.svd(w.astype(np.float64), compute_uv=False)
+            np.testing.assert_allclose(run.spectra(name)[0], expected, rtol=1e-6)
 
     def test_the_padding_of_a_short_last_stack_is_invisible(self, monkeypatch, llama, llama_run):
         # Nine matrices of 96 x 48 or so, in stacks of two: the last one is half empty.

@@ -42,8 +42,7 @@ def test_a_sharded_stack_has_no_collective_and_the_same_results():
         """
         import re
         import jax, numpy as np
-        from polarax.comparison import _place
-        from polarax.devices import stack_mesh
+        from polarax.devices import stack_mesh, stack_sharding
         from polarax.measure import measure_stack
         from polarax.metrics import GROUPS
 
@@ -53,7 +52,7 @@ def test_a_sharded_stack_has_no_collective_and_the_same_results():
         mesh = stack_mesh()
         assert mesh.size == 4
         with jax.enable_x64(True):
-            placed = [_place(x, mesh) for x in (base, post)]
+            placed = [jax.device_put(x, stack_sharding(mesh)) for x in (base, post)]
             assert {shard.data.shape for shard in placed[0].addressable_shards} == {(2, 24, 16)}
             program = measure_stack.lower(*placed, groups=tuple(GROUPS), mesh=mesh).compile()
             text = program.as_text()

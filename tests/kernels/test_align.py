@@ -1,6 +1,7 @@
 """nf by the polar identity against its definition by singular vectors, the rotations, and the frames."""
 
 import dataclasses
+import functools
 import itertools
 
 import hypothesis
@@ -356,3 +357,30 @@ def test_the_flag_is_untouched():
             kernels.align(x, x)
             kernels.frames(x, x)
             assert jax.config.jax_enable_x64 == flag
+
+
+@pytest.mark.parametrize("shape", [(200, 200), (600, 128), (128, 1500)])
+@pytest.mark.parametrize("condition", [1e4, 1e6, 1e7])
+def test_nf_and_budget_of_ill_conditioned_matrices_by_gram(shape, condition):
+    """Singular values below what one Gram matrix resolves, few or most of them; blocks of rows with a remainder."""
+    rng = matrices.generator("ill-conditioned", shape, condition)
+    r = min(shape)
+    left, right = (np.linalg.qr(rng.standard_normal((size, r)))[0] for size in shape)
+    base = ((left * np.geomspace(1, 1 / condition, r)) @ right.T).astype(np.float32)
+    noise = rng.standard_normal(shape) * np.linalg.norm(base) / np.sqrt(base.size)
+    post = (base + 0.01 * noise).astype(np.float32)
+    w_base, w_post = base.astype(np.float64), post.astype(np.float64)
+    u_base, s_base, vt_base = np.linalg.svd(w_base, full_matrices=False)
+    u_post, s_post, vt_post = np.linalg.svd(w_post, full_matrices=False)
+    expected = np.linalg.norm((u_base.T @ u_post).T @ (vt_base @ vt_post.T) - np.eye(r)) / np.sqrt(r)
+    in_frame = u_base.T @ (w_post - w_base) @ vt_base.T
+    with jax.enable_x64(True):
+        pair = jax.jit(functools.partial(kernels.frames, dtype="float64", method="gram"))(base, post)
+        found = kernels.rotation_difference(pair)
+        budget = kernels.budget_of_frames(pair)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    for values, reference in ((pair.s_base, s_base), (pair.s_post, s_post)):
+        assert np.all(np.abs(values - reference) <= 1e-6 * reference + 1e-9 * reference[0])
+    total = np.sum((w_post - w_base) ** 2)
+    np.testing.assert_allclose(budget.scaling, np.sum(np.diag(in_frame) ** 2) / total, rtol=1e-6)
+    np.testing.assert_allclose(budget.discordant, np.sum((in_frame - in_frame.T) ** 2) / 4 / total, rtol=1e-6)
