@@ -380,7 +380,7 @@ def test_nf_and_budget_of_ill_conditioned_matrices_by_gram(shape, condition):
         budget = kernels.budget_of_frames(pair)
     np.testing.assert_allclose(found, expected, rtol=1e-6)
     for values, reference in ((pair.s_base, s_base), (pair.s_post, s_post)):
-        assert np.all(np.abs(values - reference) <= 1e-6 * reference + 1e-9 * reference[0])
+        assert np.all(np.abs(np.asarray(values) - reference) <= 1e-6 * reference + 1e-9 * reference[0])
     total = np.sum((w_post - w_base) ** 2)
     np.testing.assert_allclose(budget.scaling, np.sum(np.diag(in_frame) ** 2) / total, rtol=1e-6)
     np.testing.assert_allclose(budget.discordant, np.sum((in_frame - in_frame.T) ** 2) / 4 / total, rtol=1e-6)
