@@ -3,6 +3,7 @@
 import os
 
 import hypothesis
+import pytest
 
 # What tests expect is measured on the CPU; a platform that was asked for wins. Set here because no
 # test module has imported jax yet.
@@ -11,3 +12,15 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # A property's first example compiles, which no deadline allows for. Each run has the same ones.
 hypothesis.settings.register_profile("polarax", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("polarax")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compiled_programs_are_released():
+    """Compiled programs keep pages of the process mapped; those of a whole run would exceed what Linux allows.
+
+    The compiler then crashes (vm.max_map_count, 65530 by default). Modules share hardly any program.
+    """
+    import jax  # not before the platform is set
+
+    yield
+    jax.clear_caches()
