@@ -222,6 +222,7 @@ class _Programs:
 
     def __init__(self, request, mesh, seconds):
         self._request, self._mesh, self._seconds = request, mesh, seconds
+        self._sharding = stack_sharding(mesh)
         self._compiled = {}
 
     def of(self, stack):
@@ -258,10 +259,6 @@ class _Programs:
     def _run(self, program, operands):
         with jax.enable_x64(True):  # a setting of each thread
             return jax.device_get(program(*(_place(operand, self._sharding) for operand in operands)))
-
-    @property
-    def _sharding(self):
-        return stack_sharding(self._mesh)
 
 
 def _joined(lanes):

@@ -83,8 +83,8 @@ def _measure(
         s_base, s_post, s_change = (*kernels.singular_values(jnp.stack(wanted), method=method), None)[:3]
         change_norm = kernels.frobenius(post - base)
     readings = {
-        "nonfinite_base": _nonfinite(base_stored, change_norm),
-        "nonfinite_post": _nonfinite(post_stored, change_norm),
+        "nonfinite_base": _nonfinite(base_stored.astype(dtype), s_base, s_post),
+        "nonfinite_post": _nonfinite(post_stored.astype(dtype), s_base, s_post),
         "change_norm": change_norm,
     }
     rank_base, rank_post = (kernels.numerical_rank(values, *shape) for values in (s_base, s_post))
@@ -108,12 +108,12 @@ def _measure(
     return readings
 
 
-def _nonfinite(stored: jax.Array, change_norm: jax.Array) -> jax.Array:
-    """Entries that are NaN or infinite; counted only if there are any, which the norm of the change shows."""
+def _nonfinite(x: jax.Array, s_base: jax.Array, s_post: jax.Array) -> jax.Array:
+    """Entries of x that are NaN or infinite; counted only where the largest singular values show that there may be."""
     return lax.cond(
-        jnp.all(jnp.isfinite(change_norm)),
-        lambda: jnp.zeros(change_norm.shape, jnp.int32),
-        lambda: jnp.sum(~jnp.isfinite(stored), axis=(-2, -1), dtype=jnp.int32),
+        jnp.all(jnp.isfinite(s_base[..., 0]) & jnp.isfinite(s_post[..., 0])),
+        lambda: jnp.zeros(x.shape[:-2], jnp.int32),
+        lambda: jnp.sum(~jnp.isfinite(x), axis=(-2, -1), dtype=jnp.int32),
     )
 
 

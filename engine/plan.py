@@ -144,8 +144,9 @@ def _stack(
         fits = max(1, min(_LARGEST_STACK, (memory_bytes - max(working, working_before)) // in_flight))
         lanes = min(lanes, fits)
         working_before = working
-        length = math.ceil(len(members) / math.ceil(len(members) / fits))
         multiple = math.lcm(devices, lanes)
+        fits = max(multiple, fits - fits % multiple)
+        length = math.ceil(len(members) / math.ceil(len(members) / fits))
         size = math.ceil(length / multiple) * multiple
         for start in range(0, len(members), size):
             yield Stack(number, tuple(members[start : start + size]), size, lanes)

@@ -36,7 +36,6 @@ _BLOCKED_COLUMNS = 512
 # The second pass takes this share of the vectors if all the small singular values are among them, otherwise all.
 _FEW_SMALL = 1 / 12
 
-
 # On CPU the Gram matrices of a pair are summed over blocks of this many rows (columns of a wide one) or r, whichever is
 # more: a block's float64 copies stay near the cores, and none of the whole matrix is made.
 _BLOCK_ROWS = 1024
@@ -86,16 +85,16 @@ def pair_grams(base: jax.Array, post: jax.Array, convert: Callable[[jax.Array], 
 
 
 def _sum_of_blocks(function, base, post):
-    axis = -1 if _is_wide(base) else -2
-    axis += base.ndim
+    """The sum of function(base, post) over blocks of their long axis; the first takes what the division leaves over."""
+    axis = base.ndim - (1 if _is_wide(base) else 2)
     length = base.shape[axis]
-    block = max(_BLOCK_ROWS, min(base.shape[-2:]))
-    count = max(1, length // block)
+    count = max(1, length // max(_BLOCK_ROWS, min(base.shape[-2:])))
     block = length // count
-    sums = function(*(lax.slice_in_dim(x, 0, length - (count - 1) * block, axis=axis) for x in (base, post)))
+    first = length - (count - 1) * block
+    sums = function(*(lax.slice_in_dim(x, 0, first, axis=axis) for x in (base, post)))
 
     def add_block(index, sums):
-        start = length - (count - 1 - index) * block
+        start = first + index * block
         found = function(*(lax.dynamic_slice_in_dim(x, start, block, axis) for x in (base, post)))
         return jax.tree.map(jnp.add, sums, found)
 

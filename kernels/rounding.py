@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from polarax.kernels.products import promote
+from polarax.kernels.products import frobenius, promote
 
 
 def unchanged_share(base: jax.Array, post: jax.Array) -> jax.Array:
@@ -46,6 +46,4 @@ def rounding_noise(x: jax.Array, dtype: jax.typing.DTypeLike, /) -> jax.Array:
     exponent_bits = ((1 << of_x.nexp) - 1) << of_x.nmant
     power = lax.bitcast_convert_type(bits & np.array(exponent_bits, bits.dtype), x.dtype)  # of two, at most |x|
     power = jnp.where(x == 0, 0, jnp.maximum(power, np.array(info.smallest_normal, x.dtype)))
-    largest = jnp.maximum(jnp.max(jnp.abs(x), axis=(-2, -1), initial=0), np.array(info.smallest_normal, x.dtype))
-    scaled = (power / largest[..., None, None]).astype(jax.dtypes.canonicalize_dtype(float))
-    return largest * jnp.sqrt(jnp.sum(scaled**2, axis=(-2, -1))) * (2.0**-info.nmant / math.sqrt(12))
+    return frobenius(power.astype(jax.dtypes.canonicalize_dtype(float))) * (2.0**-info.nmant / math.sqrt(12))

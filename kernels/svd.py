@@ -5,7 +5,7 @@ elsewhere. `method="gram"` decomposes the float64 Gram matrix (`polarax.kernels.
 their transpose: LAPACK's tall path is the faster one.
 
 `method="auto"` takes the Gram matrix where there is float64 (CPU, GPU) and its accuracy is enough: for singular values
-down to 1e-6 s_1; for float32 vectors down to 1e-5 s_1, below which U would lose its orthogonality. Float64 vectors,
+down to 1e-8 s_1; for float32 vectors down to 1e-5 s_1, below which U would lose its orthogonality. Float64 vectors,
 what is smaller, and TPUs get "lapack". Only "lapack" can be differentiated: the other two compute in a float64 scope of
 their own, which derivatives would leave.
 """
@@ -29,8 +29,6 @@ SVD_METHODS = ("auto", "gram", "lapack")
 _GRAM_VECTORS = 1e-5
 
 # In numerical_rank, over eps sqrt(max(m, n)).
-
-
 _RANK_MARGIN = 4
 
 

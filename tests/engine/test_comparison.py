@@ -403,6 +403,13 @@ class TestStacks:
         assert list(llama_run.frame()["name"]) == list(plan.names) != in_stacks
 
 
+@pytest.mark.parametrize("method", ["auto", "lapack"])
+def test_entries_beyond_the_working_precision_are_not_finite_even_where_nothing_changed(method):
+    huge = np.full((4, 3), 1e300)
+    frame = compare({"w": huge}, {"w": huge.copy()}, dtype="float32", method=method).frame()
+    assert list(frame["status"]) == ["not finite: 12 in base"]
+
+
 class TestRefusals:
     @pytest.mark.parametrize(
         ("options", "message"),

@@ -13,7 +13,7 @@ from polarax.plan import pair_operations, plan_comparison
 from polarax.selection import Selection
 
 
-def plan(base, post, *, memory_bytes=2**32, working_bytes=8, devices=1, **selection):
+def plan(base, post, *, memory_bytes=2**32, working_bytes=8, devices=1, lanes=1, **selection):
     return plan_comparison(
         polarax.open_checkpoint(base),
         polarax.open_checkpoint(post),
@@ -21,6 +21,7 @@ def plan(base, post, *, memory_bytes=2**32, working_bytes=8, devices=1, **select
         memory_bytes=memory_bytes,
         working_bytes=working_bytes,
         devices=devices,
+        lanes=lanes,
     )
 
 
@@ -129,10 +130,20 @@ class TestMemory:
         counts = [len(plan(tree, tree, memory_bytes=budget).stacks) for budget in (1, 2**24, 2**30)]
         assert counts[0] == 240 and counts[2] == 12 and counts[0] > counts[1] > counts[2]
 
-    def test_the_peak_stays_within_what_is_given(self):
+    @pytest.mark.parametrize("lanes", [1, 2, 5])
+    def test_the_peak_stays_within_what_is_given(self, lanes):
         tree = self.tree(self.SHAPES)
         for budget in np.linspace(self.LEAST, 3 * self.LEAST, 30, dtype=int):
-            assert plan(tree, tree, memory_bytes=int(budget)).peak_memory <= budget
+            assert plan(tree, tree, memory_bytes=int(budget), lanes=lanes).peak_memory <= budget
+
+    def test_lanes_are_as_many_as_memory_allows(self):
+        tree = self.tree([(256, 256)])
+        seen = []
+        for memory in (self.LEAST, 3 * self.LEAST, 100 * self.LEAST):
+            stacks = plan(tree, tree, memory_bytes=memory, lanes=5).stacks
+            assert all(stack.size % stack.lanes == 0 for stack in stacks)
+            seen.append({stack.lanes for stack in stacks})
+        assert seen[0] == {1} and seen[2] == {5} and max(seen[1]) in (2, 3)
 
     def test_the_order_of_the_shapes_does_not_matter(self):
         for order in itertools.permutations(range(4)):
