@@ -71,9 +71,10 @@ def frames(
         change_values: Also decompose the change, for its singular values.
         dtype: Of the results, float32 or float64; the inputs' own if not given. Small numbers given as they are stored
             take the least memory, and "gram" loses nothing of them.
-        method: One of `polarax.kernels.SVD_METHODS`. "lapack" takes two thin SVDs; "gram" float64 Gram matrices, of
-            which nothing larger than r x r is decomposed, accurate to 1e-7 down to singular values of 1e-8 s_1; "auto"
-            takes "gram" where there is float64 (CPU, GPU) and falls back where a singular value is smaller than that.
+        method: One of `polarax.kernels.SVD_METHODS`. "lapack" and "polar" take two thin SVDs; "gram" float64 Gram
+            matrices, of which nothing larger than r x r is decomposed, accurate to 1e-7 down to singular values of 1e-8
+            s_1; "auto" takes "gram" where there is float64 (CPU, GPU), falling back to "lapack" where a singular value
+            is smaller than that, and "polar" on TPUs.
 
     Returns:
         `Frames` in that dtype; NaN throughout for a pair with NaN or Inf.
@@ -91,7 +92,8 @@ def frames(
 
 
 def _frames_of_stacks(base, post, *, change_values, dtype, method):
-    by_svd = functools.partial(_frames_by_svd, change_values=change_values, dtype=dtype)
+    by_svd = functools.partial(_frames_by_svd, change_values=change_values, dtype=dtype, method="lapack")
+    by_polar = functools.partial(_frames_by_svd, change_values=change_values, dtype=dtype, method="polar")
     by_gram = functools.partial(_frames_by_gram, change_values=change_values, dtype=dtype)
 
     def gram_or_svd(base, post):
@@ -102,14 +104,16 @@ def _frames_of_stacks(base, post, *, change_values, dtype, method):
 
     if method == "lapack":
         return by_svd(base, post)
+    if method == "polar":
+        return by_polar(base, post)
     if method == "gram":
         return by_gram(base, post)[0]
-    return lax.platform_dependent(base, post, tpu=by_svd, default=gram_or_svd)
+    return lax.platform_dependent(base, post, tpu=by_polar, default=gram_or_svd)
 
 
-def _frames_by_svd(base, post, *, change_values, dtype):
+def _frames_by_svd(base, post, *, change_values, dtype, method):
     base, post = base.astype(dtype), post.astype(dtype)
-    both = svd(jnp.stack([base, post]), method="lapack")
+    both = svd(jnp.stack([base, post]), method=method)
     (u_base, u_post), (s_base, s_post), (v_base, v_post) = both
     change = post - base
     found = _masked(
@@ -120,7 +124,7 @@ def _frames_by_svd(base, post, *, change_values, dtype):
         right=matmul(transpose(v_base), v_post),
         in_frame=matmul(matmul(transpose(u_base), change), v_base),
         change_norm=frobenius(change),
-        s_change=singular_values(change, method="lapack") if change_values else None,
+        s_change=singular_values(change, method=method) if change_values else None,
     )
     finite = jnp.all(jnp.isfinite(base) & jnp.isfinite(post), axis=(-2, -1))
     return jax.tree.map(lambda x: _poison(x, finite), found)

@@ -16,17 +16,13 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from polarax.kernels.polar_polynomial import Iterated, orthogonality_tolerance, polynomial_polar
+from polarax.kernels.polar_polynomial import TALL, Iterated, orthogonality_tolerance, polynomial_polar
 from polarax.kernels.polar_qdwh import qdwh_polar
 from polarax.kernels.products import frobenius, matmul, promote, transpose
 from polarax.kernels.sequential import one_at_a_time
 from polarax.kernels.svd import Svd, numerical_rank, svd
 
 POLAR_METHODS = ("auto", "gram", "polynomial", "qdwh", "svd")
-
-# A matrix this much taller than wide is reduced to its n x n factor by QR before it is iterated on: 4 m n^2 operations
-# against 4 m n^2 a step.
-_TALL = 1.5
 
 
 class Polar(NamedTuple):
@@ -105,7 +101,7 @@ def _polynomial_or_svd(tall):
 
 def _iterated(tall: jax.Array, iterate: Callable[[jax.Array], Iterated]) -> Polar:
     rows, cols = tall.shape[-2:]
-    if rows < _TALL * cols:
+    if rows < TALL * cols:
         found = iterate(tall)
         factor = found.factor
     else:

@@ -21,6 +21,10 @@ from jax import lax
 from polarax.kernels.products import frobenius, matmul, transpose
 from polarax.kernels.sequential import one_at_a_time
 
+# A matrix this much taller than wide is better reduced to its n x n factor by QR before it is iterated on: 4 m n^2
+# operations against 4 m n^2 a step.
+TALL = 1.5
+
 # Relative to the bound on s_1: singular values down to here converge within the schedule. Smaller ones are found by the
 # residual; float32 does not hold them, float64 has cheaper routes for them.
 _SMALLEST = {"float32": 1e-6, "float64": 1e-9}

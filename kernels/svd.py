@@ -1,13 +1,18 @@
 """Thin singular value decomposition, W = U S V^T, and singular values alone.
 
 `method="lapack"` is `jax.lax.linalg.svd`: LAPACK's divide and conquer (gesdd) on CPU, the platform's own solver
-elsewhere. `method="gram"` decomposes the float64 Gram matrix (`polarax.kernels.gram`). Wide matrices are decomposed as
-their transpose: LAPACK's tall path is the faster one.
+elsewhere. `method="gram"` decomposes the float64 Gram matrix (`polarax.kernels.gram`); float64 vectors found so are
+refined by products (`polarax.kernels.refine`). `method="polar"` takes the polar factor by QDWH and the eigenvectors of
+what it leaves (`polarax.kernels.svd_polar`); a stack with a matrix that this cannot handle gets "lapack". Wide matrices
+are decomposed as their transpose: LAPACK's tall path is the faster one.
 
 `method="auto"` takes the Gram matrix where there is float64 (CPU, GPU) and its accuracy is enough: for singular values
-down to 1e-8 s_1; for float32 vectors down to 1e-5 s_1, below which U would lose its orthogonality. Float64 vectors,
-what is smaller, and TPUs get "lapack". Only "lapack" can be differentiated: the other two compute in a float64 scope of
-their own, which derivatives would leave.
+down to 1e-8 s_1; for float32 vectors down to 1e-5 s_1, below which U would lose its orthogonality; for float64 vectors
+on GPU where refinement converges. The rest gets "lapack"; TPUs get "polar". On a GPU whose float64 is slow, ask for
+"polar": what kind of GPU it is cannot be seen where programs are compiled.
+
+Only "lapack" can be differentiated: derivatives would leave the float64 scope of "gram", and the loops of "polar" have
+none in reverse mode.
 """
 
 import functools
@@ -19,10 +24,13 @@ import jax.numpy as jnp
 from jax import lax
 
 from polarax.kernels.gram import RESOLVED, eigenvalue_roots, gram, right_frame
+from polarax.kernels.polar_polynomial import orthogonality_tolerance
 from polarax.kernels.products import matmul, promote, transpose
+from polarax.kernels.refine import refine_svd
 from polarax.kernels.sequential import by_leading_axes, one_at_a_time
+from polarax.kernels.svd_polar import svd_by_polar
 
-SVD_METHODS = ("auto", "gram", "lapack")
+SVD_METHODS = ("auto", "gram", "lapack", "polar")
 
 # Relative to s_1: down to here the vectors that the Gram route gives are orthonormal to float32's accuracy, since
 # columns i, j of U have an inner product of about eps s_1^2 / (s_i s_j).
@@ -108,14 +116,20 @@ def _decompose(x, method, *, vectors):
 
 
 def _decompose_tall(tall, *, method, vectors):
-    if method == "lapack" or (method == "auto" and vectors and tall.dtype == jnp.float64):
+    if method == "lapack":
         return _by_lapack(tall, vectors)
     if method == "gram":
         return _by_gram(tall, vectors)[0]
+    if method == "polar":
+        return _by_polar_or_lapack(tall, vectors)
+    by_gram = functools.partial(_by_gram_or_lapack, vectors=vectors)
+    # LAPACK's SVD in float64 takes less time on CPU than Gram matrix and refinement: 0.7 of it at 1536 x 1536.
+    by_lapack = functools.partial(_by_lapack, vectors=vectors)
     return lax.platform_dependent(
         tall,
-        tpu=functools.partial(_by_lapack, vectors=vectors),
-        default=functools.partial(_by_gram_or_lapack, vectors=vectors),
+        cpu=by_lapack if vectors and tall.dtype == jnp.float64 else by_gram,
+        tpu=functools.partial(_by_polar_or_lapack, vectors=vectors),
+        default=by_gram,
     )
 
 
@@ -137,9 +151,13 @@ def _by_gram(tall, vectors):
         gram_matrix = gram(scaled)
         if vectors:
             values, right, _ = right_frame(gram_matrix, lambda: scaled)
-            left = matmul(scaled, right) / jnp.where(values > 0, values, 1)[..., None, :]
-            smallest = values[..., -1]
-            enough = jnp.all((smallest > 0) & (smallest >= _GRAM_VECTORS * values[..., 0]))
+            if dtype == jnp.float64:
+                left, values, right, _, residual = refine_svd(scaled, right)
+                enough = jnp.all(residual <= orthogonality_tolerance(scaled))
+            else:
+                left = matmul(scaled, right) / jnp.where(values > 0, values, 1)[..., None, :]
+                smallest = values[..., -1]
+                enough = jnp.all((smallest > 0) & (smallest >= _GRAM_VECTORS * values[..., 0]))
             found = left.astype(dtype), (values * unit[..., 0]).astype(dtype), right.astype(dtype)
         else:
             values, resolved = _values_by_gram(scaled, gram_matrix)
@@ -163,6 +181,12 @@ def _values_by_gram(tall, gram_matrix):
 def _by_gram_or_lapack(tall, vectors):
     found, enough = _by_gram(tall, vectors)
     return lax.cond(enough, lambda _: found, functools.partial(_by_lapack, vectors=vectors), tall)
+
+
+def _by_polar_or_lapack(tall, vectors):
+    left, values, right, found = svd_by_polar(tall)
+    result = (left, values, right) if vectors else _without_vectors(values)
+    return lax.cond(jnp.all(found), lambda _: result, functools.partial(_by_lapack, vectors=vectors), tall)
 
 
 def _without_vectors(values):

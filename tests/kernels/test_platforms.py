@@ -43,3 +43,14 @@ def test_cuda_gets_the_batch(name, mapped):
     program = jax.vmap(PROGRAMS[name]) if mapped else PROGRAMS[name]
     assert "stablehlo.while" not in _lowered(program, "cuda")
     assert "stablehlo.while" in _lowered(program, "cpu")
+
+
+@pytest.mark.parametrize("name", ["svd", "singular_values", "frames", "drift_budget", "overlap"])
+def test_only_tpus_take_the_polar_route(name):
+    def functions(platform):  # by name, from where each operation comes
+        traced = jax.jit(PROGRAMS[name]).trace(STACK)
+        return traced.lower(lowering_platforms=(platform,)).as_text(debug_info=True)
+
+    assert "svd_by_polar" in functions("tpu")
+    assert "svd_by_polar" not in functions("cuda")
+    assert "svd_by_polar" not in functions("cpu")

@@ -20,7 +20,7 @@ def both(x, method="auto"):
     return kernels.svd(x, method=method), kernels.singular_values(x, method=method)
 
 
-METHODS = ("auto", "lapack")  # those that promise working accuracy whatever the condition
+METHODS = ("auto", "lapack", "polar")  # those that promise working accuracy whatever the condition
 
 
 def _check_values(x, s, dtype):
