@@ -4,6 +4,7 @@ Methods are asked of `polarax.kernels` when the suite runs, so that a new one is
 change here.
 """
 
+import concurrent.futures
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -13,6 +14,7 @@ import numpy as np
 from benchmarks import device, peers
 from benchmarks.timing import Contestant
 from polarax import kernels
+from polarax.devices import most_lanes, shared_cores
 from polarax.measure import measure_stack
 from polarax.metrics import GROUPS
 from polarax.plan import pair_operations
@@ -78,9 +80,43 @@ def pair_analysis(
     groups: Sequence[str] = ALL_GROUPS,
     method: str = "auto",
 ) -> Contestant:
-    """The whole analysis of a stack of pairs, (count, m, n) each, as `polarax compare` runs it."""
+    """The whole analysis of a stack of pairs, (count, m, n) each, by one program."""
     keywords = {"groups": tuple(groups), "dtype": dtype, "method": method}
     return device.contestant(name, measure_stack, (base, post), keywords, dtype=dtype, method=method)
+
+
+def in_lanes(
+    name: str, base: np.ndarray, post: np.ndarray, *, dtype: str, groups: Sequence[str] = ALL_GROUPS
+) -> Contestant:
+    """The same analysis as `polarax compare` runs it: on CPU parts of the stack side by side, elsewhere one program."""
+    length = -(-len(base) // most_lanes())
+    parts = [_padded(base[i : i + length], post[i : i + length], length) for i in range(0, len(base), length)]
+    single = pair_analysis(name, *parts[0], dtype=dtype, groups=groups)
+    if len(parts) == 1:
+        return single
+    return Contestant(name, _SideBySide(single.call, parts), single.prepare, single.about)
+
+
+class _SideBySide:
+    """One program on several stacks at the same time, each with its share of the cores."""
+
+    def __init__(self, program, stacks):
+        self._program, self._stacks = program, stacks
+
+    def __call__(self):
+        count = len(self._stacks)
+        with concurrent.futures.ThreadPoolExecutor(count) as pool, shared_cores(count):
+            return list(pool.map(self._program.on, self._stacks))
+
+    def memory(self):
+        """What all of them take together, as `device.Compiled.memory`."""
+        return {name: len(self._stacks) * size for name, size in self._program.memory().items()}
+
+
+def _padded(base, post, length):
+    """Both on the device, with zeros up to the length."""
+    missing = [(0, length - len(base)), (0, 0), (0, 0)]
+    return tuple(device.put(np.pad(x, missing)) for x in (base, post))
 
 
 def one_at_a_time(name: str, base: np.ndarray, post: np.ndarray, *, dtype: str) -> Contestant:

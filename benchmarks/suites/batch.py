@@ -1,4 +1,4 @@
-"""Many small matrices: a stack in one program, against one call for each."""
+"""Many small matrices: a stack as the engine runs it, against one call for each."""
 
 import dataclasses
 import functools
@@ -8,7 +8,7 @@ import numpy as np
 
 from benchmarks import device
 from benchmarks.cases import Case, Record, raced
-from benchmarks.engine import nominal_operations, one_at_a_time, pair_analysis
+from benchmarks.engine import in_lanes, nominal_operations, one_at_a_time
 from benchmarks.matrices import weight_pairs
 from benchmarks.options import Options
 from benchmarks.shapes import shrunk
@@ -33,7 +33,7 @@ def _race(options, count, rows, cols) -> list[Record]:
     base, post = weight_pairs(rows, cols, count, dtype=np.dtype(ml_dtypes.bfloat16), seed=options.seed)
     dtype = device.dtypes()[0]
     contestants = [
-        pair_analysis("polarax stacked", device.put(base), device.put(post), dtype=dtype),
+        in_lanes("polarax stacked", base, post, dtype=dtype),
         one_at_a_time("polarax one at a time", base, post, dtype=dtype),
     ]
     # In the short form the other scripts have no time: they are loops, as the pairs suite shows.

@@ -13,7 +13,7 @@ import numpy as np
 
 from benchmarks import device, peers
 from benchmarks.cases import Case, Record, raced
-from benchmarks.engine import SCRIPT_GROUPS, nominal_operations, pair_analysis
+from benchmarks.engine import SCRIPT_GROUPS, in_lanes, nominal_operations
 from benchmarks.matrices import weight_pairs
 from benchmarks.options import Options
 from benchmarks.shapes import CONFIGS, distinct_shapes, shrunk
@@ -66,13 +66,12 @@ def _race(options, model, layer, rows, cols, in_layer) -> list[Record]:
 
 def contestants(options: Options, base: np.ndarray, post: np.ndarray) -> list[Contestant]:
     """polarax with everything it measures, with what the scripts measure, in float32; the peers."""
-    ours = device.put(base), device.put(post)
     default, *others = device.dtypes()
-    found = [pair_analysis("polarax", *ours, dtype=default)]
+    found = [in_lanes("polarax", base, post, dtype=default)]
     if not options.short:  # which has no time to compile them
         only = {"dtype": default, "groups": SCRIPT_GROUPS}
-        found.append(pair_analysis("polarax, script's metrics", *ours, **only))
-        found += [pair_analysis(f"polarax {dtype}", *ours, dtype=dtype) for dtype in others]
+        found.append(in_lanes("polarax, script's metrics", base, post, **only))
+        found += [in_lanes(f"polarax {dtype}", base, post, dtype=dtype) for dtype in others]
     found += script_contestants(options, base, post)
     if "weightwatcher" in options.peers:
         found.append(_weightwatcher(base, post))
