@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from benchmarks.timing import Contestant
+from polarax.devices import working_dtype
 
 
 def has_float64() -> bool:
@@ -17,7 +18,11 @@ def has_float64() -> bool:
 
 def dtypes() -> tuple[str, ...]:
     """Working dtypes to measure on this device, the engine's default first."""
-    return ("float64", "float32") if has_float64() else ("float32",)
+    default = working_dtype("auto")
+    return (
+        default,
+        *(dtype for dtype in ("float64", "float32") if dtype != default and (dtype == "float32" or has_float64())),
+    )
 
 
 @contextlib.contextmanager

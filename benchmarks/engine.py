@@ -81,7 +81,8 @@ def pair_analysis(
     method: str = "auto",
 ) -> Contestant:
     """The whole analysis of a stack of pairs, (count, m, n) each, by one program."""
-    keywords = {"groups": tuple(groups), "dtype": dtype, "method": method}
+    batched = jax.default_backend() != "cpu"  # as the engine asks
+    keywords = {"groups": tuple(groups), "dtype": dtype, "method": method, "batched": batched}
     return device.contestant(name, measure_stack, (base, post), keywords, dtype=dtype, method=method)
 
 

@@ -53,6 +53,10 @@ class Library:
         """s alone."""
         return np.linalg.svd(x, compute_uv=False)
 
+    def scope(self, x: Any) -> contextlib.AbstractContextManager:
+        """Where to compute with x, so that its dtype is kept."""
+        return contextlib.nullcontext()
+
     def wait(self) -> None:
         """Returns when everything asked for has been computed."""
 
@@ -129,7 +133,7 @@ class Jnp(Library):
         self._jax = jax
 
     def put(self, array):
-        with self._scope(array):
+        with self.scope(array):
             return self._jax.block_until_ready(self._jax.device_put(array))
 
     def widen(self, x):
@@ -139,15 +143,15 @@ class Jnp(Library):
         return self._jax.numpy.eye(len(like), dtype=like.dtype)
 
     def svd(self, x):
-        with self._scope(x):
+        with self.scope(x):
             result = self._jax.numpy.linalg.svd(x, full_matrices=False)
             return self._jax.block_until_ready(result)
 
     def singular_values(self, x):
-        with self._scope(x):
+        with self.scope(x):
             return self._jax.block_until_ready(self._jax.numpy.linalg.svd(x, compute_uv=False))
 
-    def _scope(self, x):
+    def scope(self, x):
         wide = x.dtype.name == "float64"
         return self._jax.enable_x64(True) if wide else contextlib.nullcontext()
 

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from polarax import kernels
-from polarax.devices import most_lanes, shared_cores, stack_mesh, stack_sharding, working_dtype
+from polarax.devices import most_lanes, shared_cores, stack_mesh, stack_sharding, working_dtype, working_method
 from polarax.environment import describe_environment
 from polarax.errors import RunError, UsageError
 from polarax.loaders import Checkpoint, CheckpointError, open_checkpoint
@@ -76,7 +76,7 @@ def compare(
         roles: Roles to compare, such as "q,o"; all by default.
         layers: Layers to compare, such as "0,3-5"; all by default.
         metrics: Groups of metrics: change, scaling, rotation, budget, overlap, shape; all by default.
-        dtype: Working precision, "float64" or "float32"; "auto" is float64 where the device has it.
+        dtype: Working precision, "float64" or "float32"; "auto" is float64 where that is fast.
         top_k: Leading singular vectors whose subspaces are compared.
         method: How to decompose, one of `polarax.kernels.SVD_METHODS`.
         memory_gib: Memory the stacks in flight may take.
@@ -151,7 +151,7 @@ def check_request(
         raise UsageError(f"Unknown method {method!r}. Expected one of {', '.join(kernels.SVD_METHODS)}.")
     if not 0 < memory_gib < math.inf:
         raise UsageError(f"memory_gib must be positive and finite. Got {memory_gib}.")
-    dtype = working_dtype(dtype)
+    dtype, method = working_dtype(dtype), working_method(method)
     opened = open_checkpoint(base), open_checkpoint(post)
     plan = plan_comparison(
         *opened,
@@ -209,9 +209,9 @@ def _run_stacks(request, writer, progress):
                 if following is not None:
                     reads = _start_reads(request, following)
                     programs.of(following)
-                readings = _joined([lane.result() for lane in lanes])
+                readings = _as_stored(_joined([lane.result() for lane in lanes]), stack)
             rows = [_row(pair, readings, index) for index, pair in enumerate(stack.pairs)]
-            arrays = {name: readings[name][: len(stack.pairs)] for name in _ARRAYS if name in readings}
+            arrays = {name: readings[name] for name in _ARRAYS if name in readings}
             writer.write_stack(stack, rows, arrays, [place[pair.name] for pair in stack.pairs])
             progress.advance(len(stack.pairs), stack.operations, seconds["compute"] - before)
     return seconds
@@ -243,6 +243,7 @@ class _Programs:
                     dtype=self._request.dtype,
                     method=self._request.method,
                     mesh=self._mesh,
+                    batched=jax.default_backend() != "cpu",
                 )
                 self._compiled[key] = lowered.compile()
         return self._compiled[key]
@@ -266,6 +267,18 @@ def _joined(lanes):
     return {name: np.concatenate([readings[name] for readings in lanes]) for name in lanes[0]}
 
 
+def _as_stored(readings, stack):
+    """The readings of a stack without padding, left and right named for each matrix as it is stored."""
+    readings = {name: values[: len(stack.pairs)] for name, values in readings.items()}
+    transposed = np.array(stack.transposed)
+    for left in [name for name in readings if name.endswith("_left")]:
+        right = left.removesuffix("left") + "right"
+        both = readings[left], readings[right]
+        swap = transposed.reshape(-1, *[1] * (both[0].ndim - 1))
+        readings[left], readings[right] = (np.where(swap, *sides) for sides in (both[::-1], both))
+    return readings
+
+
 def _start_reads(request, stack):
     with _reading():
         return (
@@ -275,14 +288,14 @@ def _start_reads(request, stack):
 
 
 def _gather(reads, stack):
-    """The matrices of one side as one array (size, m, n); zeros pad a last stack that is short."""
+    """The matrices of one side as one array (size, m, n), m >= n; zeros pad a last stack that is short."""
     operand = None
     for index, pending in enumerate(reads):
         with _reading():
             matrix = pending.result()
         if operand is None:
             operand = np.zeros((stack.size, *stack.shape), matrix.dtype)
-        operand[index] = matrix
+        operand[index] = matrix.T if stack.transposed[index] else matrix
         reads[index] = None  # the matrix is copied: let go of it
     return operand
 

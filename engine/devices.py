@@ -3,6 +3,7 @@
 import contextlib
 import os
 import pathlib
+import re
 from collections.abc import Iterator
 
 import jax
@@ -10,6 +11,10 @@ import numpy as np
 import threadpoolctl
 
 STACK_AXIS = "stack"
+
+# GPUs with float64 units at half their float32 rate or near it, by their makers' data sheets; others (GeForce, RTX, T4,
+# A10, A40, L4, L40) have 1/32 or 1/64 of it.
+_FAST_FLOAT64 = re.compile(r"\b(P100|V100|A30|A100|A800|H100|H200|H800|GH200|B200|GB200|MI\d{2,3}[A-Z]?)\b")
 
 
 def stack_mesh() -> jax.sharding.Mesh | None:
@@ -47,11 +52,24 @@ def shared_cores(lanes: int) -> Iterator[None]:
         yield
 
 
+def fast_float64() -> bool:
+    """Whether the devices compute in float64 at a good part of their float32 rate: CPUs and data-centre GPUs do."""
+    backend = jax.default_backend()
+    return backend == "cpu" or (
+        backend != "tpu" and _FAST_FLOAT64.search(jax.local_devices()[0].device_kind) is not None
+    )
+
+
 def working_dtype(dtype: str) -> str:
-    """What dtype "auto" means here: float32 on TPUs, which have no float64, and float64 elsewhere."""
+    """What dtype "auto" means here: float64 where it is fast, float32 elsewhere (TPUs have no float64)."""
     if dtype != "auto":
         return dtype
-    return "float32" if jax.default_backend() == "tpu" else "float64"
+    return "float64" if fast_float64() else "float32"
+
+
+def working_method(method: str) -> str:
+    """What method "auto" means here: polar factors, by float32 products, on GPUs whose float64 is slow."""
+    return "polar" if method == "auto" and not fast_float64() else method
 
 
 def enable_compilation_cache(folder: str | os.PathLike) -> None:

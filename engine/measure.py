@@ -15,7 +15,7 @@ Readings = dict[str, jax.Array]
 _GROUPS_WITH_VECTORS = {"rotation", "budget", "overlap"}
 
 
-@functools.partial(jax.jit, static_argnames=("groups", "top_k", "dtype", "method", "mesh"))
+@functools.partial(jax.jit, static_argnames=("groups", "top_k", "dtype", "method", "mesh", "batched"))
 def measure_stack(
     base: jax.Array,
     post: jax.Array,
@@ -25,10 +25,9 @@ def measure_stack(
     dtype: str = "float64",
     method: str = "auto",
     mesh: jax.sharding.Mesh | None = None,
+    batched: bool = True,
 ) -> Readings:
     """Reads a stack of pairs.
-
-    Matrix by matrix on CPU, where that keeps memory at one matrix's; as one batch elsewhere.
 
     Args:
         base: (count, m, n) in the stored dtype.
@@ -39,6 +38,8 @@ def measure_stack(
         method: How to decompose, one of `polarax.kernels.SVD_METHODS`.
         mesh: Devices to divide the stack over, along its one axis; count must be a multiple of their number. Each
             works on its share alone.
+        batched: Take the stack as one batch, as accelerators want it; otherwise matrix by matrix, which on CPU keeps
+            memory at one matrix's.
 
     Returns:
         Column name -> (count,) for the metrics of the groups and what their controls and status need; and the arrays
@@ -48,12 +49,7 @@ def measure_stack(
     measure = functools.partial(_measure, groups=groups, top_k=top_k, dtype=dtype, method=method)
 
     def measure_share(base, post):
-        return lax.platform_dependent(
-            base,
-            post,
-            cpu=lambda *stacks: lax.map(lambda pair: measure(*pair), stacks),
-            default=measure,
-        )
+        return measure(base, post) if batched else lax.map(lambda pair: measure(*pair), (base, post))
 
     if mesh is None:
         return measure_share(base, post)

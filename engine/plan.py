@@ -1,6 +1,7 @@
 """What a comparison will do, from the headers alone: stacks, bytes, operations, memory.
 
-A stack is a number of matrices of one shape and dtype that run through one compiled program.
+A stack is a number of matrices of one shape and dtype that run through one compiled program. Wide matrices are read as
+their transposes, whose laws are the same with left and right exchanged: up and down projections share a program.
 """
 
 import dataclasses
@@ -29,9 +30,13 @@ class Stack(NamedTuple):
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(rows, cols) of each matrix."""
-        rows, cols = self.pairs[0].shape
-        return rows, cols
+        """(m, n) of each matrix as it is computed: m >= n."""
+        return _tall(self.pairs[0])
+
+    @property
+    def transposed(self) -> tuple[bool, ...]:
+        """For each pair, whether it is stored as the transpose of what is computed."""
+        return tuple(pair.shape != self.shape for pair in self.pairs)
 
     @property
     def label(self) -> str:
@@ -133,7 +138,7 @@ def _stack(
 ) -> Iterator[Stack]:
     groups: dict[tuple, list[Pair]] = {}
     for pair in pairs:
-        groups.setdefault((pair.shape, pair.dtype_base, pair.dtype_post), []).append(pair)
+        groups.setdefault((_tall(pair), pair.dtype_base, pair.dtype_post), []).append(pair)
     number, working_before = 0, 0
     for (shape, *_), members in groups.items():
         working_one = _WORK_ARRAYS * working_bytes * math.prod(shape)
@@ -151,6 +156,10 @@ def _stack(
         for start in range(0, len(members), size):
             yield Stack(number, tuple(members[start : start + size]), size, lanes)
             number += 1
+
+
+def _tall(pair: Pair) -> tuple[int, int]:
+    return max(pair.shape), min(pair.shape)
 
 
 def _stored_bytes(pair: Pair) -> int:

@@ -14,9 +14,16 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from polarax.kernels.gram import change_in_frame, eigenvalue_roots, gram, pair_grams, right_frame
+from polarax.kernels.gram import (
+    change_grams,
+    change_in_frame,
+    eigenvalue_roots,
+    gram,
+    right_frame,
+    stored_gram,
+)
 from polarax.kernels.products import frobenius, matmul, promote_pair, transpose
-from polarax.kernels.sequential import by_leading_axes
+from polarax.kernels.sequential import after, by_leading_axes
 from polarax.kernels.svd import check_method, numerical_rank, singular_values, svd
 
 # ||W_p|| over ||W_b||: from here up, rounding errors of W_b's Gram matrix are at most 100 times those of W_p's own.
@@ -67,7 +74,7 @@ def frames(
 
     Args:
         base: (..., m, n), floating-point.
-        post: The same shape.
+        post: The same shape; or (posts, ..., m, n), several posts of this base, which then is decomposed once.
         change_values: Also decompose the change, for its singular values.
         dtype: Of the results, float32 or float64; the inputs' own if not given. Small numbers given as they are stored
             take the least memory, and "gram" loses nothing of them.
@@ -77,65 +84,93 @@ def frames(
             is smaller than that, and "polar" on TPUs.
 
     Returns:
-        `Frames` in that dtype; NaN throughout for a pair with NaN or Inf.
+        `Frames` in that dtype, with the leading axes of post (`s_base` and `rank_base` too); NaN throughout for a pair
+        with NaN or Inf.
 
     Raises:
         ValueError: Unknown method, the shapes differ, or `polarax.kernels.svd` refuses the input.
     """
     check_method(method)
     base, post = jnp.asarray(base), jnp.asarray(post)
-    promoted = jax.eval_shape(promote_pair, base, post)[0]
+    several = post.ndim == base.ndim + 1
+    one_post = jax.ShapeDtypeStruct(post.shape[1:], post.dtype) if several else post
+    promoted = jax.eval_shape(promote_pair, base, one_post)[0]
     if 0 in base.shape[-2:]:
         raise ValueError(f"Matrices must have at least one row and one column. Got shape={base.shape}.")
-    options = {"change_values": change_values, "dtype": jnp.dtype(promoted.dtype if dtype is None else dtype)}
-    return by_leading_axes(functools.partial(_frames_of_stacks, method=method, **options))(base, post)
+    related = functools.partial(
+        _related,
+        change_values=change_values,
+        dtype=jnp.dtype(promoted.dtype if dtype is None else dtype),
+        method=method,
+    )
+    if not several:
+        return by_leading_axes(related)(base, post)
+    # A caller's vmap puts its axis first in both, so the posts' own goes behind those of the stack.
+    batch = base.ndim - 2
+    found = by_leading_axes(related)(base, jnp.moveaxis(post, 0, batch))
+    return jax.tree.map(lambda x: jnp.moveaxis(x, batch, 0), found)
 
 
-def _frames_of_stacks(base, post, *, change_values, dtype, method):
-    by_svd = functools.partial(_frames_by_svd, change_values=change_values, dtype=dtype, method="lapack")
-    by_polar = functools.partial(_frames_by_svd, change_values=change_values, dtype=dtype, method="polar")
-    by_gram = functools.partial(_frames_by_gram, change_values=change_values, dtype=dtype)
+def _related(base, post, *, change_values, dtype, method):
+    """Frames of a stack (..., m, n) and its post, or its posts (..., p, m, n)."""
+    options = {"change_values": change_values, "dtype": dtype}
+    by_svd = functools.partial(_by_svd, method="lapack", **options)
+    by_polar = functools.partial(_by_svd, method="polar", **options)
+
+    def by_gram(base, post):
+        return _by_gram(base, post, **options)[0]
 
     def gram_or_svd(base, post):
-        found, resolved = by_gram(base, post)
+        found, resolved = _by_gram(base, post, **options)
         if dtype != jnp.float64:  # what float64 does not resolve, float32 does not hold
             return found
         return lax.cond(jnp.all(resolved), lambda *_: found, by_svd, base, post)
 
-    if method == "lapack":
-        return by_svd(base, post)
-    if method == "polar":
-        return by_polar(base, post)
-    if method == "gram":
-        return by_gram(base, post)[0]
+    if method != "auto":
+        return {"lapack": by_svd, "polar": by_polar, "gram": by_gram}[method](base, post)
     return lax.platform_dependent(base, post, tpu=by_polar, default=gram_or_svd)
 
 
-def _frames_by_svd(base, post, *, change_values, dtype, method):
+def _each_post(base, post, relate):
+    """relate(post), or the results for all posts (..., p, m, n), one after the other."""
+    if post.ndim == base.ndim:
+        return relate(post)
+    axis = base.ndim - 2
+    results = lax.map(relate, jnp.moveaxis(post, axis, 0))
+    return jax.tree.map(lambda x: jnp.moveaxis(x, 0, axis), results)
+
+
+def _by_svd(base, post, *, change_values, dtype, method):
     base, post = base.astype(dtype), post.astype(dtype)
-    both = svd(jnp.stack([base, post]), method=method)
-    (u_base, u_post), (s_base, s_post), (v_base, v_post) = both
-    change = post - base
-    found = _masked(
-        base.shape[-2:],
-        s_base,
-        s_post,
-        left=matmul(transpose(u_base), u_post),
-        right=matmul(transpose(v_base), v_post),
-        in_frame=matmul(matmul(transpose(u_base), change), v_base),
-        change_norm=frobenius(change),
-        s_change=singular_values(change, method=method) if change_values else None,
-    )
-    finite = jnp.all(jnp.isfinite(base) & jnp.isfinite(post), axis=(-2, -1))
-    return jax.tree.map(lambda x: _poison(x, finite), found)
+    u_base, s_base, v_base = svd(base, method=method)
+
+    def relate(post):
+        u_post, s_post, v_post = svd(after(post, s_base), method=method)
+        change = post - base
+        found = _masked(
+            base.shape[-2:],
+            s_base,
+            s_post,
+            left=matmul(transpose(u_base), u_post),
+            right=matmul(transpose(v_base), v_post),
+            in_frame=matmul(matmul(transpose(u_base), change), v_base),
+            change_norm=frobenius(change),
+            s_change=singular_values(change, method=method) if change_values else None,
+        )
+        finite = jnp.all(jnp.isfinite(base) & jnp.isfinite(post), axis=(-2, -1))
+        return jax.tree.map(lambda x: _poison(x, finite), found)
+
+    return _each_post(base, post, relate)
 
 
-def _frames_by_gram(base, post, *, change_values, dtype):
+def _by_gram(base, post, *, change_values, dtype):
     """Frames, and for each pair whether every singular value was large enough for this route."""
     shape = base.shape[-2:]
     wide = shape[0] < shape[1]
     with jax.enable_x64(True):
         unit = _unit(base, post)
+        scale = jnp.ones(base.shape[:-2]) if unit is None else unit
+        identity = jnp.eye(min(shape))
 
         def convert(x):
             return x.astype(jnp.float64) if unit is None else x.astype(jnp.float64) / unit[..., None, None]
@@ -143,51 +178,59 @@ def _frames_by_gram(base, post, *, change_values, dtype):
         def tall(x):
             return convert(transpose(x) if wide else x)
 
-        gram_base, gram_change, across = pair_grams(base, post, convert)
-        norm_base, norm_change = _root_of_trace(gram_base), _root_of_trace(gram_change)
-        finite = jnp.isfinite(norm_base) & jnp.isfinite(norm_change)
-        identity = jnp.eye(min(shape))
-        gram_base, gram_change, across = (
-            jnp.where(finite[..., None, None], x, identity) for x in (gram_base, gram_change, across)
-        )
-        frame_base = right_frame(gram_base, lambda: tall(base))
-        # By difference, unless that is small enough for the base's rounding errors to show in it.
-        gram_post = gram_base + across + transpose(across) + gram_change
-        much_smaller = _root_of_trace(gram_post) < _SMALL_POST * norm_base
-        gram_post = lax.cond(
-            jnp.any(much_smaller & finite),
-            lambda: jnp.where(finite[..., None, None], gram(convert(post)), identity),
-            lambda: gram_post,
-        )
-        frame_post = right_frame(gram_post, lambda: tall(post))
-        s_base, s_post = frame_base.values, frame_post.values
-        scale = jnp.ones(norm_base.shape) if unit is None else unit
+        def cleaned(gram_matrix, finite):
+            return jnp.where(finite[..., None, None], gram_matrix, identity)
 
-        in_frame = change_in_frame(frame_base, across, lambda: tall(base), lambda: tall(post) - tall(base))
-        right = matmul(transpose(frame_base.vectors), frame_post.vectors)
-        grown = in_frame + s_base[..., :, None] * identity
-        left = matmul(grown, right) / jnp.where(s_post > 0, s_post, 1)[..., None, :]
-        found = _masked(
-            shape,
-            s_base * scale[..., None],
-            s_post * scale[..., None],
-            left=right if wide else left,
-            right=left if wide else right,
-            in_frame=(transpose(in_frame) if wide else in_frame) * scale[..., None, None],
-            change_norm=norm_change * scale,
-            s_change=eigenvalue_roots(gram_change) * scale[..., None] if change_values else None,
-            dtype=dtype,
-        )
-        poisoned = jax.tree.map(lambda x: _poison(x, finite), found)
-        resolved = frame_base.resolved & frame_post.resolved
-    return jax.tree.map(lambda x: x.astype(dtype) if x.dtype == jnp.float64 else x, poisoned), resolved
+        gram_base = stored_gram(base, convert)
+        norm_base = _root_of_trace(gram_base)
+        finite_base = jnp.isfinite(norm_base)
+        gram_base = cleaned(gram_base, finite_base)
+        frame_base = right_frame(gram_base, lambda: tall(base))
+        s_base = frame_base.values
+
+        def relate(post):
+            gram_change, across = change_grams(base, post, convert)
+            norm_change = _root_of_trace(gram_change)
+            finite = finite_base & jnp.isfinite(norm_change)
+            gram_change, across = cleaned(gram_change, finite), cleaned(across, finite)
+            # By difference, unless that is small enough for the base's rounding errors to show in it.
+            gram_post = gram_base + across + transpose(across) + gram_change
+            much_smaller = _root_of_trace(gram_post) < _SMALL_POST * norm_base
+            gram_post = lax.cond(
+                jnp.any(much_smaller & finite),
+                lambda: cleaned(gram(convert(post)), finite),
+                lambda: gram_post,
+            )
+            frame_post = right_frame(gram_post, lambda: tall(post))
+            s_post = frame_post.values
+            in_frame = change_in_frame(frame_base, across, lambda: tall(base), lambda: tall(post) - tall(base))
+            right = matmul(transpose(frame_base.vectors), frame_post.vectors)
+            grown = in_frame + s_base[..., :, None] * identity
+            left = matmul(grown, right) / jnp.where(s_post > 0, s_post, 1)[..., None, :]
+            found = _masked(
+                shape,
+                s_base * scale[..., None],
+                s_post * scale[..., None],
+                left=right if wide else left,
+                right=left if wide else right,
+                in_frame=(transpose(in_frame) if wide else in_frame) * scale[..., None, None],
+                change_norm=norm_change * scale,
+                s_change=eigenvalue_roots(gram_change) * scale[..., None] if change_values else None,
+                dtype=dtype,
+            )
+            poisoned = jax.tree.map(lambda x: _poison(x, finite), found)
+            rounded = jax.tree.map(lambda x: x.astype(dtype) if x.dtype == jnp.float64 else x, poisoned)
+            return rounded, frame_base.resolved & frame_post.resolved
+
+        return _each_post(base, post, relate)
 
 
 def _unit(base, post):
     """What to divide float64 matrices by so that their squares neither over- nor underflow, (...); None for others."""
     if jnp.float64 not in (base.dtype, post.dtype):  # the squares of anything smaller are in float64's range
         return None
-    unit = jnp.maximum(*(jnp.max(jnp.abs(x.astype(jnp.float64)), axis=(-2, -1)) for x in (base, post)))
+    of_base, of_post = (jnp.max(jnp.abs(x.astype(jnp.float64)), axis=(-2, -1)) for x in (base, post))
+    unit = jnp.maximum(of_base, of_post if of_post.ndim == of_base.ndim else jnp.max(of_post, axis=-1))
     # A power of two: dividing by it is exact, so that the change is 0 where base and post are equal. (jnp.frexp would
     # leave the float64 scope under JAX 0.12.)
     return jnp.where(jnp.isfinite(unit) & (unit > 0), lax.reduce_precision(unit, 11, 0), 1)

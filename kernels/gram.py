@@ -41,11 +41,10 @@ _FEW_SMALL = 1 / 12
 _BLOCK_ROWS = 1024
 
 
-class PairGrams(NamedTuple):
-    """Gram matrices of a base W_b and a change D, each (..., r, r)."""
+class ChangeGrams(NamedTuple):
+    """Gram matrices of a change D from a base W_b, each (..., r, r)."""
 
-    base: jax.Array  # W_b^T W_b; of wide matrices W_b W_b^T, and so on
-    change: jax.Array  # D^T D
+    change: jax.Array  # D^T D; of wide matrices D D^T, and so on
     across: jax.Array  # W_b^T D
 
 
@@ -67,35 +66,43 @@ def inner(x: jax.Array, y: jax.Array) -> jax.Array:
     return matmul(x, transpose(y)) if _is_wide(x) else matmul(transpose(x), y)
 
 
-def pair_grams(base: jax.Array, post: jax.Array, convert: Callable[[jax.Array], jax.Array]) -> PairGrams:
-    """The Gram matrices of base and change, without a float64 copy of either on CPU.
+def stored_gram(x: jax.Array, convert: Callable[[jax.Array], jax.Array]) -> jax.Array:
+    """`gram(convert(x))` of a matrix as it is stored, without a float64 copy of all of it on CPU.
 
     Args:
-        base: (..., m, n), as stored.
-        post: The same shape.
-        convert: Maps a part of either to float64.
+        x: (..., m, n), as stored.
+        convert: Maps a part of it to float64.
     """
+    return _by_blocks_on_cpu(lambda x: gram(convert(x)), x)
+
+
+def change_grams(base: jax.Array, post: jax.Array, convert: Callable[[jax.Array], jax.Array]) -> ChangeGrams:
+    """The Gram matrices of the change between two stored matrices. Arguments as for `stored_gram`."""
 
     def whole(base, post):
         first = convert(base)
         change = convert(post) - first
-        return PairGrams(gram(first), gram(change), inner(first, change))
+        return ChangeGrams(gram(change), inner(first, change))
 
-    return lax.platform_dependent(base, post, cpu=functools.partial(_sum_of_blocks, whole), default=whole)
+    return _by_blocks_on_cpu(whole, base, post)
 
 
-def _sum_of_blocks(function, base, post):
-    """The sum of function(base, post) over blocks of their long axis; the first takes what the division leaves over."""
-    axis = base.ndim - (1 if _is_wide(base) else 2)
-    length = base.shape[axis]
-    count = max(1, length // max(_BLOCK_ROWS, min(base.shape[-2:])))
+def _by_blocks_on_cpu(function, *stacks):
+    return lax.platform_dependent(*stacks, cpu=functools.partial(_sum_of_blocks, function), default=function)
+
+
+def _sum_of_blocks(function, *stacks):
+    """The sum of function(...) over blocks of the long axis; the first block takes what the division leaves over."""
+    axis = stacks[0].ndim - (1 if _is_wide(stacks[0]) else 2)
+    length = stacks[0].shape[axis]
+    count = max(1, length // max(_BLOCK_ROWS, min(stacks[0].shape[-2:])))
     block = length // count
     first = length - (count - 1) * block
-    sums = function(*(lax.slice_in_dim(x, 0, first, axis=axis) for x in (base, post)))
+    sums = function(*(lax.slice_in_dim(x, 0, first, axis=axis) for x in stacks))
 
     def add_block(index, sums):
         start = first + index * block
-        found = function(*(lax.dynamic_slice_in_dim(x, start, block, axis) for x in (base, post)))
+        found = function(*(lax.dynamic_slice_in_dim(x, start, block, axis) for x in stacks))
         return jax.tree.map(jnp.add, sums, found)
 
     return lax.fori_loop(0, count - 1, add_block, sums) if count > 1 else sums

@@ -196,8 +196,13 @@ def _decomposers(options, dtype) -> Iterator[Decomposer]:
             library.name,
             svd=lambda x, own=library: tuple(_numpy(part) for part in own.svd(own.put(x))),
             values=lambda x, own=library: _numpy(own.singular_values(own.put(x))),
-            nf=lambda base, post, own=library: peers.rotation_difference(own, own.put(base), own.put(post)),
+            nf=functools.partial(_their_nf, library),
         )
+
+
+def _their_nf(library, base, post):
+    with library.scope(base):
+        return peers.rotation_difference(library, library.put(base), library.put(post))
 
 
 def _numpy(array):

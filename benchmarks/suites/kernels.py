@@ -62,7 +62,8 @@ def _theirs(kernel, library, base, post):
     base, post = library.put(base), library.put(post)
 
     def call():
-        kernel.theirs(library, base, post)
-        library.wait()
+        with library.scope(base):
+            kernel.theirs(library, base, post)
+            library.wait()
 
     return Contestant(library.name, call, about={"dtype": dtype})

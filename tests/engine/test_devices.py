@@ -8,7 +8,8 @@ import textwrap
 import jax
 import pytest
 
-from polarax.devices import stack_mesh, working_dtype
+from polarax import devices
+from polarax.devices import stack_mesh, working_dtype, working_method
 
 
 def on_devices(count, script, timeout=240):
@@ -34,6 +35,30 @@ def test_auto_precision_is_float64_on_cpu():
         pytest.skip("looks at the CPU's choice")
     assert working_dtype("auto") == "float64"
     assert working_dtype("float32") == "float32"
+
+
+@pytest.mark.parametrize(
+    ("backend", "kind", "dtype", "method"),
+    [
+        ("gpu", "NVIDIA H100 80GB HBM3", "float64", "auto"),
+        ("gpu", "NVIDIA A100-SXM4-40GB", "float64", "auto"),
+        ("gpu", "Tesla V100-SXM2-16GB", "float64", "auto"),
+        ("gpu", "AMD Instinct MI300X", "float64", "auto"),
+        ("gpu", "NVIDIA GeForce RTX 4090", "float32", "polar"),
+        ("gpu", "NVIDIA A10G", "float32", "polar"),
+        ("gpu", "NVIDIA L40S", "float32", "polar"),
+        ("gpu", "Tesla T4", "float32", "polar"),
+        ("tpu", "TPU v5 lite", "float32", "polar"),
+        ("cpu", "cpu", "float64", "auto"),
+    ],
+)
+def test_the_kind_of_device_chooses(monkeypatch, backend, kind, dtype, method):
+    device = type("Device", (), {"device_kind": kind})()
+    monkeypatch.setattr(devices.jax, "default_backend", lambda: backend)
+    monkeypatch.setattr(devices.jax, "local_devices", lambda: [device])
+    assert working_dtype("auto") == dtype
+    assert working_method("auto") == method
+    assert working_method("gram") == "gram"
 
 
 def test_a_sharded_stack_has_no_collective_and_the_same_results():

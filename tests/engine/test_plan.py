@@ -83,7 +83,7 @@ def test_compare_does_what_was_planned(llama, llama_run, byte_ranges, tmp_path, 
     assert planned.bytes_to_read == sum(base.nbytes + post.nbytes for base, post in pairs)
 
 
-def test_a_stack_has_one_shape_and_one_pair_of_dtypes():
+def test_a_stack_has_one_shape_up_to_transposition_and_one_pair_of_dtypes():
     base = {
         "a": np.ones((4, 3)),
         "b": np.ones((3, 4)),
@@ -94,9 +94,10 @@ def test_a_stack_has_one_shape_and_one_pair_of_dtypes():
     post = base | {"d": np.ones((4, 3), np.float16)}
     planned = plan(base, post)
     by_stack = [[pair.name for pair in stack.pairs] for stack in planned.stacks]
-    assert sorted(by_stack) == [["a", "e"], ["b"], ["c"], ["d"]]
+    assert sorted(by_stack) == [["a", "b", "e"], ["c"], ["d"]]
+    assert planned.stacks[0].transposed == (False, True, False)
     assert planned.names == tuple("abcde")
-    assert [stack.label.split("-")[0] for stack in planned.stacks] == ["0000", "0001", "0002", "0003"]
+    assert [stack.label for stack in planned.stacks] == ["0000-4x3", "0001-4x3", "0002-4x3"]
     assert planned.bytes_to_read == 12 * (16 + 16 + 8 + 10 + 16)
 
 

@@ -1,0 +1,75 @@
+"""Several posts of one base, against numpy, each by its own full SVDs."""
+
+import re
+
+import jax
+import numpy as np
+import pytest
+
+from polarax import kernels
+from tests.kernels import singular_frames
+
+
+def _posts(shape, count, seed=0):
+    rng = np.random.default_rng(seed)
+    base = rng.standard_normal(shape)
+    drifts = (0.02, 0.1, 0.4)[:count]
+    return base, np.stack([base + drift * rng.standard_normal(shape) for drift in drifts])
+
+
+@pytest.mark.parametrize("method", kernels.SVD_METHODS)
+@pytest.mark.parametrize("shape", [(2, 12, 7), (2, 7, 12)])
+def test_posts_share_a_base(shape, method):
+    base, posts = _posts(shape, 3)
+    with jax.enable_x64(True):
+        found = kernels.frames(base, posts, change_values=True, method=method)
+        nf, shares = kernels.rotation_difference(found), kernels.budget_of_frames(found)
+    assert found.s_base.shape == found.s_post.shape == (3, 2, 7)
+    for post in range(3):
+        for place in range(2):
+            pair = singular_frames.reference(base[place], posts[post, place])
+            np.testing.assert_allclose(found.s_base[post, place], pair.s_base, rtol=1e-12)
+            np.testing.assert_allclose(found.s_post[post, place], pair.s_post, rtol=1e-12)
+            s_change = np.linalg.svd(pair.change, compute_uv=False)
+            np.testing.assert_allclose(found.s_change[post, place], s_change, rtol=1e-7, atol=1e-8 * s_change[0])
+            np.testing.assert_allclose(nf[post, place], singular_frames.nf(pair), rtol=1e-9)
+            coordinated = singular_frames.budget(pair)["coordinated"]
+            np.testing.assert_allclose(shares.coordinated[post, place], coordinated, rtol=1e-9)
+
+
+def test_posts_under_vmap():
+    base, posts = _posts((2, 9, 5), 2)
+    with jax.enable_x64(True):
+        found = jax.vmap(kernels.frames, in_axes=(0, 1))(base, posts)  # one stack of two posts at a time
+        nf = kernels.rotation_difference(found)
+    expected = [
+        [singular_frames.nf(singular_frames.reference(one, p)) for p in posts[:, i]] for i, one in enumerate(base)
+    ]
+    np.testing.assert_allclose(nf, expected, rtol=1e-9)
+
+
+def test_a_post_that_is_not_finite_spoils_no_other():
+    base, posts = _posts((8, 5), 3)
+    posts[1, 0, 0] = np.nan
+    with jax.enable_x64(True):
+        found = kernels.frames(base, posts)
+    assert np.isnan(found.s_post[1]).all()
+    for post in (0, 2):
+        np.testing.assert_allclose(found.s_post[post], np.linalg.svd(posts[post], compute_uv=False), rtol=1e-12)
+
+
+def test_more_posts_are_no_more_programs():
+    """Posts are a loop around what one post needs: the base's decomposition is outside of it."""
+    base, posts = _posts((6, 4), 3)
+
+    def decompositions(post):
+        with jax.enable_x64(True):
+            text = jax.jit(lambda b, p: kernels.frames(b, p, method="gram")).lower(base, post).as_text()
+        return len(re.findall(r"@lapack_\w*syevd\w*", text))
+
+    assert decompositions(posts[0]) == decompositions(posts[:2]) == decompositions(posts) > 0
+
+
+def test_shapes_that_do_not_fit():
+    with pytest.raises(ValueError, match="one shape"):
+        kernels.frames(np.ones((3, 2)), np.ones((4, 3, 3)))
