@@ -340,6 +340,32 @@ class TestRowsThatSayLittle:
 
 
 class TestStacks:
+    def test_left_and_right_are_those_of_the_stored_matrix_in_a_stack_of_tall_and_wide(self):
+        rng = np.random.default_rng(0)
+        u, s, vt = np.linalg.svd(rng.normal(size=(12, 8)), full_matrices=False)
+        turned = np.linalg.qr(u + 0.2 * rng.normal(size=u.shape))[0] * np.sign(np.diag(u.T @ u))
+        tall, turned_left = u * s @ vt, turned * s @ vt
+        frame = compare({"tall": tall, "wide": tall.T}, {"tall": turned_left, "wide": turned_left.T}, top_k=2)
+        frame = frame.frame().set_index("name")
+        overlap = np.linalg.norm(u[:, :2].T @ turned[:, :2]) ** 2 / 2
+        assert overlap < 0.95
+        np.testing.assert_allclose(frame.loc["tall", ["overlap_left", "overlap_right"]].astype(float), [overlap, 1])
+        np.testing.assert_allclose(frame.loc["wide", ["overlap_left", "overlap_right"]].astype(float), [1, overlap])
+        assert list(frame["rows"]) == [12, 8]
+
+    def test_angles_of_a_wide_matrix_are_kept_on_its_own_sides(self):
+        rng = np.random.default_rng(1)
+        base = rng.normal(size=(6, 10))
+        post = base + 0.3 * rng.normal(size=base.shape)
+        run = compare({"w": base}, {"w": post}, top_k=3)
+        sides = [np.linalg.svd(x, full_matrices=False) for x in (base, post)]
+        for kind, vectors in (
+            ("cosines_left", [u[:, :3] for u, _, _ in sides]),
+            ("cosines_right", [vt[:3].T for *_, vt in sides]),
+        ):
+            expected = np.linalg.svd(vectors[0].T @ vectors[1], compute_uv=False)
+            np.testing.assert_allclose(run.array("w", kind), expected, rtol=1e-9)
+
     def test_one_compilation_for_each_shape_and_dtype(self, monkeypatch):
         rng = np.random.default_rng(7)
         base = {f"a.{i}": rng.normal(size=(6, 5)).astype(np.float32) for i in range(33)}
@@ -351,12 +377,8 @@ class TestStacks:
         run = compare(base, post, metrics="change")
         assert len(run.frame()) == 37
         stacks = [path.name for path in (run.path / "arrays").iterdir()]
-        assert len(stacks) == 4  # 33 of one shape take two
-        assert sorted(compiled) == [
-            ((1, 6, 5), "float64"),
-            ((3, 5, 6), "float32"),
-            ((17, 6, 5), "float32"),
-        ]
+        assert len(stacks) == 3  # 36 of one shape, wide ones among them, take two
+        assert sorted(compiled) == [((1, 6, 5), "float64"), ((18, 6, 5), "float32")]
 
     @pytest.mark.parametrize(("lanes", "lengths"), [(2, [2, 1]), (3, [1, 1]), (8, [1, 1])])
     def test_lanes_run_one_program_side_by_side_and_change_no_number(self, monkeypatch, lanes, lengths):
