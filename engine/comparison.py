@@ -70,7 +70,8 @@ def compare(
     Args:
         base: Path or URL of a checkpoint, or a parameter tree: the weights before training.
         post: The same for the weights after it.
-        out: Folder for the run; None keeps it in a temporary folder for as long as the result lives.
+        out: Folder for the run; None keeps it in a temporary folder for as long as the result lives. A run of the
+            same inputs and arguments that is there already, interrupted or finished, is gone on with.
         include: Regular expressions; a matrix is compared if one is found in its name.
         exclude: Regular expressions; a matrix is left out if one is found in its name.
         roles: Roles to compare, such as "q,o"; all by default.
@@ -88,7 +89,7 @@ def compare(
 
     Raises:
         CheckpointError: A checkpoint cannot be read, or the two have nothing in common.
-        UsageError: An argument cannot be met.
+        UsageError: An argument cannot be met, or `out` holds a run of other inputs or arguments.
         RunError: The run failed part-way; finished stacks are kept in `out`.
     """
     request = check_request(
@@ -116,12 +117,14 @@ def run_request(
     if out is None:
         temporary = tempfile.TemporaryDirectory(prefix="polarax-")
         out = temporary.name
-    path = claim_directory(out, overwrite=overwrite)
-    writer = RunWriter(path, _describe(request), columns(request.groups), request.plan.skipped)
-    with Progress(request.plan.matrices, request.plan.operations, sys.stderr if progress else None) as shown:
-        seconds = _run_stacks(request, writer, shown)
-    run = Run(path, temporary)
-    writer.finish(seconds, run.summary())
+    description = _describe(request)
+    path = claim_directory(out, description, overwrite=overwrite)
+    with contextlib.closing(RunWriter(path, description, columns(request.groups), request.plan.skipped)) as writer:
+        place = {name: index for index, name in enumerate(request.plan.names)}
+        stacks = writer.unfinished(request.plan.stacks, place)
+        with Progress(stacks, sys.stderr if progress else None) as shown:
+            seconds = _run_stacks(request, stacks, place, writer, shown)
+        writer.finish(seconds, Run(path, temporary).summary())
     return Run(path, temporary)
 
 
@@ -185,24 +188,24 @@ def _describe(request):
     }
 
 
-def _run_stacks(request, writer, progress):
+def _run_stacks(request, stacks, place, writer, progress):
     """Measures and writes every stack; returns the seconds spent on reading (waiting), compiling and computing.
 
     The next stack is read, and its program compiled, while this one is computed: of the compilation seconds only those
     before the first stack add to the others.
     """
     seconds = dict.fromkeys(("read", "compile", "compute"), 0.0)
-    place = {name: index for index, name in enumerate(request.plan.names)}
-    stacks = request.plan.stacks
+    if not stacks:
+        return seconds
     programs = _Programs(request, stack_mesh(), seconds)
     # Whatever the working precision: without it JAX would cut stored float64 weights to float32 on their way in.
     with jax.enable_x64(True), concurrent.futures.ThreadPoolExecutor(max(s.lanes for s in stacks)) as pool:
         reads = _start_reads(request, stacks[0])
         programs.of(stacks[0])
         for stack, following in zip(stacks, (*stacks[1:], None), strict=True):
+            before = dict(seconds)
             with _timed(seconds, "read"):
                 operands = [_gather(side, stack) for side in reads]
-            before = seconds["compute"]
             with _timed(seconds, "compute"), shared_cores(max(stack.lanes, jax.local_device_count())):
                 lanes = programs.start(pool, stack, operands)
                 del operands
@@ -213,7 +216,7 @@ def _run_stacks(request, writer, progress):
             rows = [_row(pair, readings, index) for index, pair in enumerate(stack.pairs)]
             arrays = {name: readings[name] for name in _ARRAYS if name in readings}
             writer.write_stack(stack, rows, arrays, [place[pair.name] for pair in stack.pairs])
-            progress.advance(len(stack.pairs), stack.operations, seconds["compute"] - before)
+            progress.advance(stack, *(seconds[what] - before[what] for what in ("read", "compute")))
     return seconds
 
 

@@ -2,26 +2,31 @@
 
 import sys
 import time
+from collections.abc import Sequence
 from typing import TextIO
 
 from tqdm import tqdm
+
+from polarax.plan import Stack
 
 # Between two lines where the output is no terminal: enough to see life in a log file, not enough to fill it.
 _SECONDS_BETWEEN_LINES = 15.0
 
 
 class Progress:
-    """Counts matrices and operations; a context manager.
+    """Counts matrices, operations and bytes, and says whether reading or computing bounds the run; a context manager.
 
     Args:
-        matrices: How many there are.
-        operations: Their floating-point operations.
+        stacks: What is to be measured.
         stream: Where to write; None writes nothing.
     """
 
-    def __init__(self, matrices: int, operations: float, stream: TextIO | None = sys.stderr):
-        self._matrices, self._operations, self._stream = matrices, operations, stream
-        self._done, self._operations_done, self._compute_seconds = 0, 0.0, 0.0
+    def __init__(self, stacks: Sequence[Stack], stream: TextIO | None = sys.stderr):
+        matrices = sum(len(stack.pairs) for stack in stacks)
+        self._matrices, self._operations = matrices, sum(stack.operations for stack in stacks)
+        self._stream = stream
+        self._done, self._operations_done, self._bytes_done = 0, 0.0, 0
+        self._read_seconds, self._compute_seconds = 0.0, 0.0
         self._started = self._last_line = time.monotonic()
         self._bar = None
         if stream is not None and stream.isatty():
@@ -36,27 +41,32 @@ class Progress:
         elif self._stream is not None and self._done == self._matrices:
             self._line()
 
-    def advance(self, matrices: int, operations: float, seconds: float) -> None:
+    def advance(self, stack: Stack, read_seconds: float, compute_seconds: float) -> None:
         """Notes a finished stack.
 
         Args:
-            matrices: Its matrices.
-            operations: Its floating-point operations.
-            seconds: Its computing time, without compilation.
+            stack: The stack.
+            read_seconds: Time that was spent waiting for its data: reading goes on while others are computed.
+            compute_seconds: Its computing time, without compilation.
         """
-        self._done += matrices
-        self._operations_done += operations
-        self._compute_seconds += seconds
+        self._done += len(stack.pairs)
+        self._operations_done += stack.operations
+        self._bytes_done += stack.bytes_stored
+        self._read_seconds += read_seconds
+        self._compute_seconds += compute_seconds
         if self._bar is not None:
             self._bar.set_postfix_str(self._rate(), refresh=False)
-            self._bar.update(matrices)
+            self._bar.update(len(stack.pairs))
         elif self._stream is not None and time.monotonic() - self._last_line >= _SECONDS_BETWEEN_LINES:
             self._last_line = time.monotonic()
             if self._done < self._matrices:  # the last line is written on exit
                 self._line()
 
     def _rate(self) -> str:
-        return f"{self._operations_done / 1e9 / max(self._compute_seconds, 1e-9):.1f} GFLOP/s"
+        computed = self._operations_done / 1e9 / max(self._compute_seconds, 1e-9)
+        read = self._bytes_done / 1e6 / max(time.monotonic() - self._started, 1e-9)
+        bound = "reading" if self._read_seconds > self._compute_seconds else "computing"
+        return f"{computed:.1f} GFLOP/s, {read:.1f} MB/s read, bound by {bound}"
 
     def _line(self) -> None:
         elapsed = time.monotonic() - self._started

@@ -1,6 +1,7 @@
 """A run directory: what is in it, and how it is written while a run goes on.
 
 run.json        inputs with fingerprints, flags, versions, device, state ("running" or "finished")
+.lock           held by the process that writes the run
 matrices.csv    one row per matrix; rows appear as their stack finishes, in model order once all have
 skipped.csv     name, reason
 summary.json    model level
@@ -9,6 +10,8 @@ plots/          pictures
 """
 
 import csv
+import fcntl
+import io
 import json
 import math
 import os
@@ -30,34 +33,47 @@ SUMMARY_FILE = "summary.json"
 ARRAYS_FOLDER = "arrays"
 NAMES_FILE = "names.json"
 PLOTS_FOLDER = "plots"
+LOCK_FILE = ".lock"
 
 _CONTENTS = (MATRICES_FILE, SKIPPED_FILE, SUMMARY_FILE, ARRAYS_FOLDER, PLOTS_FOLDER, RUN_FILE)
 
 
-def claim_directory(path: str | os.PathLike, *, overwrite: bool = False) -> pathlib.Path:
+def claim_directory(
+    path: str | os.PathLike, description: Mapping | None = None, *, overwrite: bool = False
+) -> pathlib.Path:
     """Checks that a run may be written at `path`, before any work is done; removes an old run if told to.
 
+    Args:
+        path: A new or empty folder, or that of a run to go on with.
+        description: What run.json will say; a run that is already there must say the same of inputs and flags.
+        overwrite: Remove a run that is already there.
+
     Raises:
-        UsageError: `path` is a file, holds a run that may not be overwritten, or holds something else.
+        UsageError: `path` is a file, or holds something else than a run, or a run of other inputs or flags.
     """
     path = pathlib.Path(path).expanduser()
     try:
-        _make_way(path, overwrite)
+        _make_way(path, description, overwrite)
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"Output {path} cannot be made: {error.strerror}.") from error
     return path
 
 
-def _make_way(path, overwrite):
+def _make_way(path, description, overwrite):
     if path.exists() and not path.is_dir():
         raise UsageError(f"Output {path} is a file. Expected a new or empty folder.")
-    if not path.is_dir() or not any(path.iterdir()):
+    if not path.is_dir() or not any(entry.name != LOCK_FILE for entry in path.iterdir()):
         return
     if not (path / RUN_FILE).is_file():
         raise UsageError(f"Output {path} is not empty and is not a run of polarax. Nothing was written.")
     if not overwrite:
-        raise UsageError(f"Output {path} already holds a run. Give another folder, or --overwrite it.")
+        differs = _differences(path, description)
+        if differs:
+            raise UsageError(
+                f"Output {path} holds a run of something else: {differs}. Give another folder, or --overwrite it."
+            )
+        return
     for name in _CONTENTS:
         if (path / name).is_dir():
             shutil.rmtree(path / name)
@@ -65,8 +81,31 @@ def _make_way(path, overwrite):
             (path / name).unlink(missing_ok=True)
 
 
+def _differences(path, description):
+    """In words, what a run that is there was asked for that differs from what is asked now; "" if nothing does."""
+    try:
+        there = _asked(json.loads((path / RUN_FILE).read_text(encoding="utf-8")))
+    except (ValueError, AttributeError):
+        return f"its {RUN_FILE} cannot be read"
+    now = _asked(jsonable(description or {}))
+    return "; ".join(
+        f"{what} was {there.get(what)}, is {now.get(what)}" for what in now | there if there.get(what) != now.get(what)
+    )
+
+
+def _asked(description):
+    """Name -> value of all that the numbers of a run depend on."""
+    environment = description.get("environment", {})
+    return {
+        **{f"fingerprint of {side}": description.get(side, {}).get("fingerprint") for side in ("base", "post")},
+        **{f"--{flag}": value for flag, value in description.get("flags", {}).items()},
+        **{package: environment.get("versions", {}).get(package) for package in ("polarax", "jax")},
+        "backend": environment.get("backend"),
+    }
+
+
 class RunWriter:
-    """Writes one run as it goes on. A crash at any point leaves every finished stack readable.
+    """Writes one run as it goes on. A crash at any point leaves every finished stack readable, and to go on from.
 
     Args:
         path: A folder that `claim_directory` returned.
@@ -75,7 +114,7 @@ class RunWriter:
         skipped: What is left out.
 
     Raises:
-        RunError: The folder cannot be written, in any method.
+        RunError: The folder cannot be written, in any method, or another process writes it.
     """
 
     def __init__(
@@ -88,11 +127,42 @@ class RunWriter:
         self.path = path
         self._description = dict(description)
         self._columns = tuple(columns)
-        self._rows: list[tuple[int, dict]] = []
+        self._rows: list[tuple[int, list[str]]] = []
         with _writing(path):
+            self._lock = _locked(path)
+            self._found = _whole_rows(path / MATRICES_FILE, self._columns)
+            if (path / RUN_FILE).is_file():
+                before = json.loads((path / RUN_FILE).read_text(encoding="utf-8"))
+                self._description["started"] = before.get("started", self._description.get("started"))
             self._write_json(RUN_FILE, {**self._description, "state": "running"})
             _write_csv(path / SKIPPED_FILE, Skipped._fields, ([row.name, row.reason] for row in skipped))
-            _write_csv(path / MATRICES_FILE, self._columns, [])
+            if not self._found:
+                _write_csv(path / MATRICES_FILE, self._columns, [])
+
+    def unfinished(self, stacks: Sequence[Stack], place: Mapping[str, int]) -> list[Stack]:
+        """The stacks that are still to be measured; what an earlier process left of others is removed.
+
+        Args:
+            stacks: All stacks of the run.
+            place: For each name, its place in the model.
+        """
+        done = {stack.label for stack in stacks if self._is_finished(stack)}
+        with _writing(self.path):
+            for folder in (self.path / ARRAYS_FOLDER).glob("*"):
+                if folder.name not in done:
+                    shutil.rmtree(folder)
+            names = [pair.name for stack in stacks if stack.label in done for pair in stack.pairs]
+            self._rows = [(place[name], self._found[name]) for name in names]
+            _write_csv(self.path / MATRICES_FILE, self._columns, (cells for _, cells in self._rows))
+        return [stack for stack in stacks if stack.label not in done]
+
+    def _is_finished(self, stack):
+        names = [pair.name for pair in stack.pairs]
+        try:
+            written = json.loads((self.path / ARRAYS_FOLDER / stack.label / NAMES_FILE).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return False
+        return written == names and all(name in self._found for name in names)
 
     def write_stack(
         self,
@@ -116,22 +186,50 @@ class RunWriter:
                 write_array(folder / name, values)
             self._write_json(folder.relative_to(self.path) / NAMES_FILE, [row["name"] for row in rows])
             with open(self.path / MATRICES_FILE, "a", newline="", encoding="utf-8") as file:
-                csv.writer(file).writerows(self._cells(row) for row in rows)
-        self._rows.extend(zip(places, map(dict, rows), strict=True))
+                csv.writer(file).writerows(map(self._cells, rows))
+        self._rows.extend(zip(places, map(self._cells, rows), strict=True))
 
     def finish(self, seconds: Mapping[str, float], summary: Mapping) -> None:
-        """Puts the rows in model order, writes the summary and marks the run finished."""
-        rows = [row for _, row in sorted(self._rows, key=lambda item: item[0])]
+        """Puts the rows in model order, writes the summary, marks the run finished and lets go of it."""
+        rows = [cells for _, cells in sorted(self._rows, key=lambda item: item[0])]
         with _writing(self.path):
-            _write_csv(self.path / MATRICES_FILE, self._columns, map(self._cells, rows))
+            _write_csv(self.path / MATRICES_FILE, self._columns, rows)
             self._write_json(SUMMARY_FILE, summary)
             self._write_json(RUN_FILE, {**self._description, "state": "finished", "seconds": dict(seconds)})
+        self.close()
+
+    def close(self) -> None:
+        """Lets go of the folder; another process may go on with it."""
+        self._lock.close()
 
     def _cells(self, row):
         return [_cell(row.get(column)) for column in self._columns]
 
     def _write_json(self, name, content):
         _replace(self.path / name, json.dumps(jsonable(content), indent=1, allow_nan=False) + "\n")
+
+
+def _locked(path):
+    """An open file that keeps other processes from writing the run for as long as it is open, however it is closed."""
+    file = open(path / LOCK_FILE, "a", encoding="utf-8")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise RunError(f"Another process is writing the run at {path}.") from None
+    return file
+
+
+def _whole_rows(path, columns):
+    """Name -> cells of the rows of matrices.csv that were written to their end; a killed process may leave a part."""
+    try:
+        text = path.read_bytes().decode("utf-8", errors="replace")
+    except FileNotFoundError:
+        return {}
+    header, *rows = csv.reader(io.StringIO(text[: text.rfind("\n") + 1], newline="")) or [[]]
+    if header != list(columns):
+        return {}
+    return {row[0]: row for row in rows if len(row) == len(columns)}
 
 
 class _writing:

@@ -1,7 +1,8 @@
 """Usage: polarax compare --base=BASE --post=POST --out=RUN.
 
 Decomposes every 2-D weight of two checkpoints and writes a run directory: matrices.csv (one row per matrix, each
-headline number beside its control), spectra, summary, plots. Prints the table by role and what stands out.
+headline number beside its control), spectra, summary, plots. Prints the table by role and what stands out. The same
+command again goes on where a run was interrupted.
 """
 
 import textwrap
@@ -18,7 +19,9 @@ from polarax.report.table import table_by_role
 def define_flags(values: flags.FlagValues) -> None:
     """Defines the command's flags."""
     define_comparison_flags(values)
-    flags.DEFINE_string("out", None, "Folder for the run; new or empty.", flag_values=values)
+    flags.DEFINE_string(
+        "out", None, "Folder for the run; new or empty, or that of a run that was interrupted.", flag_values=values
+    )
     flags.DEFINE_boolean("overwrite", False, "Replace a run that is already in --out.", flag_values=values)
     flags.DEFINE_string(
         "compilation_cache", "~/.cache/polarax", "Folder that keeps compiled programs; '' for none.", flag_values=values

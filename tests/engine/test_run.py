@@ -231,6 +231,45 @@ class TestInterrupted:
         assert_holds(run, list(SHAPES)[:1], base)
         assert not (tmp_path / "run" / "summary.json").exists()
 
+    @pytest.mark.parametrize("damage", ["none", "part of a row", "no names", "arrays of the next"])
+    def test_the_same_command_goes_on_where_it_was_killed(self, tmp_path, three_stacks, monkeypatch, damage):
+        (base_path, post_path), base, _ = three_stacks
+        command = [sys.executable, "-c", KILLED, base_path, post_path, str(tmp_path / "run")]
+        subprocess.run(command, timeout=120, capture_output=True)
+        first, table = tmp_path / "run" / "arrays" / "0000-6x5", tmp_path / "run" / "matrices.csv"
+        assert first.is_dir()
+        if damage == "part of a row":
+            table.write_bytes(table.read_bytes()[:-20])
+        elif damage == "no names":
+            (first / "names.json").unlink()
+        elif damage == "arrays of the next":
+            (tmp_path / "run" / "arrays" / "0001-5x4" / "s_base").mkdir(parents=True)
+        written = []
+        write_stack = polarax.comparison.RunWriter.write_stack
+
+        def count(self, stack, *args):
+            written.append(stack.label)
+            write_stack(self, stack, *args)
+
+        monkeypatch.setattr(polarax.comparison.RunWriter, "write_stack", count)
+        run = polarax.compare(base_path, post_path, tmp_path / "run", metrics="scaling", progress=False)
+        again = ["0000-6x5"] if damage in ("part of a row", "no names") else []
+        assert written == [*again, "0001-5x4", "0002-5x3"]
+        assert run.finished
+        assert_holds(run, list(SHAPES), base)
+        whole = polarax.compare(base_path, post_path, tmp_path / "whole", metrics="scaling", progress=False)
+        assert table.read_bytes() == (whole.path / "matrices.csv").read_bytes()
+        for name in ("summary.json", "skipped.csv"):
+            assert (run.path / name).read_bytes() == (whole.path / name).read_bytes()
+
+    def test_a_finished_run_is_not_measured_again(self, tmp_path, three_stacks, monkeypatch):
+        paths, base, _ = three_stacks
+        polarax.compare(*paths, tmp_path / "run", metrics="scaling", progress=False)
+        monkeypatch.delattr(polarax.comparison.RunWriter, "write_stack")
+        run = polarax.compare(*paths, tmp_path / "run", metrics="scaling", progress=False)
+        assert run.finished
+        assert_holds(run, list(SHAPES), base)
+
     def test_before_the_first_stack_there_is_an_empty_table(self, tmp_path, three_stacks):
         (base_path, post_path), _, _ = three_stacks
         plan = plan_comparison(

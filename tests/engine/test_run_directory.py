@@ -57,13 +57,27 @@ class TestClaim:
             claim_directory(tmp_path, overwrite=overwrite)
         assert (tmp_path / "matrices.csv").read_text() == "mine" and (tmp_path / "plots").is_dir()
 
-    def test_a_run_is_refused_and_kept_unless_it_may_be_overwritten(self, tmp_path, small):
+    def test_a_run_of_something_else_is_refused_and_kept_unless_it_may_be_overwritten(self, tmp_path, small):
         out = tmp_path / "run"
         polarax.compare(small.base, small.post, out, metrics="change", progress=False)
         before = files(out)
-        with pytest.raises(polarax.UsageError, match="already holds a run"):
-            polarax.compare(small.base, small.post, out, metrics="change", progress=False)
+        with pytest.raises(polarax.UsageError, match=r"something else: --top_k was 16, is 3\. Give"):
+            polarax.compare(small.base, small.post, out, metrics="change", top_k=3, progress=False)
+        with pytest.raises(polarax.UsageError, match=r"fingerprint of post was \w+, is \w+\. Give"):
+            polarax.compare(small.base, small.base, out, metrics="change", progress=False)
         assert files(out) == before
+
+    def test_a_run_that_another_process_writes_is_left_alone(self, tmp_path, small):
+        out = tmp_path / "run"
+        polarax.compare(small.base, small.post, out, metrics="change", progress=False)
+        lock = "import fcntl, sys; file = open(sys.argv[1], 'a'); fcntl.flock(file, fcntl.LOCK_EX)"
+        command = [sys.executable, "-c", f"{lock}; print(1, flush=True); input()", str(out / ".lock")]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+            other.stdout.readline()
+            with pytest.raises(polarax.RunError, match="Another process is writing"):
+                polarax.compare(small.base, small.post, out, metrics="change", progress=False)
+            other.communicate("\n", timeout=30)
+        assert polarax.compare(small.base, small.post, out, metrics="change", progress=False).finished
 
     def test_overwriting_leaves_nothing_of_the_old_run_and_all_else(self, tmp_path, small):
         out = tmp_path / "run"
@@ -167,7 +181,7 @@ class TestWriting:
         import tensorstore
 
         stacks = sorted((llama_run.path / "arrays").iterdir())
-        assert [path.name.split("-")[1] for path in stacks] == ["96x48", "48x96", "24x48", "48x48"]
+        assert [path.name.split("-")[1] for path in stacks] == ["96x48", "48x24", "48x48"]
         for stack in stacks:
             store = tensorstore.open(
                 {"driver": "zarr3", "kvstore": {"driver": "file", "path": f"{stack / 's_base'}/"}}
