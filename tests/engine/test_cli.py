@@ -471,7 +471,7 @@ class TestPlan:
         assert done.code == 0 and done.err == ""
         for stack in ("0000-96x48", "0001-48x24", "0002-48x48"):
             assert stack in done.out
-        assert "23 matrices in 4 stacks" in done.out
+        assert "23 matrices in 3 stacks" in done.out
         assert f"skip       {len(llama.vectors)} tensors" in done.out and "1-D" in done.out
         size = sum(base.nbytes + post.nbytes for base, post in llama.matrices.values())
         assert f"read       {size / 1024:.1f} KiB" in done.out
