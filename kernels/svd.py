@@ -36,9 +36,6 @@ SVD_METHODS = ("auto", "gram", "lapack", "polar")
 # columns i, j of U have an inner product of about eps s_1^2 / (s_i s_j).
 _GRAM_VECTORS = 1e-5
 
-# In numerical_rank, over eps sqrt(max(m, n)).
-_RANK_MARGIN = 4
-
 
 class Svd(NamedTuple):
     """A thin SVD, r = min(m, n)."""
@@ -78,7 +75,7 @@ def singular_values(x: jax.typing.ArrayLike, /, *, method: str = "auto") -> jax.
 
 
 def numerical_rank(values: jax.Array, rows: int, cols: int) -> jax.Array:
-    """Number of singular values above 4 s_1 sqrt(max(m, n)) eps.
+    """Number of singular values above s_1 sqrt(max(m, n)) eps.
 
     `numpy.linalg.matrix_rank` has max(m, n) instead, LAPACK's bound for the worst case; in float32 that would call
     ordinary singular values of 1e-3 s_1 zero. Errors seen in practice stay below a few eps s_1.
@@ -91,7 +88,7 @@ def numerical_rank(values: jax.Array, rows: int, cols: int) -> jax.Array:
     Returns:
         (...), int32; 0 for a zero matrix and for one with NaN.
     """
-    tolerance = values[..., :1] * (_RANK_MARGIN * math.sqrt(max(rows, cols)) * jnp.finfo(values.dtype).eps)
+    tolerance = values[..., :1] * (math.sqrt(max(rows, cols)) * jnp.finfo(values.dtype).eps)
     return jnp.sum((values > tolerance) & (values > 0), axis=-1).astype(jnp.int32)
 
 
