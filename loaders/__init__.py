@@ -5,6 +5,7 @@ from polarax.loaders.checkpoint import Checkpoint, CheckpointError, Read, Wanted
 from polarax.loaders.formats import open_checkpoint
 from polarax.loaders.pairing import Pair, Skipped, pair_checkpoints
 from polarax.loaders.readahead import ReadAhead, Request
+from polarax.loaders.writing import write_checkpoint
 
 __all__ = [
     "ROLES",
@@ -20,4 +21,5 @@ __all__ = [
     "identify",
     "open_checkpoint",
     "pair_checkpoints",
+    "write_checkpoint",
 ]
