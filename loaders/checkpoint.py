@@ -62,7 +62,7 @@ class Wanted(NamedTuple):
     """What to read of a tensor, and where to."""
 
     name: str
-    index: Index = None  # as in `Checkpoint.read`
+    slices: Index = None  # which part of it: `index` of `Checkpoint.read`
     out: np.ndarray | None = None  # filled and given back, if there is one
 
 
@@ -123,7 +123,7 @@ class Read:
         return Read(self._future, decode, self._subject)
 
     def __await__(self) -> Generator[Any, None, np.ndarray]:
-        future = self._future
+        future: Any = self._future
         if isinstance(future, concurrent.futures.Future):
             future = asyncio.wrap_future(future)
         try:
@@ -231,9 +231,9 @@ class Checkpoint(abc.ABC):
             CheckpointError, TypeError, IndexError: As in `read`.
         """
         info = self._info(wanted.name)
-        if wanted.index is None:
+        if wanted.slices is None:
             return info.nbytes
-        run = plan_run(info.shape, wanted.index)
+        run = plan_run(info.shape, wanted.slices)
         return (run.stop - run.start) * self._readable_dtype(wanted.name).itemsize
 
     def fingerprint(self) -> str:

@@ -131,7 +131,7 @@ class SafetensorsCheckpoint(Checkpoint):
             position = part.extent.stop
             direct = out is not None and out.flags.c_contiguous and part.is_whole
             data = _bytes_of(out) if out is not None and direct else np.empty(part.nbytes, np.uint8)
-            buffers.append(memoryview(data))
+            buffers.append(data.data)
             decoders[index] = part.filled(data, out, direct)
         future = self._store.fill(run.file, run.start, buffers)
         return {index: Read(future, decode, parts[index].subject) for index, decode in decoders.items()}
@@ -162,7 +162,8 @@ class _Part(NamedTuple):
         """The wanted array, of the bytes that `Store.read` gives, without a copy."""
         if data is None:
             raise CheckpointError(f"{self.subject}: the file is gone")
-        array = data.view(self.dtype).reshape(self.run.shape)[(*self.run.cut, ...)]
+        everything: tuple[Any, ...] = (*self.run.cut, ...)  # an array even if there is one element alone
+        array = data.view(self.dtype).reshape(self.run.shape)[everything]
         array.flags.writeable = False
         return array
 

@@ -139,7 +139,7 @@ def _load(files: Files, key: str) -> np.ndarray | None:
 
 def _read(files: Files, key: str, start: int, stop: int) -> np.ndarray | None:
     data = np.empty(stop - start, np.uint8)  # here, not before: reads that still wait take no memory
-    return data if start == stop or files.fill(key, start, [memoryview(data)]) else None
+    return data if start == stop or files.fill(key, start, [data.data]) else None
 
 
 def local_path(source: str) -> str | None:

@@ -231,7 +231,7 @@ def _copy(source: SafetensorsCheckpoint, file: str, start: int, stop: int, opene
         if position >= stop:
             return None
         part = buffer[: min(_CHUNK_BYTES, stop - position)]
-        return source.store.fill(file, position, [memoryview(part)]), part
+        return source.store.fill(file, position, [part.data]), part
 
     coming, turn = begin(start, buffers[0]), 0
     while coming is not None:

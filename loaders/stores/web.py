@@ -122,7 +122,9 @@ class WebFiles:
     def _span(self, key: str, answer: Answer, first: int, last: int) -> Span:
         """What part of a file an answer holds; refuses every other answer."""
         if answer.status == 416:
-            raise EOFError(f"ends at byte {size_of_unsatisfied(answer)}, expected more than {first}")
+            size = size_of_unsatisfied(answer)
+            self._check(key, size, None)
+            raise EOFError(f"ends at byte {first if size is None else size} or before, expected {last + 1}")
         if answer.status == 200:
             raise StoreError("the server does not serve parts of files (byte ranges); download the checkpoint")
         if answer.status != 206:

@@ -91,11 +91,12 @@ def test_types_that_numpy_lacks_are_filled_in_place(save, tmp_path):
     assert checkpoint.read_into("s", np.zeros((), np.float32)).result() == 2
 
 
+@pytest.mark.parametrize("reuse", [False, True])
 @pytest.mark.parametrize("budget", [1, ROWS * COLUMNS * 4, 5 * ROWS * COLUMNS * 4, 1 << 30])
-def test_arrays_come_in_order_within_the_budget(checkpoint, arrays, budget):
+def test_arrays_come_in_order_within_the_budget(checkpoint, arrays, budget, reuse):
     tree = open_checkpoint({name: -array for name, array in arrays.items()})
     requests = [Request(source, Wanted(name)) for name in arrays for source in (checkpoint, tree)]
-    ahead = ReadAhead(requests, budget)
+    ahead = ReadAhead(requests, budget, reuse=reuse)
     size, most = ROWS * COLUMNS * 4, 0
     for array in arrays.values():
         np.testing.assert_array_equal(next(ahead), array)
@@ -126,6 +127,26 @@ def test_the_budget_is_read_ahead_and_no_more(checkpoint, arrays, monkeypatch):
     for _ in range(2):
         next(ahead)
     assert len(started) == 10  # two are used up: there is room for one more window
+
+
+def test_memory_is_used_again_if_asked_for(arrays, save, tmp_path):
+    arrays = {**arrays, "small": np.ones((3, 3), np.float32), "empty": np.ones((0, 3), np.float32)}
+    checkpoint = open_checkpoint(save(tmp_path / "all.safetensors", arrays))
+    size = ROWS * COLUMNS * 4
+    wanted = [Wanted(name) for name in arrays] + [
+        Wanted("w00", slice(3, 5)),
+        Wanted("w01", out=np.zeros_like(arrays["w01"])),
+    ]
+    requests = [Request(checkpoint, item) for item in wanted]
+    seen = set()
+    for item, array in zip(wanted, ReadAhead(requests, 4 * size, reuse=True), strict=True):
+        np.testing.assert_array_equal(array, arrays[item.name][item.slices or slice(None)])
+        if item.slices is None and item.out is None and array.nbytes == size:
+            seen.add(array.ctypes.data)
+    assert len(seen) <= 5
+    kept = list(ReadAhead(requests, 4 * size))  # without being asked, never
+    for item, array in zip(wanted, kept, strict=True):
+        np.testing.assert_array_equal(array, arrays[item.name][item.slices or slice(None)])
 
 
 def test_a_budget_of_nothing():
