@@ -173,6 +173,16 @@ def test_a_login_in_the_address(web, url):
     assert web.requests[0].token == "Basic bWU6cGFzcyB3b3Jk"
 
 
+def test_a_proxy_of_the_environment_is_asked(web, monkeypatch):
+    for variable in ("no_proxy", "NO_PROXY", "HTTP_PROXY"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("http_proxy", web.url)
+    address = "http://models.invalid/m.safetensors"
+    web.faults[address] = ["403"]
+    failing(address, "no permission")
+    assert [request.path for request in web.requests] == [address]
+
+
 def test_nobody_listens():
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
