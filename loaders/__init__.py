@@ -1,9 +1,11 @@
 """Checkpoints: their files, what their tensors are, which of two belong together, reading them."""
 
 from polarax.loaders.architectures import ROLES, Identity, identify
-from polarax.loaders.checkpoint import Checkpoint, CheckpointError, Read
+from polarax.loaders.checkpoint import Checkpoint, CheckpointError, Read, Wanted
 from polarax.loaders.formats import open_checkpoint
 from polarax.loaders.pairing import Pair, Skipped, pair_checkpoints
+from polarax.loaders.readahead import ReadAhead, Request
+from polarax.loaders.writing import write_checkpoint
 
 __all__ = [
     "ROLES",
@@ -12,8 +14,12 @@ __all__ = [
     "Identity",
     "Pair",
     "Read",
+    "ReadAhead",
+    "Request",
     "Skipped",
+    "Wanted",
     "identify",
     "open_checkpoint",
     "pair_checkpoints",
+    "write_checkpoint",
 ]

@@ -1,15 +1,17 @@
 """What every checkpoint offers, whatever its format: names, shapes, dtypes, asynchronous reads."""
 
 import abc
+import asyncio
+import concurrent.futures
 import hashlib
 import math
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import tensorstore as ts
 
-from polarax.loaders.slices import Index
+from polarax.loaders.slices import Index, plan_run
 
 # What a fingerprint reads: a page of each of at most this many tensors, 4 MiB in all, so that it
 # stays cheap over a network. Common models have fewer tensors than that, and every one of theirs is
@@ -36,6 +38,17 @@ def brief_reason(error: Exception) -> str:
     return text if len(text) <= _REASON_LENGTH else text[: _REASON_LENGTH - 3] + "..."
 
 
+def check_out(out: np.ndarray, shape: tuple[int, ...], dtype: np.dtype, subject: str) -> None:
+    """Refuses an array that cannot take what is read.
+
+    Raises:
+        ValueError: If its shape or dtype differ, or it is read-only.
+    """
+    if out.shape != shape or out.dtype != dtype or not out.flags.writeable:
+        kind = "" if out.flags.writeable else "read-only "
+        raise ValueError(f"{subject}: out must be {dtype} of shape {shape}. Got {kind}{out.dtype} of shape {out.shape}")
+
+
 class TensorInfo(NamedTuple):
     """What is known of a tensor before its data is read."""
 
@@ -45,13 +58,26 @@ class TensorInfo(NamedTuple):
     nbytes: int  # bytes in the store
 
 
+class Wanted(NamedTuple):
+    """What to read of a tensor, and where to."""
+
+    name: str
+    slices: Index = None  # which part of it: `index` of `Checkpoint.read`
+    out: np.ndarray | None = None  # filled and given back, if there is one
+
+
 class Read:
     """A read under way: wait for it with `result`, or `await` it.
 
     Many may be in flight at once; their number and the bytes they hold are the caller's to bound.
     """
 
-    def __init__(self, future: ts.Future, decode: Callable[[Any], np.ndarray], subject: str):
+    def __init__(
+        self,
+        future: "ts.Future | concurrent.futures.Future",
+        decode: Callable[[Any], np.ndarray],
+        subject: str,
+    ):
         """Wraps a future of stored data.
 
         Args:
@@ -81,9 +107,27 @@ class Read:
             raise self._failure(error) from error
         return self._decode(stored)
 
+    def into(self, out: np.ndarray) -> "Read":
+        """The same read, with its array copied into `out` and `out` given back.
+
+        Raises:
+            ValueError: On waiting, if shape or dtype of `out` differ.
+        """
+
+        def decode(stored: Any) -> np.ndarray:
+            array = self._decode(stored)
+            check_out(out, array.shape, array.dtype, self._subject)
+            out[...] = array
+            return out
+
+        return Read(self._future, decode, self._subject)
+
     def __await__(self) -> Generator[Any, None, np.ndarray]:
+        future: Any = self._future
+        if isinstance(future, concurrent.futures.Future):
+            future = asyncio.wrap_future(future)
         try:
-            stored = yield from self._future.__await__()
+            stored = yield from future.__await__()
         except Exception as error:
             raise self._failure(error) from error
         return self._decode(stored)
@@ -143,6 +187,54 @@ class Checkpoint(abc.ABC):
             TypeError: If `index` holds anything but slices.
             IndexError: If it has more slices than the tensor has axes.
         """
+
+    def read_into(self, name: str, out: np.ndarray, index: Index = None) -> Read:
+        """Starts to read a tensor, or part of it, into an array of the caller, such as a layer of a stack.
+
+        Where the bytes can be had as they are and `out` is C-contiguous, they go there without another copy.
+        `out` must not be touched before the read has been waited for.
+
+        Args:
+            name: One of `names()`.
+            out: An array of the stored dtype and of the shape of what is read.
+            index: As in `read`.
+
+        Returns:
+            A `Read` that gives `out`.
+
+        Raises:
+            ValueError: If shape or dtype of `out` differ; some formats say so only when waited for.
+            CheckpointError, TypeError, IndexError: As in `read`.
+        """
+        return self.read(name, index).into(out)
+
+    def read_many(self, wanted: Sequence[Wanted]) -> list[Read]:
+        """Starts to read several tensors at once; what lies beside each other in a file is read as one.
+
+        Args:
+            wanted: What to read, and where to. All of it is in flight together: its bytes are the caller's to bound.
+
+        Returns:
+            A `Read` for each.
+
+        Raises:
+            ValueError, CheckpointError, TypeError, IndexError: As in `read_into`.
+        """
+        return [
+            self.read(name, index) if out is None else self.read_into(name, out, index) for name, index, out in wanted
+        ]
+
+    def read_bytes(self, wanted: Wanted) -> int:
+        """Bytes that a read takes from the store, and about what it takes of memory until it is used.
+
+        Raises:
+            CheckpointError, TypeError, IndexError: As in `read`.
+        """
+        info = self._info(wanted.name)
+        if wanted.slices is None:
+            return info.nbytes
+        run = plan_run(info.shape, wanted.slices)
+        return (run.stop - run.start) * self._readable_dtype(wanted.name).itemsize
 
     def fingerprint(self) -> str:
         """A short hexadecimal digest, for a fraction of the cost of reading the checkpoint.

@@ -61,6 +61,15 @@ def dtype_of(spelling: str) -> np.dtype | None:
     return _FROM_SPELLING.get(spelling)
 
 
+def spelling_of(dtype: np.dtype) -> str:
+    """The safetensors spelling of a dtype that is read.
+
+    >>> spelling_of(np.dtype("float32"))
+    'F32'
+    """
+    return next(spelling for spelling, known in _FROM_SPELLING.items() if known == dtype)
+
+
 def bits_of(spelling: str) -> int | None:
     """Bits per element of a safetensors spelling, or None if the spelling is unknown."""
     dtype = _FROM_SPELLING.get(spelling)

@@ -6,6 +6,7 @@ from typing import Any
 from polarax.loaders.checkpoint import Checkpoint
 from polarax.loaders.parameter_tree import ParameterTree
 from polarax.loaders.safetensors_checkpoint import open_safetensors
+from polarax.loaders.stores.hub import resolve_hub_path
 
 
 def open_checkpoint(source: Any) -> Checkpoint:
@@ -30,5 +31,5 @@ def open_checkpoint(source: Any) -> Checkpoint:
     if isinstance(source, Checkpoint):
         return source
     if isinstance(source, (str, bytes, os.PathLike)):
-        return open_safetensors(os.fsdecode(source))
+        return open_safetensors(resolve_hub_path(os.fsdecode(source)))
     return ParameterTree(source)

@@ -1,44 +1,190 @@
 """Checkpoints in safetensors files: headers first, tensors by byte range."""
 
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from polarax.loaders.checkpoint import Checkpoint, CheckpointError, Read, TensorInfo
+from polarax.loaders.byte_runs import ByteRun, Extent, plan_byte_runs
+from polarax.loaders.checkpoint import Checkpoint, CheckpointError, Read, TensorInfo, Wanted, check_out
 from polarax.loaders.dtypes import dtype_of
 from polarax.loaders.safetensors_header import LENGTH_BYTES, Entry, header_length, parse_header
 from polarax.loaders.safetensors_shards import Shards, find_shards
 from polarax.loaders.slices import Index, Run, plan_run
 from polarax.loaders.store import Store
 
+_T = TypeVar("_T")
+
+LOCAL_GAP = 64 * 1024
+"""Bytes between two tensors of a local file that are read along: about what a disk reads ahead anyway."""
+
+REMOTE_GAP = 1 << 20
+"""The same over a network: what it sends in the time that a request takes (some 50 ms at 20 MB/s)."""
+
+# Bytes of a run: short enough for several threads to share the work of a window, long enough for a
+# request to be worth it.
+_LONGEST_RUN = 32 << 20
+
 
 class SafetensorsCheckpoint(Checkpoint):
     """The tensors of one or more safetensors files."""
 
-    def __init__(self, location: str, store: Store, entries: dict[str, tuple[str, Entry]]):
+    def __init__(
+        self, location: str, store: Store, entries: dict[str, tuple[str, Entry]], index_file: str | None = None
+    ):
         """Lists tensors whose headers have been read.
 
         Args:
             location: What the user gave, for messages.
             store: Holds the files.
             entries: File and header entry of each tensor.
+            index_file: The index, if there is one.
         """
         infos = {name: _info(entry) for name, (_, entry) in entries.items()}
         super().__init__(location, "safetensors", infos)
         self._store = store
         self._entries = entries
+        self.index_file = index_file
 
     def read(self, name: str, index: Index = None) -> Read:
         """Starts to read a tensor, or part of it; see `Checkpoint.read`. The array is read-only."""
+        return self._start(self._part(name, index))
+
+    def read_into(self, name: str, out: np.ndarray, index: Index = None) -> Read:
+        """Starts to read into an array of the caller; see `Checkpoint.read_into`."""
+        return self.read_many([Wanted(name, index, out)])[0]
+
+    def read_many(self, wanted: Sequence[Wanted]) -> list[Read]:
+        """Starts to read several tensors, joined to runs; see `Checkpoint.read_many`."""
+        parts = [self._part(name, index) for name, index, _ in wanted]
+        for part, (_, _, out) in zip(parts, wanted, strict=True):
+            if out is not None:
+                check_out(out, part.wanted_shape, part.dtype, part.subject)
+        gap = LOCAL_GAP if self._store.is_local else REMOTE_GAP
+        runs = plan_byte_runs([part.extent for part in parts], gap, _LONGEST_RUN)
+        reads: dict[int, Read] = {}
+        for run in runs:
+            if len(run.parts) == 1 and wanted[run.parts[0]].out is None:
+                reads[run.parts[0]] = self._start(parts[run.parts[0]])
+            else:
+                reads.update(self._start_run(run, parts, wanted))
+        for index, (part, item) in enumerate(zip(parts, wanted, strict=True)):
+            if index not in reads:  # no bytes
+                read = self._start(part)
+                reads[index] = read if item.out is None else read.into(item.out)
+        return [reads[index] for index in range(len(wanted))]
+
+    def shards(self) -> dict[str, list[Entry]]:
+        """The files, with the tensors in each in the order of their data. Files without tensors are not among them."""
+        shards: dict[str, list[Entry]] = {}
+        for file, entry in self._entries.values():
+            shards.setdefault(file, []).append(entry)
+        return shards
+
+    def header(self, file: str) -> bytes:
+        """The JSON text at the beginning of a file, read anew.
+
+        Raises:
+            CheckpointError: If it cannot be read.
+        """
+        prefix = self._store.wait(self._store.read(file, 0, LENGTH_BYTES), file)
+        if prefix is not None:
+            stop = LENGTH_BYTES + int.from_bytes(prefix.tobytes(), "little")
+            text = self._store.wait(self._store.read(file, LENGTH_BYTES, stop), file)
+            if text is not None:
+                return text.tobytes()
+        raise CheckpointError(f"{self._store.path(file)}: the file is gone")
+
+    def extent(self, name: str) -> Extent:
+        """File and bytes of a whole tensor."""
+        self._info(name)
+        file, entry = self._entries[name]
+        return Extent(file, entry.start, entry.stop)
+
+    @property
+    def store(self) -> Store:
+        """Holds the files."""
+        return self._store
+
+    def _part(self, name: str, index: Index) -> "_Part":
         dtype = self._readable_dtype(name)
         file, entry = self._entries[name]
         run = plan_run(entry.shape, index)
         start = entry.start + run.start * dtype.itemsize
         stop = entry.start + run.stop * dtype.itemsize
-        subject = f"{self._store.path(file)}: tensor {name!r}"
-        future = self._store.read(file, start, stop)
-        return Read(future, _decoder(run, dtype, stop - start, subject), subject)
+        return _Part(run, dtype, Extent(file, start, stop), f"{self._store.path(file)}: tensor {name!r}")
+
+    def _start(self, part: "_Part") -> Read:
+        """Starts to read one part; its bytes are allocated when its turn comes."""
+        return Read(self._store.read(*part.extent), part.decode, part.subject)
+
+    def _start_run(self, run: ByteRun, parts: Sequence["_Part"], wanted: Sequence[Wanted]) -> dict[int, Read]:
+        """Starts to read several parts at once, each into where it is wanted, gaps into what is dropped."""
+        buffers: list[memoryview] = []
+        decoders: dict[int, Callable[[Any], np.ndarray]] = {}
+        position = run.start
+        for index in run.parts:
+            part, out = parts[index], wanted[index].out
+            if part.extent.start > position:
+                buffers.append(memoryview(bytearray(part.extent.start - position)))
+            position = part.extent.stop
+            direct = out is not None and out.flags.c_contiguous and part.is_whole
+            data = _bytes_of(out) if out is not None and direct else np.empty(part.nbytes, np.uint8)
+            buffers.append(data.data)
+            decoders[index] = part.filled(data, out, direct)
+        future = self._store.fill(run.file, run.start, buffers)
+        return {index: Read(future, decode, parts[index].subject) for index, decode in decoders.items()}
+
+
+class _Part(NamedTuple):
+    """The bytes of (part of) a tensor, and what they mean."""
+
+    run: Run
+    dtype: np.dtype
+    extent: Extent
+    subject: str
+
+    @property
+    def nbytes(self) -> int:
+        return self.extent.stop - self.extent.start
+
+    @property
+    def wanted_shape(self) -> tuple[int, ...]:
+        return tuple(len(range(*cut.indices(size))) for cut, size in zip(self.run.cut, self.run.shape, strict=True))
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all the bytes that are read are wanted, in their order."""
+        return self.wanted_shape == self.run.shape and all((cut.step or 1) > 0 for cut in self.run.cut)
+
+    def decode(self, data: np.ndarray | None) -> np.ndarray:
+        """The wanted array, of the bytes that `Store.read` gives, without a copy."""
+        if data is None:
+            raise CheckpointError(f"{self.subject}: the file is gone")
+        everything: tuple[Any, ...] = (*self.run.cut, ...)  # an array even if there is one element alone
+        array = data.view(self.dtype).reshape(self.run.shape)[everything]
+        array.flags.writeable = False
+        return array
+
+    def filled(self, data: np.ndarray, out: np.ndarray | None, direct: bool) -> Callable[[Any], np.ndarray]:
+        """What gives the wanted array when `data` has been filled, directly into `out` or not."""
+
+        def decode(found: bool) -> np.ndarray:
+            if not found:
+                raise CheckpointError(f"{self.subject}: the file is gone")
+            if out is None:
+                return self.decode(data)
+            if not direct:
+                out[...] = self.decode(data)
+            return out
+
+        return decode
+
+
+def _bytes_of(array: np.ndarray) -> np.ndarray:
+    """The memory of a C-contiguous array, as bytes."""
+    return array.reshape(-1).view(np.uint8)
 
 
 def open_safetensors(source: str) -> SafetensorsCheckpoint:
@@ -61,21 +207,32 @@ def open_safetensors(source: str) -> SafetensorsCheckpoint:
             raise CheckpointError(
                 f"{shards.store.path(file)}: has no tensor {name!r}, which {shards.index_file} says is there"
             )
-    return SafetensorsCheckpoint(source, shards.store, entries)
+    return SafetensorsCheckpoint(source, shards.store, entries, shards.index_file)
 
 
 def _read_headers(shards: Shards) -> list[tuple[Entry, ...]]:
     """The checked headers of all files, each step for all files at once."""
     store, files = shards.store, shards.files
-    sizes = [_size(shards, file) for file in files]
-    stops = [LENGTH_BYTES if size is None else min(LENGTH_BYTES, size) for size in sizes]
-    prefixes = _read_all(shards, zip(files, [0] * len(files), stops, strict=True))
+    known = [_size(shards, file) for file in files]
+    futures = [store.read_head(file, store.head_bytes) for file in files]
+    heads = [_found(shards, future, file) for future, file in zip(futures, files, strict=True)]
+    sizes = [head.size if size is None else size for head, size in zip(heads, known, strict=True)]
     lengths = [
-        header_length(prefix, store.path(file), size) for file, prefix, size in zip(files, prefixes, sizes, strict=True)
+        header_length(head.data[:LENGTH_BYTES], store.path(file), size)
+        for file, head, size in zip(files, heads, sizes, strict=True)
     ]
-    stops = [LENGTH_BYTES + length for length in lengths]
-    texts = _read_all(shards, zip(files, [LENGTH_BYTES] * len(files), stops, strict=True))
-    headers = [parse_header(text, store.path(file), size) for file, text, size in zip(files, texts, sizes, strict=True)]
+    # Of most files the header came along with its length.
+    rests = _read_all(
+        shards,
+        [
+            (file, len(head.data), max(len(head.data), LENGTH_BYTES + length))
+            for file, head, length in zip(files, heads, lengths, strict=True)
+        ],
+    )
+    headers = [
+        parse_header((head.data + rest)[LENGTH_BYTES : LENGTH_BYTES + length], store.path(file), size)
+        for file, head, rest, length, size in zip(files, heads, rests, lengths, sizes, strict=True)
+    ]
     # Where the size is unknown, the last byte that the header promises must be there.
     last = [
         (file, header[-1].stop - 1, header[-1].stop)
@@ -88,18 +245,19 @@ def _read_headers(shards: Shards) -> list[tuple[Entry, ...]]:
 
 def _read_all(shards: Shards, ranges: Iterable[tuple[str, int, int]]) -> list[bytes]:
     """The bytes of several (file, start, stop), all asked for before the first is waited for."""
-    store = shards.store
-    reads = [(store.read(file, start, stop), file, stop) for file, start, stop in ranges]
-    values = []
-    for future, file, stop in reads:
-        try:
-            value = store.wait(future, file)
-        except EOFError:
-            raise CheckpointError(f"{store.path(file)}: is truncated: expected at least {stop} bytes") from None
-        if value is None:
-            raise _missing(shards, file)
-        values.append(value)
-    return values
+    futures = [(shards.store.read(file, start, stop) if stop > start else None, file) for file, start, stop in ranges]
+    return [b"" if future is None else _found(shards, future, file).tobytes() for future, file in futures]
+
+
+def _found(shards: Shards, future: "Future[_T | None]", file: str) -> _T:
+    """What a read of a file gives, that must be there and long enough."""
+    try:
+        value = shards.store.wait(future, file)
+    except EOFError as error:
+        raise CheckpointError(f"{shards.store.path(file)}: is truncated: {error}") from None
+    if value is None:
+        raise _missing(shards, file)
+    return value
 
 
 def _size(shards: Shards, file: str) -> int | None:
@@ -120,18 +278,3 @@ def _info(entry: Entry) -> TensorInfo:
     dtype = dtype_of(entry.dtype)
     dtype_name = entry.dtype if dtype is None else dtype.name
     return TensorInfo(entry.shape, dtype, dtype_name, entry.stop - entry.start)
-
-
-def _decoder(run: Run, dtype: np.dtype, nbytes: int, subject: str) -> Callable[[Any], np.ndarray]:
-    """What turns the bytes of a run into the wanted array, without a copy."""
-
-    def decode(result: Any) -> np.ndarray:
-        if result.state == "missing":
-            raise CheckpointError(f"{subject}: the file is gone")
-        if len(result.value) != nbytes:
-            raise CheckpointError(f"{subject}: expected {nbytes} bytes, got {len(result.value)}")
-        if nbytes == 0:
-            return np.empty(run.shape, dtype)
-        return np.frombuffer(result.value, dtype).reshape(run.shape)[run.cut]
-
-    return decode

@@ -63,21 +63,21 @@ def _find_by_url(url: str) -> Shards:
     store = Store.of_url(url)
     index = store.wait(store.read(_DEFAULT_INDEX), _DEFAULT_INDEX)
     if index is not None:
-        return _from_index(store, _DEFAULT_INDEX, index)
-    if _exists(store, _DEFAULT):
+        return _from_index(store, _DEFAULT_INDEX, index.tobytes())
+    if store.wait(store.read_head(_DEFAULT, 1), _DEFAULT) is not None:
         return Shards(store, (_DEFAULT,), None, {})
-    raise CheckpointError(f"{url}: no checkpoint there; looked for {_DEFAULT_INDEX} and {_DEFAULT}")
-
-
-def _exists(store: Store, name: str) -> bool:
-    try:
-        return store.wait(store.read(name, 0, 1), name) is not None
-    except EOFError:  # it is there, and empty
-        return True
+    found = store.files()
+    if found is None:
+        raise CheckpointError(f"{url}: no checkpoint there; looked for {_DEFAULT_INDEX} and {_DEFAULT}")
+    return _among(store, url, found)
 
 
 def _find_in_folder(store: Store, folder: str) -> Shards:
-    found = store.files() or ()
+    return _among(store, folder, store.files() or ())
+
+
+def _among(store: Store, folder: str, found: Sequence[str]) -> Shards:
+    """The checkpoint among the files of a folder."""
     tensors = tuple(name for name in found if name.endswith(_SUFFIX))
     indexes = tuple(name for name in found if name.endswith(_INDEX_SUFFIX))
     if _DEFAULT_INDEX in indexes:
@@ -105,7 +105,7 @@ def _from_file(store: Store, name: str) -> Shards:
     text = store.wait(store.read(name), name)
     if text is None:
         raise CheckpointError(f"{store.path(name)}: no such file")
-    return _from_index(store, name, text)
+    return _from_index(store, name, text.tobytes())
 
 
 def _from_index(store: Store, index: str, text: bytes) -> Shards:

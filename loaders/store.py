@@ -1,28 +1,26 @@
-"""Where files are kept: a local folder, a web server or a bucket, read by byte range."""
+"""The folder that a checkpoint is in, wherever it is: byte ranges of its files, asked for ahead of time."""
 
 import os
 import re
-import stat
 import urllib.parse
 import urllib.request
+from collections.abc import Sequence
+from concurrent.futures import Future
+from typing import TypeVar
 
-import tensorstore as ts
+import numpy as np
 
 from polarax.loaders.checkpoint import CheckpointError, brief_reason
+from polarax.loaders.stores.bucket import open_bucket
+from polarax.loaders.stores.files import Files, Head, StoreError
+from polarax.loaders.stores.http_client import HttpClient
+from polarax.loaders.stores.hub import HubFiles, parse_hub_path, token_for
+from polarax.loaders.stores.local import LocalFiles
+from polarax.loaders.stores.threads import ReadThreads
+from polarax.loaders.stores.web import WebFiles
 
-# Tensorstore's defaults wait through 32 tries with growing pauses, minutes for a name that does not
-# resolve.
-_RETRIES = {"max_retries": 4, "initial_delay": "200ms", "max_delay": "2s"}
-_CONTEXT = ts.Context(
-    {
-        "http_request_retries": _RETRIES,
-        "s3_request_retries": _RETRIES,
-        "gcs_request_retries": _RETRIES,
-    }
-)
-
+_T = TypeVar("_T")
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*://")
-_REDIRECT = re.compile(r"\[HTTP code 30\d\]")
 
 
 def is_url(source: str) -> bool:
@@ -31,58 +29,47 @@ def is_url(source: str) -> bool:
 
 
 class Store:
-    """A folder of files, wherever it is.
+    """A folder of files, wherever it is; reads run on threads of its own.
 
     Attributes:
         location: The folder as a path or URL that ends in a slash.
+        head_bytes: How much to ask of a file of which nothing is known.
+        is_local: Whether it is a folder of this machine.
     """
 
-    def __init__(self, kv: ts.KvStore, location: str, folder: str | None = None):
-        """Wraps a key-value store whose keys are file names.
-
-        Args:
-            kv: The store.
-            location: Where it is, for messages.
-            folder: Its absolute path where it is a local folder; it is then known which files there
-                are.
-        """
+    def __init__(self, files: Files, location: str):
+        """Args: how its files are read; where it is, for messages."""
         self.location = location
-        self._kv = kv
-        self._folder = folder
+        self.head_bytes = files.head_bytes
+        self.is_local = isinstance(files, LocalFiles)
+        self._files = files
+        self._threads = ReadThreads(files.threads)
 
     @classmethod
     def of_folder(cls, path: str) -> "Store":
-        """The store of a local folder.
-
-        Args:
-            path: Absolute path.
-
-        Raises:
-            CheckpointError: If tensorstore cannot address such a path.
-        """
-        location = path.rstrip("/") + "/"
-        try:
-            kv = ts.KvStore.open({"driver": "file", "path": location}, context=_CONTEXT).result()
-        except Exception as error:
-            raise CheckpointError(f"{path!r}: cannot be opened: {error}") from error
-        return cls(kv, location, folder=path)
+        """The store of a local folder, given by its absolute path."""
+        return cls(LocalFiles(path), path.rstrip("/") + "/")
 
     @classmethod
     def of_url(cls, url: str) -> "Store":
-        """The store of a folder given by its URL, which may carry a query (``?token=...``).
+        """The store of a folder given by its URL, which may carry a query (``?token=...``), or by its hub path.
 
         Raises:
-            CheckpointError: If tensorstore does not know such URLs.
+            CheckpointError: If there is no way to read such URLs.
         """
+        hub = parse_hub_path(url)
+        if hub is not None:
+            return cls(HubFiles(hub, HttpClient(token_for)), url.rstrip("/") + "/")
         parts = urllib.parse.urlsplit(url)
         location = urllib.parse.urlunsplit(parts._replace(path=parts.path.rstrip("/") + "/"))
+        if parts.scheme.lower() in ("http", "https"):
+            return cls(WebFiles(location, HttpClient(token_for)), location)
         try:
-            kv = ts.KvStore.open(location, context=_CONTEXT).result()
-        except Exception as error:
+            return cls(open_bucket(location), location)
+        except StoreError as error:
             raise CheckpointError(
-                f"{url}: cannot be opened; expected a path, or an http, https, s3, gs or file URL: {error}"
+                f"{url}: cannot be opened; expected a path, or an http, https, s3, gs, hf or file URL: {error}"
             ) from error
-        return cls(kv, location)
 
     def path(self, key: str) -> str:
         """Path or URL of a file, for messages."""
@@ -92,13 +79,15 @@ class Store:
         return urllib.parse.urlunsplit(parts._replace(path=parts.path + key))
 
     def files(self) -> tuple[str, ...] | None:
-        """The files of the folder, sorted, without hidden ones; None where a store cannot tell."""
-        if self._folder is None:
-            return None
+        """The files of the folder, sorted, without hidden ones; None where a store cannot tell.
+
+        Raises:
+            CheckpointError: If the store fails.
+        """
         try:
-            return tuple(sorted(name for name in os.listdir(self._folder) if name[0] != "."))
-        except OSError as error:
-            raise CheckpointError(f"{self._folder}: cannot be listed: {error.strerror}") from error
+            return self._files.names()
+        except StoreError as error:
+            raise CheckpointError(f"{self.location}: {error}") from error
 
     def size(self, key: str) -> int | None:
         """Size of a file in bytes; None where a store does not tell it before it is read.
@@ -107,51 +96,50 @@ class Store:
             CheckpointError: If it is known that there is no such file, or that it is not a regular
                 file.
         """
-        if self._folder is None:
-            return None
-        path = self.path(key)
         try:
-            status = os.stat(path)
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"{path}: no such file") from error
-        if stat.S_ISDIR(status.st_mode):
-            raise CheckpointError(f"{path}: expected a file, found a folder")
-        if not stat.S_ISREG(status.st_mode):
-            raise CheckpointError(f"{path}: expected a regular file")
-        return status.st_size
+            return self._files.size(key)
+        except StoreError as error:
+            raise CheckpointError(f"{self.path(key)}: {error}") from error
 
-    def read(self, key: str, start: int = 0, stop: int | None = None) -> ts.Future:
-        """Starts to read bytes [start, stop) of a file: a future `ts.KvStore.ReadResult`."""
-        if start == stop:  # over http tensorstore would ask with HEAD, which not every server knows
-            return _no_bytes()
-        return self._kv.read(key, byte_range=slice(start, stop))
+    def read(self, key: str, start: int = 0, stop: int | None = None) -> Future:
+        """Starts to read bytes [start, stop) of a file: a future array of uint8, None if there is no such file."""
+        if stop is None:
+            return self._threads.submit(_load, self._files, key)
+        return self._threads.submit(_read, self._files, key, start, stop)
 
-    def wait(self, future: ts.Future, key: str) -> bytes | None:
-        """The bytes that `read` was asked for, or None if there is no such file.
+    def read_head(self, key: str, count: int) -> "Future[Head | None]":
+        """Starts to read the first `count` bytes of a file, or as many as it has."""
+        return self._threads.submit(self._files.head, key, count)
+
+    def fill(self, key: str, start: int, buffers: Sequence[memoryview]) -> "Future[bool]":
+        """Starts to read the bytes of a file from `start` on into buffers (of bytes), one after the other.
+
+        The future gives False if there is no such file. Its errors are `StoreError` and, if the file ends before the
+        buffers are full, EOFError.
+        """
+        return self._threads.submit(self._files.fill, key, start, buffers)
+
+    def wait(self, future: "Future[_T]", key: str) -> _T:
+        """What `read` or `read_head` was asked for, or None if there is no such file.
 
         Raises:
-            EOFError: If the file ends before them.
+            EOFError: If the file ends before.
             CheckpointError: If the store fails in any other way.
         """
         try:
-            result = future.result()
-        except Exception as error:
-            message = brief_reason(error)
-            if "OUT_OF_RANGE" in message:
-                raise EOFError(message) from error
-            if _REDIRECT.search(message):
-                message = "the server redirects elsewhere; give the address that it redirects to"
-            raise CheckpointError(f"{self.path(key)}: cannot be read: {message}") from error
-        return None if result.state == "missing" else result.value
+            return future.result()
+        except StoreError as error:
+            raise CheckpointError(f"{self.path(key)}: cannot be read: {brief_reason(error)}") from error
 
 
-def _no_bytes() -> ts.Future:
-    promise: ts.Promise
-    future: ts.Future
-    promise, future = ts.Promise.new()
-    stamp = ts.KvStore.TimestampedStorageGeneration()
-    promise.set_result(ts.KvStore.ReadResult(state="value", value=b"", stamp=stamp))
-    return future
+def _load(files: Files, key: str) -> np.ndarray | None:
+    data = files.load(key)
+    return None if data is None else np.frombuffer(data, np.uint8)
+
+
+def _read(files: Files, key: str, start: int, stop: int) -> np.ndarray | None:
+    data = np.empty(stop - start, np.uint8)  # here, not before: reads that still wait take no memory
+    return data if start == stop or files.fill(key, start, [data.data]) else None
 
 
 def local_path(source: str) -> str | None:

@@ -1,10 +1,13 @@
 """Files to read, written byte by byte or by the reference library, and a web server for them."""
 
+import contextlib
 import functools
 import http.server
 import json
 import pathlib
+import select
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -69,6 +72,7 @@ class Request(NamedTuple):
 
     path: str
     range: str | None  # "bytes=8-15"
+    token: str | None = None  # the Authorization header
 
 
 class WebServer(NamedTuple):
@@ -77,22 +81,38 @@ class WebServer(NamedTuple):
     url: str  # ends in a slash
     root: pathlib.Path  # the folder that it serves
     requests: list[Request]
+    faults: dict[str, list[str]]  # what goes wrong with the next requests for a path; see `_Handler`
+    redirects: dict[str, str]  # path to address
 
 
 class _Handler(http.server.SimpleHTTPRequestHandler):
-    """Serves files by byte range, as buckets do; what Python brings along knows no ranges."""
+    """Serves files by byte range, as buckets do; what Python brings along knows no ranges.
+
+    Faults, one a request: a status; "drop" (half of the body, then the end), "hang" (nothing comes), "trickle"
+    (a byte now and then), "whole" (no ranges), "long" (more than was asked for), "shifted" (other bytes),
+    "length" (a wrong Content-Length), "gzip" (what nobody asked for), "none" (this one goes well).
+    """
 
     protocol_version = "HTTP/1.1"
 
-    def __init__(self, *args: Any, log: list[Request], **kwargs: Any):
-        self.log = log
+    def __init__(self, *args: Any, log: list[Request], faults: dict, redirects: dict, **kwargs: Any):
+        self.log, self.faults, self.redirects = log, faults, redirects
         super().__init__(*args, **kwargs)
+
+    def handle(self) -> None:
+        with contextlib.suppress(ConnectionError):  # the client gave up
+            super().handle()
 
     def do_GET(self) -> None:
         wanted = self.headers.get("Range")
-        self.log.append(Request(self.path, wanted))
-        if self.path.startswith("/moved/"):
-            self._answer(302, b"", Location="/elsewhere")
+        self.log.append(Request(self.path, wanted, self.headers.get("Authorization")))
+        coming = self.faults.get(self.path)
+        fault = coming.pop(0) if coming else "none"
+        if fault.isdecimal():
+            self._answer(int(fault), b"what went wrong\n" * 1000)
+            return
+        if self.path in self.redirects:
+            self._answer(302, b"elsewhere", Location=self.redirects[self.path])
             return
         if self.path.startswith("/secret/"):
             self._answer(403, b"who are you?\n" * 1000)
@@ -102,7 +122,7 @@ class _Handler(http.server.SimpleHTTPRequestHandler):
             self._answer(404, b"")
             return
         data = file.read_bytes()
-        if wanted is None:
+        if wanted is None or fault == "whole":
             self._answer(200, data)
             return
         first, last = wanted.removeprefix("bytes=").split("-")
@@ -110,12 +130,42 @@ class _Handler(http.server.SimpleHTTPRequestHandler):
         if not part:
             self._answer(416, b"")
             return
-        span = f"bytes {first}-{int(first) + len(part) - 1}/{len(data)}"
-        self._answer(206, part, Content_Range=span)
+        start = int(first) + (fault == "shifted")
+        span = f"bytes {start}-{start + len(part) - 1}/{len(data)}"
+        tag = f'"{file.stat().st_mtime_ns}"'
+        if fault in ("drop", "hang", "trickle"):
+            self._answer_badly(part, fault, Content_Range=span)
+        elif fault == "long":
+            self._answer(206, part + b"more", Content_Range=span, Transfer_Encoding="chunked")
+        elif fault == "length":
+            self._answer(206, part[:-1], Content_Range=span)
+        elif fault == "gzip":
+            self._answer(206, part, Content_Range=span, Content_Encoding="gzip")
+        else:
+            self._answer(206, part, Content_Range=span, ETag=tag)
+
+    def _answer_badly(self, body: bytes, fault: str, **headers: str) -> None:
+        self.send_response(206)
+        self.send_header("Content-Length", str(len(body)))
+        for name, value in headers.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.end_headers()
+        self.close_connection = True
+        if fault == "drop":
+            self.wfile.write(body[: len(body) // 2])
+        for position in range(100 if fault != "drop" else 0):  # ten seconds at most
+            if fault == "trickle":
+                self.wfile.write(body[position : position + 1])
+            time.sleep(0.1)
+            if select.select([self.connection], [], [], 0)[0]:  # the client has left
+                break
 
     def _answer(self, status: int, body: bytes, **headers: str) -> None:
         self.send_response(status)
-        self.send_header("Content-Length", str(len(body)))
+        if "Transfer_Encoding" in headers:
+            body = b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body)
+        else:
+            self.send_header("Content-Length", str(len(body)))
         for name, value in headers.items():
             self.send_header(name.replace("_", "-"), value)
         self.end_headers()
@@ -131,11 +181,13 @@ def web(tmp_path: pathlib.Path) -> Iterator[WebServer]:
     root = tmp_path / "web"
     root.mkdir()
     log: list[Request] = []
-    handler = functools.partial(_Handler, directory=str(root), log=log)
+    faults: dict[str, list[str]] = {}
+    redirects: dict[str, str] = {}
+    handler = functools.partial(_Handler, directory=str(root), log=log, faults=faults, redirects=redirects)
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
     thread.start()
-    yield WebServer(f"http://127.0.0.1:{server.server_port}/", root, log)
+    yield WebServer(f"http://127.0.0.1:{server.server_port}/", root, log, faults, redirects)
     server.shutdown()
     server.server_close()
     thread.join()

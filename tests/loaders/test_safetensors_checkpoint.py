@@ -122,13 +122,23 @@ def test_many_reads_in_flight(save, tmp_path):
 def byte_ranges(monkeypatch):
     """The (file, start, stop) that are read from any store while a test runs."""
     ranges = []
-    read = Store.read
+    read, read_head, fill = Store.read, Store.read_head, Store.fill
 
     def spy(self, key, start=0, stop=None):
         ranges.append((key, start, stop))
         return read(self, key, start, stop)
 
+    def spy_head(self, key, count):
+        ranges.append((key, 0, count))
+        return read_head(self, key, count)
+
+    def spy_fill(self, key, start, buffers):
+        ranges.append((key, start, start + sum(map(len, buffers))))
+        return fill(self, key, start, buffers)
+
     monkeypatch.setattr(Store, "read", spy)
+    monkeypatch.setattr(Store, "read_head", spy_head)
+    monkeypatch.setattr(Store, "fill", spy_fill)
     return ranges
 
 

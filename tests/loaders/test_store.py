@@ -43,12 +43,9 @@ def test_only_headers_and_the_rows_asked_for_are_fetched(web, save):
     path = save(web.root / "m.safetensors", {"w": np.zeros((1000, 250), np.float32)})
     checkpoint = open_checkpoint(web.url + "m.safetensors")
     checkpoint.read("w", slice(500, 502)).result()
-    size = path.stat().st_size
-    data_start = size - 1_000_000
+    data_start = path.stat().st_size - 1_000_000
     assert [request.range for request in web.requests] == [
-        "bytes=0-7",
-        f"bytes=8-{data_start - 1}",
-        f"bytes={size - 1}-{size - 1}",  # is the end there?
+        "bytes=0-131071",  # the length of the header, the header, and the size of the file
         f"bytes={data_start + 500_000}-{data_start + 501_999}",
     ]
 
@@ -63,12 +60,12 @@ def test_a_query_goes_along(web, save):
 def test_a_truncated_file_by_url(web, save, keep):
     path = save(web.root / "m.safetensors", WEIGHTS)
     path.write_bytes(path.read_bytes()[:keep])
-    refused(web.url + "m.safetensors", r"m\.safetensors: is truncated")
+    refused(web.url + "m.safetensors", r"m\.safetensors: .*(truncated|is empty|has only 3 bytes)")
 
 
 def test_an_empty_file_in_a_folder_by_url(web):
     (web.root / "model.safetensors").touch()
-    refused(web.url, r"/model\.safetensors: is truncated")
+    refused(web.url, r"/model\.safetensors: is empty")
 
 
 def test_nothing_there(web):
@@ -84,14 +81,10 @@ def test_a_missing_shard_by_url(web):
     refused(web.url, r"one\.safetensors: no such file; model\.safetensors\.index\.json names it")
 
 
-def test_a_redirect_says_what_to_do(web):
-    refused(web.url + "moved/m.safetensors", "redirects elsewhere; give the address")
-
-
 def test_no_permission_is_one_short_line(web):
-    refused(web.url + "secret/m.safetensors", r"m\.safetensors: cannot be read: PERMISSION_DENIED")
+    refused(web.url + "secret/m.safetensors", r"m\.safetensors: cannot be read: no permission .HTTP 403")
 
 
 def test_a_scheme_that_no_store_has():
-    refused("ftp://host/m.safetensors", "expected a path, or an http, https, s3, gs or file URL")
+    refused("ftp://host/m.safetensors", "expected a path, or an http, https, s3, gs, hf or file URL")
     refused("file://elsewhere/m.safetensors", "cannot name the host 'elsewhere'")

@@ -1,0 +1,159 @@
+"""Files in buckets (s3://, gs://) and whatever else tensorstore has a URL for, by its key-value layer."""
+
+import os
+import re
+import threading
+import urllib.parse
+from collections.abc import Sequence
+from typing import Any
+
+import tensorstore as ts
+
+from polarax.loaders.stores.files import CHANGED, LARGEST_LOAD, Head, StoreError
+from polarax.loaders.stores.http_client import PATIENCE
+
+# Tensorstore's defaults wait through 32 tries with growing pauses, minutes for a name that does not
+# resolve.
+_RETRIES = {"max_retries": 4, "initial_delay": "200ms", "max_delay": "2s"}
+_CONTEXT = ts.Context(
+    {
+        "s3_request_retries": _RETRIES,
+        "gcs_request_retries": _RETRIES,
+        "cache_pool": {"total_bytes_limit": 0},
+    }
+)
+
+_LIST_SECONDS = 60.0  # a folder without an index and with so many objects that listing takes longer is none
+_REASON_LENGTH = 300  # characters of a message that are repeated: it may quote a server's whole page
+
+_KINDS = (
+    (re.compile(r"PERMISSION_DENIED|UNAUTHENTICATED|HTTP (?:response )?code:? 40[13]"), "no permission"),
+    (re.compile(r"NOT_FOUND|NoSuchBucket"), "no such bucket"),
+)
+
+
+class BucketFiles:
+    """The files of one folder of a key-value store."""
+
+    threads = 16
+    head_bytes = 128 * 1024
+
+    def __init__(self, kv: ts.KvStore):
+        self._kv = kv
+        self._lock = threading.Lock()
+        self._generations: dict[str, Any] = {}  # as first seen
+
+    def names(self) -> tuple[str, ...]:
+        """See `Files`."""
+        keys = _wait(self._kv.list(), _LIST_SECONDS)
+        names = [key.decode(errors="surrogateescape") for key in keys]
+        return tuple(sorted(name for name in names if name and "/" not in name and name[0] != "."))
+
+    def size(self, key: str) -> int | None:
+        """See `Files`: tensorstore does not tell."""
+        return None
+
+    def head(self, key: str, count: int) -> Head | None:
+        """See `Files`."""
+        try:
+            data = self._read(key, 0, count)
+        except EOFError:  # a file that is smaller than that
+            data = self.load(key)
+            return None if data is None else Head(data, len(data))
+        return None if data is None else Head(data, None)
+
+    def load(self, key: str) -> bytes | None:
+        """See `Files`."""
+        return self._read(key, 0, None)
+
+    def fill(self, key: str, start: int, buffers: Sequence[memoryview]) -> bool:
+        """See `Files`."""
+        stop = start + sum(map(len, buffers))
+        if stop == start:
+            return True
+        data = self._read(key, start, stop)
+        if data is None:
+            return False
+        if len(data) != stop - start:
+            raise StoreError(f"the server sends {len(data)} bytes where {stop - start} were asked for")
+        view = memoryview(data)
+        for buffer in buffers:
+            buffer[:] = view[: len(buffer)]
+            view = view[len(buffer) :]
+        return True
+
+    def _read(self, key: str, start: int, stop: int | None) -> bytes | None:
+        expected = LARGEST_LOAD if stop is None else stop - start
+        future = self._kv.read(key, byte_range=slice(start, stop))
+        result = _wait(future, PATIENCE.idle * PATIENCE.tries + expected / PATIENCE.slowest)
+        if result.state == "missing":
+            return None
+        generation = result.stamp.generation
+        with self._lock:
+            if self._generations.setdefault(key, generation) != generation:
+                raise StoreError(CHANGED)
+        return result.value
+
+
+def open_bucket(url: str) -> BucketFiles:
+    """The files below a URL.
+
+    Raises:
+        StoreError: If tensorstore does not know such URLs.
+    """
+    parts = urllib.parse.urlsplit(url)
+    spec = _s3_spec(parts) if parts.scheme.lower() == "s3" else url
+    try:
+        return BucketFiles(ts.KvStore.open(spec, context=_CONTEXT).result(timeout=PATIENCE.idle))
+    except Exception as error:
+        raise StoreError(_brief(error)) from error
+
+
+def _s3_spec(parts: urllib.parse.SplitResult) -> dict[str, Any]:
+    """What tensorstore takes in place of an s3 URL, of which it ignores what the environment says of its server."""
+    environment = os.environ
+    spec: dict[str, Any] = {
+        "driver": "s3",
+        "bucket": parts.netloc,
+        "path": urllib.parse.unquote(parts.path.lstrip("/")),
+    }
+    endpoint = environment.get("AWS_ENDPOINT_URL_S3") or environment.get("AWS_ENDPOINT_URL")
+    region = environment.get("AWS_REGION") or environment.get("AWS_DEFAULT_REGION")
+    if endpoint:
+        spec["endpoint"] = endpoint.rstrip("/")
+        region = region or "us-east-1"  # goes into the signature; servers that are not Amazon's expect this one
+    if region:
+        spec["aws_region"] = region
+    if environment.get("AWS_ACCESS_KEY_ID"):
+        spec["aws_credentials"] = {"type": "environment"}
+    elif environment.get("AWS_EC2_METADATA_DISABLED", "").lower() == "true" and not _has_profile():
+        spec["aws_credentials"] = {"type": "anonymous"}  # public buckets need no more
+    return spec
+
+
+def _has_profile() -> bool:
+    files = (
+        os.environ.get("AWS_SHARED_CREDENTIALS_FILE", "~/.aws/credentials"),
+        os.environ.get("AWS_CONFIG_FILE", "~/.aws/config"),
+    )
+    return "AWS_PROFILE" in os.environ or any(os.path.exists(os.path.expanduser(file)) for file in files)
+
+
+def _wait(future: Any, seconds: float) -> Any:
+    """The result of a future of tensorstore, in bounded time."""
+    try:
+        return future.result(timeout=seconds)
+    except TimeoutError as error:
+        future.cancel()
+        raise StoreError(f"no answer within {seconds:.3g} s") from error
+    except Exception as error:
+        text = str(error)
+        if "OUT_OF_RANGE" in text:
+            raise EOFError(_brief(error)) from error
+        kind = next((f"{words}: " for pattern, words in _KINDS if pattern.search(text)), "")
+        raise StoreError(kind + _brief(error)) from error
+
+
+def _brief(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return text if len(text) <= _REASON_LENGTH else text[: _REASON_LENGTH - 3] + "..."
