@@ -269,8 +269,8 @@ def _joined(lanes):
 def _start_reads(request, stack):
     with _reading():
         return (
-            [request.base.read(pair.name) for pair in stack.pairs],
-            [request.post.read(pair.name_post) for pair in stack.pairs],
+            [pair.base.read(request.base) for pair in stack.pairs],
+            [pair.post.read(request.post) for pair in stack.pairs],
         )
 
 
@@ -315,8 +315,8 @@ def _row(pair, readings, index):
         "expert": pair.expert,
         "rows": pair.shape[0],
         "cols": pair.shape[1],
-        "dtype_base": pair.dtype_base.name,
-        "dtype_post": pair.dtype_post.name,
+        "dtype_base": pair.stored_base,
+        "dtype_post": pair.stored_post,
         "status": status,
         **own,
         "control": "closed form" if reach <= CONTROL_REACH_LIMIT else "out of range" if reach == reach else "",

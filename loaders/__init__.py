@@ -3,6 +3,7 @@
 from polarax.loaders.architectures import ROLES, Identity, identify
 from polarax.loaders.checkpoint import Checkpoint, CheckpointError, Read
 from polarax.loaders.formats import open_checkpoint
+from polarax.loaders.matrices import RoleMap, View, parse_role_map
 from polarax.loaders.pairing import Pair, Skipped, pair_checkpoints
 
 __all__ = [
@@ -12,8 +13,11 @@ __all__ = [
     "Identity",
     "Pair",
     "Read",
+    "RoleMap",
     "Skipped",
+    "View",
     "identify",
     "open_checkpoint",
     "pair_checkpoints",
+    "parse_role_map",
 ]

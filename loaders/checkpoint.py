@@ -88,6 +88,10 @@ class Read:
             raise self._failure(error) from error
         return self._decode(stored)
 
+    def then(self, function: Callable[[np.ndarray], np.ndarray]) -> "Read":
+        """The same read, whose result `function` turns into another array when it is asked for."""
+        return Read(self._future, lambda stored: function(self._decode(stored)), self._subject)
+
     def _failure(self, error: Exception) -> CheckpointError:
         return CheckpointError(f"{self._subject}: cannot be read: {brief_reason(error)}")
 
@@ -108,6 +112,18 @@ class Checkpoint(abc.ABC):
     def names(self) -> tuple[str, ...]:
         """Every tensor, in file order."""
         return tuple(self._tensors)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._tensors
+
+    @property
+    def config(self) -> Mapping[str, Any] | None:
+        """What the model's config.json says, under the names of Hugging Face; None if there is none."""
+        return None
+
+    def shares_values(self, name: str, other: str) -> bool:
+        """Whether two tensors are one array, as far as can be told without reading them."""
+        return False
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor; a matrix as (out, in), whichever way round it is stored."""

@@ -1,11 +1,13 @@
 """Checkpoints in safetensors files: headers first, tensors by byte range."""
 
-from collections.abc import Callable, Iterable
+import functools
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
 from polarax.loaders.checkpoint import Checkpoint, CheckpointError, Read, TensorInfo
+from polarax.loaders.config import read_config
 from polarax.loaders.dtypes import dtype_of
 from polarax.loaders.safetensors_header import LENGTH_BYTES, Entry, header_length, parse_header
 from polarax.loaders.safetensors_shards import Shards, find_shards
@@ -28,6 +30,11 @@ class SafetensorsCheckpoint(Checkpoint):
         super().__init__(location, "safetensors", infos)
         self._store = store
         self._entries = entries
+
+    @functools.cached_property
+    def config(self) -> Mapping[str, Any] | None:  # type: ignore[override]
+        """The object in config.json beside the files; None if there is none, or it cannot be read."""
+        return read_config(self._store)
 
     def read(self, name: str, index: Index = None) -> Read:
         """Starts to read a tensor, or part of it; see `Checkpoint.read`. The array is read-only."""

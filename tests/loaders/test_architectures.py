@@ -87,7 +87,7 @@ Q3 = Identity(3, "q", None)
         ("model.layers.2.mlp.gate.weight", Identity(2, "router", None)),
         # Known layers with unknown tensors in them.
         ("model.layers.3.self_attn.q_norm.weight", Identity(3, "other", None)),
-        ("encoder.layer.3.crossattention.self.query.weight", Identity(3, "other", None)),
+        ("encoder.layer.3.crossattention.output.LayerNorm.weight", Identity(3, "other", None)),
         # Nobody's layers, or somebody else's.
         ("vision_tower.vision_model.encoder.layers.3.self_attn.q_proj.weight", None),
         ("model.vision_tower.encoder.layers.3.self_attn.q_proj.weight", None),
@@ -107,10 +107,10 @@ def test_names(name, identity):
 
 def test_roles_are_those_of_the_tables():
     used = {
-        role
+        rule.role
         for architecture in ARCHITECTURES
         for table in (architecture.in_layer, architecture.outside)
-        for role in table.values()
+        for rule in table.values()
     }
     assert set(ROLES) == used | {"other"}
     assert len(set(ROLES)) == len(ROLES)

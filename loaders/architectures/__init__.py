@@ -1,0 +1,52 @@
+"""Which layer, role and expert a tensor's name means: one table per family of architectures.
+
+A table says how a family names its tensors; adding a family is adding a table. Nothing is guessed:
+a name that no table knows gets role "other", and a layer number only if it is inside the layers of
+a known family, so that the blocks of a vision tower beside a language model are not taken for
+decoder layers.
+"""
+
+from polarax.loaders.architectures.decoders import DECODERS
+from polarax.loaders.architectures.encoders import ENCODERS
+from polarax.loaders.architectures.flax_names import FLAX
+from polarax.loaders.architectures.gguf_names import GGUF
+from polarax.loaders.architectures.names import Recognised, recognise_in
+from polarax.loaders.architectures.rules import OTHER, ROLES, Architecture, Identity, Rule, plain
+
+__all__ = [
+    "ARCHITECTURES",
+    "OTHER",
+    "ROLES",
+    "Architecture",
+    "Identity",
+    "Recognised",
+    "Rule",
+    "identify",
+    "plain",
+    "recognise",
+]
+
+ARCHITECTURES: tuple[Architecture, ...] = (*ENCODERS, *DECODERS, GGUF, *FLAX)
+"""The tables, in the order in which they are asked."""
+
+
+def identify(name: str) -> Identity:
+    """The layer, role and expert of a tensor, from its name alone.
+
+    >>> identify("model.layers.3.self_attn.o_proj.weight")
+    Identity(layer=3, role='o', expert=None)
+    >>> identify("vision_tower.encoder.layers.3.self_attn.q_proj.weight")
+    Identity(layer=None, role='other', expert=None)
+    """
+    return recognise(name).identity
+
+
+def recognise(name: str, model_type: str | None = None) -> Recognised:
+    """What the tables know of a tensor from its name, and from what config.json calls the model.
+
+    The first table that has a rule for the name decides; if none has, the first of which it is in a layer. The tables
+    of JAX code come first for a kernel, which is what Flax calls its weights.
+    """
+    named = [table for table in ARCHITECTURES if model_type in table.model_types] if model_type else []
+    flax_first = FLAX if name.endswith((".kernel", "/kernel")) else ()
+    return recognise_in((*named, *flax_first, *ARCHITECTURES), name)
