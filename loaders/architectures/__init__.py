@@ -6,11 +6,13 @@ a known family, so that the blocks of a vision tower beside a language model are
 decoder layers.
 """
 
+import functools
+
 from polarax.loaders.architectures.decoders import DECODERS
 from polarax.loaders.architectures.encoders import ENCODERS
 from polarax.loaders.architectures.flax_names import FLAX
 from polarax.loaders.architectures.gguf_names import GGUF
-from polarax.loaders.architectures.names import Recognised, recognise_in
+from polarax.loaders.architectures.names import EXPERT, Recognised, recognise_in
 from polarax.loaders.architectures.rules import OTHER, ROLES, Architecture, Identity, Rule, plain
 
 __all__ = [
@@ -28,6 +30,8 @@ __all__ = [
 
 ARCHITECTURES: tuple[Architecture, ...] = (*ENCODERS, *DECODERS, GGUF, *FLAX)
 """The tables, in the order in which they are asked."""
+
+_REMEMBERED = 8192  # names, experts aside; the largest published models have some 2,000
 
 
 def identify(name: str) -> Identity:
@@ -47,6 +51,18 @@ def recognise(name: str, model_type: str | None = None) -> Recognised:
     The first table that has a rule for the name decides; if none has, the first of which it is in a layer. The tables
     of JAX code come first for a kernel, which is what Flax calls its weights.
     """
+    # The experts of a layer differ in their number alone, and a large model has tens of thousands of them.
+    expert = EXPERT.search(name)
+    if expert is None:
+        return _recognise(name, model_type)
+    found = _recognise(f"{name[: expert.start(1)]}0{name[expert.end(1) :]}", model_type)
+    if found.identity.expert is None:
+        return found
+    return found._replace(identity=found.identity._replace(expert=int(expert[1])))
+
+
+@functools.lru_cache(_REMEMBERED)
+def _recognise(name: str, model_type: str | None) -> Recognised:
     named = [table for table in ARCHITECTURES if model_type in table.model_types] if model_type else []
     flax_first = FLAX if name.endswith((".kernel", "/kernel")) else ()
     return recognise_in((*named, *flax_first, *ARCHITECTURES), name)

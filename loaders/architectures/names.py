@@ -7,7 +7,7 @@ from typing import NamedTuple
 from polarax.loaders.architectures.rules import OTHER, Architecture, Identity, Rule, plain
 
 _NUMBER = re.compile(r"([0-9]{1,6})\.")
-_EXPERT = re.compile(r"\b(?:experts|ffn_gate|ffn_up|ffn_down)\.([0-9]{1,6})(?=\.|$)")
+EXPERT = re.compile(r"\b(?:experts|ffn_gate|ffn_up|ffn_down)\.([0-9]{1,6})(?=\.|$)")
 
 
 class Recognised(NamedTuple):
@@ -52,7 +52,7 @@ def _recognise(architecture: Architecture, prefix: str, name: str) -> Recognised
                 return Recognised(Identity(None, rule.role, None), rule, architecture, prefix, stacked=True)
             continue
         inside = name[number.end() :]
-        expert = _EXPERT.search(inside)
+        expert = EXPERT.search(inside)
         if expert is not None:
             inside = inside[: expert.start(1)] + "{expert}" + inside[expert.end(1) :]
         rule = architecture.in_layer.get(inside)

@@ -27,6 +27,8 @@ def layer_stacks(checkpoint: Checkpoint) -> Mapping[str, int]:
     One is called so that it may be layers, none of its floating-point arrays is a vector, all have the same leading
     axis, and one is a kernel with an axis to spare.
     """
+    if not any(name.endswith(_KERNEL) and len(checkpoint.shape(name)) > 2 for name in checkpoint.names()):
+        return {}
     sizes: dict[str, set[int]] = {}
     spare: set[str] = set()
     for name in checkpoint.names():
@@ -57,6 +59,8 @@ def _containers(name: str) -> list[str]:
 
 def layers_in(stacks: Mapping[str, int], name: str) -> int | None:
     """How many layers an array holds; None if it is in no stack."""
+    if not stacks:
+        return None
     return next((stacks[container] for container in _containers(name) if container in stacks), None)
 
 

@@ -17,9 +17,9 @@ OPTIMIZER = "optimizer state: not a parameter"
 
 # What training code calls the part of its state that is not the model: optax.adam's moments are beneath it.
 _OPTIMIZER = re.compile(r"(?:^|\.)(?:opt_states?|optimizer|optimizer_state|optim|opt)\.")
-_BIAS = re.compile(r"(?:^|[._])bias$")
+_VECTOR = re.compile(r"(?:^|[._])(bias|scale)$")  # a number per unit, whatever axes the units have
 _RELATIVE_BIAS = "relative_attention_bias"  # T5's is a table (buckets, heads)
-_SCALE = re.compile(r"\.scale$")
+_OTHER = Rule(OTHER)
 _PLAIN = Meaning.parse("o i")
 _ROLES_FROM_RESIDUAL = {"q", "k", "v", "qkv", "gate", "up", "gate_up"}
 _ROLES_TO_RESIDUAL = {"o", "down"}
@@ -64,7 +64,7 @@ class _Lister:
             self._recognised = {name: recognise(name, model_type) for name in self._names}
         self._inputs: dict[tuple[int | None, str], int] = {}
         self._hidden: int | None = None
-        self._plain_names: dict[str, str] = {}
+        self._embeddings: dict[str, str] = {}  # their names by their plain names
         for name, found in self._recognised.items():
             self._note(name, found)
 
@@ -78,7 +78,8 @@ class _Lister:
     def _note(self, name: str, found: Recognised) -> None:
         """Remembers what others may ask: sizes of the layer's output projections and of the residual stream."""
         shape = self._checkpoint.shape(name)
-        self._plain_names[plain(name)] = name
+        if found.identity.role == "embed":
+            self._embeddings[plain(name)] = name
         if found.rule is not None and len(shape) == 2:
             if found.identity.role in _ROLES_TO_RESIDUAL and found.identity.expert is None:
                 self._inputs[found.identity.layer, found.identity.role] = shape[1]
@@ -104,11 +105,14 @@ class _Lister:
             own = self._role_map.look_up(name)
             if own is not None:
                 return self._of_rule(name, shape, Recognised(*own, None))
-        if len(shape) >= 2 and _BIAS.search(name) and _RELATIVE_BIAS not in name:
-            return f"{len(shape)}-D bias: not a matrix"
+        vector = _VECTOR.search(name)
+        if vector is not None and len(shape) >= 2 and _RELATIVE_BIAS not in name:
+            return f"{len(shape)}-D {vector[1]}: not a matrix"
         return self._of_rule(name, shape, self._recognised[name])
 
     def _of_rule(self, name: str, shape: tuple[int, ...], found: Recognised) -> tuple[View, ...] | str:
+        if len(shape) == 2 and not self._stacks and not found.stacked and (found.rule or _OTHER)[1:] == _OTHER[1:]:
+            return (View(name, (shape[0], shape[1]), "", *found.identity),) if 0 not in shape else "empty"
         meaning = self._meaning(name, shape, found)
         if meaning is None:
             return f"{len(shape)}-D: not a matrix"
@@ -129,7 +133,7 @@ class _Lister:
         place = found.architecture.layer_axis if found.stacked and found.architecture is not None else 0
         kernel = name.rpartition(".")[2] == "kernel"
         fitting = []
-        for text in (rule or Rule(OTHER)).axes.split("|"):
+        for text in (rule or _OTHER).axes.split("|"):
             meaning = Meaning.parse(text)
             fitting += [meaning] if not stacked and meaning.fits(shape) else []
             if stacked and place <= len(meaning.axes):
@@ -177,18 +181,17 @@ class _Lister:
     def _tied(self, views: Mapping[str, tuple[View, ...]]) -> dict[str, str]:
         """Heads and embeddings that are the same as another embedding, with its name."""
         embeddings = [name for name in views if self._role(name) == "embed"]
+        heads = [name for name in views if self._role(name) == "head"]
         tied: dict[str, str] = {}
-        for name in views:
-            found = self._recognised.get(name)
-            if found is None or found.architecture is None or self._role(name) not in ("embed", "head"):
+        for name in embeddings:
+            found = self._recognised[name]
+            if found.architecture is None:
                 continue
             own = plain(name)
             original = found.architecture.copies.get(own[len(found.prefix) :])
-            if original is not None and found.prefix + original in self._plain_names:
-                tied[name] = self._plain_names[found.prefix + original]
-        for name in views:
-            if self._role(name) != "head":
-                continue
+            if original is not None and found.prefix + original in self._embeddings:
+                tied[name] = self._embeddings[found.prefix + original]
+        for name in heads:
             same = [other for other in embeddings if self._checkpoint.shares_values(name, other)]
             if not same and embeddings and self._ties_by_config(name, embeddings[0]):
                 same = embeddings[:1]
