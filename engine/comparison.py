@@ -17,7 +17,7 @@ from polarax import kernels
 from polarax.devices import most_lanes, shared_cores, stack_mesh, stack_sharding, working_dtype, working_method
 from polarax.environment import describe_environment
 from polarax.errors import RunError, UsageError
-from polarax.loaders import Checkpoint, CheckpointError, open_checkpoint
+from polarax.loaders import Checkpoint, CheckpointError, Wanted, open_checkpoint
 from polarax.measure import measure_stack
 from polarax.metrics import CONTROL_REACH_LIMIT, columns, parse_metrics, status_kind
 from polarax.plan import Plan, plan_comparison
@@ -205,7 +205,7 @@ def _run_stacks(request, stacks, place, writer, progress):
         for stack, following in zip(stacks, (*stacks[1:], None), strict=True):
             before = dict(seconds)
             with _timed(seconds, "read"):
-                operands = [_gather(side, stack) for side in reads]
+                operands = [side.result() for side in reads]
             with _timed(seconds, "compute"), shared_cores(max(stack.lanes, jax.local_device_count())):
                 lanes = programs.start(pool, stack, operands)
                 del operands
@@ -283,24 +283,36 @@ def _as_stored(readings, stack):
 
 
 def _start_reads(request, stack):
+    """Starts to read both sides of a stack."""
+    first = stack.pairs[0]
     with _reading():
         return (
-            [request.base.read(pair.name) for pair in stack.pairs],
-            [request.post.read(pair.name_post) for pair in stack.pairs],
+            _Reading(request.base, [pair.base for pair in stack.pairs], stack, first.dtype_base),
+            _Reading(request.post, [pair.post for pair in stack.pairs], stack, first.dtype_post),
         )
 
 
-def _gather(reads, stack):
-    """The matrices of one side as one array (size, m, n), m >= n; zeros pad a last stack that is short."""
-    operand = None
-    for index, pending in enumerate(reads):
+class _Reading:
+    """One side of a stack under way: matrices that are stored as they are computed go straight to their place."""
+
+    def __init__(self, checkpoint, views, stack, dtype):
+        self._operand = np.empty((stack.size, *stack.shape), dtype)
+        self._operand[len(views) :] = 0  # pads a last stack that is short
+        self._transposed = stack.transposed
+        plain = [index for index, view in enumerate(views) if view.is_plain and not stack.transposed[index]]
+        wanted = [Wanted(views[index].tensor, views[index].slices, self._operand[index]) for index in plain]
+        self._in_place = dict(zip(plain, checkpoint.read_many(wanted), strict=True)) if wanted else {}
+        self._others = {index: view.read(checkpoint) for index, view in enumerate(views) if index not in self._in_place}
+
+    def result(self):
+        """The matrices as one array (size, m, n), m >= n."""
         with _reading():
-            matrix = pending.result()
-        if operand is None:
-            operand = np.zeros((stack.size, *stack.shape), matrix.dtype)
-        operand[index] = matrix.T if stack.transposed[index] else matrix
-        reads[index] = None  # the matrix is copied: let go of it
-    return operand
+            for read in self._in_place.values():
+                read.result()
+            for index in list(self._others):
+                matrix = self._others.pop(index).result()  # copied: let go of it
+                self._operand[index] = matrix.T if self._transposed[index] else matrix
+        return self._operand
 
 
 def _place(operand, sharding):
@@ -331,8 +343,8 @@ def _row(pair, readings, index):
         "expert": pair.expert,
         "rows": pair.shape[0],
         "cols": pair.shape[1],
-        "dtype_base": pair.dtype_base.name,
-        "dtype_post": pair.dtype_post.name,
+        "dtype_base": pair.stored_base,
+        "dtype_post": pair.stored_post,
         "status": status,
         **own,
         "control": "closed form" if reach <= CONTROL_REACH_LIMIT else "out of range" if reach == reach else "",

@@ -3,6 +3,7 @@
 from polarax.loaders.architectures import ROLES, Identity, identify
 from polarax.loaders.checkpoint import Checkpoint, CheckpointError, Read, Wanted
 from polarax.loaders.formats import open_checkpoint
+from polarax.loaders.matrices import RoleMap, View, parse_role_map
 from polarax.loaders.pairing import Pair, Skipped, pair_checkpoints
 from polarax.loaders.readahead import ReadAhead, Request
 from polarax.loaders.writing import write_checkpoint
@@ -16,10 +17,13 @@ __all__ = [
     "Read",
     "ReadAhead",
     "Request",
+    "RoleMap",
     "Skipped",
+    "View",
     "Wanted",
     "identify",
     "open_checkpoint",
     "pair_checkpoints",
+    "parse_role_map",
     "write_checkpoint",
 ]

@@ -114,13 +114,12 @@ class Read:
             ValueError: On waiting, if shape or dtype of `out` differ.
         """
 
-        def decode(stored: Any) -> np.ndarray:
-            array = self._decode(stored)
+        def copy(array: np.ndarray) -> np.ndarray:
             check_out(out, array.shape, array.dtype, self._subject)
             out[...] = array
             return out
 
-        return Read(self._future, decode, self._subject)
+        return self.then(copy)
 
     def __await__(self) -> Generator[Any, None, np.ndarray]:
         future: Any = self._future
@@ -131,6 +130,10 @@ class Read:
         except Exception as error:
             raise self._failure(error) from error
         return self._decode(stored)
+
+    def then(self, function: Callable[[np.ndarray], np.ndarray]) -> "Read":
+        """The same read, whose result `function` turns into another array when it is asked for."""
+        return Read(self._future, lambda stored: function(self._decode(stored)), self._subject)
 
     def _failure(self, error: Exception) -> CheckpointError:
         return CheckpointError(f"{self._subject}: cannot be read: {brief_reason(error)}")
@@ -152,6 +155,18 @@ class Checkpoint(abc.ABC):
     def names(self) -> tuple[str, ...]:
         """Every tensor, in file order."""
         return tuple(self._tensors)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._tensors
+
+    @property
+    def config(self) -> Mapping[str, Any] | None:
+        """What the model's config.json says, under the names of Hugging Face; None if there is none."""
+        return None
+
+    def shares_values(self, name: str, other: str) -> bool:
+        """Whether two tensors are one array, as far as can be told without reading them."""
+        return False
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor; a matrix as (out, in), whichever way round it is stored."""

@@ -1,150 +1,287 @@
-"""Which tensors of two checkpoints are compared: matched by name, none dropped in silence."""
+"""Which matrices of two checkpoints are compared: matched by name or by what they are, none dropped in silence."""
 
 import re
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import numpy as np
 
-from polarax.loaders.architectures import OTHER, Identity, identify
 from polarax.loaders.checkpoint import Checkpoint, CheckpointError
 from polarax.loaders.dtypes import is_floating, is_integer
+from polarax.loaders.matching import match_names
+from polarax.loaders.matrices import Inventory, RoleMapSource, View, identities, parse_role_map, take_inventory
+from polarax.loaders.matrices.inventory import OPTIMIZER
 from polarax.loaders.quantisation import quantised
 
-# The share of the smaller checkpoint's names that a prefix must explain; two models that have a
-# name or two in common by chance stay well below.
-_PREFIX_SHARE = 0.5
+# Of two checkpoints whose names differ: the share of the smaller one's matrices that must be found in the other by
+# layer and role, with the same shape. Below it they are two models, not two spellings of one.
+_IDENTITY_SHARE = 0.5
 
+_VOCABULARY = ("embed", "head")  # roles whose rows are tokens
 _DIGITS = re.compile(r"([0-9]+)")
 
 
 class Pair(NamedTuple):
     """A matrix that both checkpoints have."""
 
-    name: str  # the base's name of it
+    name: str  # the base's name of it: its tensor's, and in brackets which part of that it is
     layer: int | None
     role: str  # one of ROLES
     expert: int | None
     shape: tuple[int, ...]  # (out, in)
-    dtype_base: np.dtype
+    dtype_base: np.dtype  # as it is read
     dtype_post: np.dtype
-    name_post: str  # the post's name of it; differs by a leading prefix at most
+    name_post: str  # the post's name of it
+    base: View  # where it is in the base, and how to read it
+    post: View
+    stored_base: str  # dtype in the store, in words: "bfloat16", or "Q4_1" where it is dequantised
+    stored_post: str
 
 
 class Skipped(NamedTuple):
-    """A tensor that is not compared."""
+    """A tensor, or a matrix in one, that is not compared."""
 
     name: str  # the base's name of it, where the base has it
     reason: str
 
 
-def pair_checkpoints(base: Checkpoint, post: Checkpoint) -> tuple[list[Pair], list[Skipped]]:
+def pair_checkpoints(
+    base: Checkpoint,
+    post: Checkpoint,
+    *,
+    role_map: RoleMapSource = None,
+    common_rows: bool = False,
+) -> tuple[list[Pair], list[Skipped]]:
     """The matrices to compare, and every other tensor with the reason why it is not compared.
 
     Tensors are matched by name; where one side puts a constant prefix before its names ("bert.",
-    "model."), without it. What is compared is what both have as a floating-point matrix of one
-    shape with at least one element.
+    "model."), without it; where names of two libraries meet, without ".weight" and ".kernel". Where
+    no name is left in common, matrices are matched by layer, role and expert, as far as those are
+    unique. What is compared is what both have as a floating-point matrix of one shape with at least
+    one element; a tensor may hold several.
+
+    Args:
+        base: The checkpoint before training.
+        post: The checkpoint after it.
+        role_map: The user's own table of names, asked before polarax's: see `parse_role_map`.
+        common_rows: Compare embeddings and heads of different vocabularies on the rows that both have.
 
     Returns:
         Pairs and skipped tensors, each in natural order of the base's names (layer 2 before layer
         10), followed by what only the post has.
 
     Raises:
-        CheckpointError: If the two have no name in common.
+        CheckpointError: If the two have nothing in common, or the role map cannot be used.
     """
-    matches = _match(base.names(), post.names())
-    if not matches:
+    table = parse_role_map(role_map)
+    inventory_base = take_inventory(base, table, post.config if base.config is None else None)
+    inventory_post = take_inventory(post, table, base.config if post.config is None else None)
+    pairing = _Pairing(base, post, inventory_base, inventory_post, common_rows)
+    matches = match_names(base.names(), post.names())
+    if matches:
+        return pairing.by_name(matches)
+    found = pairing.by_identity()
+    if found is None:
         raise CheckpointError(
             f"{base.location} and {post.location} have no tensor name in common: "
             f"the base has {_example(base)}, the post {_example(post)}"
         )
-    quantised_base, quantised_post = quantised(base), quantised(post)
-    pairs: list[Pair] = []
-    skipped: list[Skipped] = []
-    for name in sorted(base.names(), key=_natural):
-        if name not in matches:
-            skipped.append(Skipped(name, _one_sided(quantised_base.get(name), "base")))
-            continue
-        name_post = matches[name]
-        kind = quantised_base.get(name) or quantised_post.get(name_post)
-        reason = f"quantised: {kind}" if kind else _obstacle(base, name, post, name_post)
-        dtype_base, dtype_post = base.dtype(name), post.dtype(name_post)
-        if reason is not None or dtype_base is None or dtype_post is None:
-            skipped.append(Skipped(name, reason or "unsupported dtype"))
-            continue
-        identity = _identity(name, name_post)
-        shape = base.shape(name)
-        pairs.append(Pair(name, *identity, shape, dtype_base, dtype_post, name_post))
-    for name in sorted(set(post.names()) - set(matches.values()), key=_natural):
-        skipped.append(Skipped(name, _one_sided(quantised_post.get(name), "post")))
-    return pairs, skipped
+    return found
 
 
-def _match(names_base: Iterable[str], names_post: Iterable[str]) -> Mapping[str, str]:
-    """The post's name for each of the base's names that has one."""
-    base, post = set(names_base), set(names_post)
-    exact = {name: name for name in base & post}
-    prefixed = _match_without_prefix(base - post, post - base)
-    # A prefix is a property of a whole model: it has to explain more names than are equal as they
-    # stand.
-    return {**exact, **prefixed} if len(prefixed) > len(exact) else exact
+class _Pairing:
+    """Two checkpoints, and what is in them."""
 
+    def __init__(
+        self,
+        base: Checkpoint,
+        post: Checkpoint,
+        inventory_base: Inventory,
+        inventory_post: Inventory,
+        common_rows: bool,
+    ):
+        self._base, self._post = base, post
+        self._in_base, self._in_post = inventory_base, inventory_post
+        self._quantised_base, self._quantised_post = quantised(base), quantised(post)
+        self._common_rows = common_rows
+        self._pairs: list[Pair] = []
+        self._skipped: list[Skipped] = []
 
-def _match_without_prefix(base: set[str], post: set[str]) -> Mapping[str, str]:
-    """Matches by the one prefix, on one side, that explains most names; none where several do."""
-    longer_post, longer_base = _prefixes(post, base), _prefixes(base, post)
-    counts = [(count, prefix, "post") for prefix, count in longer_post.items()]
-    counts += [(count, prefix, "base") for prefix, count in longer_base.items()]
-    counts.sort(reverse=True)
-    needed = _PREFIX_SHARE * min(len(base), len(post))
-    if not counts or counts[0][0] < needed or (len(counts) > 1 and counts[1][0] == counts[0][0]):
-        return {}
-    _, prefix, longer = counts[0]
-    if longer == "post":
-        return {name: prefix + name for name in base if prefix + name in post}
-    return {prefix + name: name for name in post if prefix + name in base}
+    def by_name(self, matches: Mapping[str, str]) -> tuple[list[Pair], list[Skipped]]:
+        """Pairs the matrices of tensors that are matched by name."""
+        for name in sorted(self._base.names(), key=natural):
+            if name in matches:
+                self._pair_tensors(name, matches[name])
+            else:
+                self._skip_one_sided(name, "base")
+        for name in sorted(set(self._post.names()) - set(matches.values()), key=natural):
+            self._skip_one_sided(name, "post")
+        return self._pairs, self._skipped
 
+    def by_identity(self) -> tuple[list[Pair], list[Skipped]] | None:
+        """Pairs matrices by layer, role and expert; None if that does not show the two to be one model."""
+        base, post = (
+            identities(view for views in inventory.views.values() for view in views)
+            for inventory in (self._in_base, self._in_post)
+        )
+        unique = {
+            identity: (views[0], post[identity][0])
+            for identity, views in base.items()
+            if len(views) == 1 and len(post.get(identity, ())) == 1
+        }
+        alike = sum(view.shape == view_post.shape for view, view_post in unique.values())
+        smaller = min(sum(map(len, base.values())), sum(map(len, post.values())))
+        if not alike or alike < _IDENTITY_SHARE * smaller:
+            return None
+        partners = {view.name: view_post for view, view_post in unique.values()}
+        taken = {view_post.name for view_post in partners.values()}
+        ambiguous = {
+            view.name: f"ambiguous: several matrices are {_words(identity)}"
+            for found, other in ((base, post), (post, base))
+            for identity, views in found.items()
+            if identity in other and (len(views) > 1 or len(other[identity]) > 1)
+            for view in views
+        }
+        for name in sorted(self._base.names(), key=natural):
+            self._pair_views(name, partners, ambiguous)
+        for name in sorted(self._post.names(), key=natural):
+            self._skip_views(name, "post", self._in_post, taken, ambiguous)
+        return self._pairs, self._skipped
 
-def _prefixes(longer: set[str], shorter: set[str]) -> Counter[str]:
-    """How many of the longer names each leading prefix turns into one of the shorter names."""
-    counts: Counter[str] = Counter()
-    for name in longer:
-        for dot in re.finditer(r"\.", name):
-            if name[dot.end() :] in shorter:
-                counts[name[: dot.end()]] += 1
-    return counts
+    def _pair_views(self, name: str, partners: Mapping[str, View], ambiguous: Mapping[str, str]) -> None:
+        for view in self._in_base.views.get(name, ()):
+            if view.name in partners:
+                partner = partners[view.name]
+                reason = self._reason(name, partner.tensor) or self._obstacle(view, partner)
+                if reason is None:
+                    self._add(view, partner)
+                else:
+                    self._skipped.append(Skipped(view.name, reason))
+        self._skip_views(name, "base", self._in_base, set(partners), ambiguous)
 
+    def _skip_views(
+        self, name: str, side: str, inventory: Inventory, taken: set[str], ambiguous: Mapping[str, str]
+    ) -> None:
+        """A row for each matrix that has no partner: one for the tensor where none of its matrices has."""
+        kinds = self._quantised_base if side == "base" else self._quantised_post
+        views = inventory.views.get(name, ())
+        alone = [view for view in views if view.name not in taken]
+        if name in inventory.reasons:
+            reason = f"quantised: {kinds[name]}" if name in kinds else inventory.reasons[name]
+            self._skipped.append(Skipped(name, reason))
+        elif len(alone) == len(views) and not any(view.name in ambiguous for view in alone):
+            self._skip_one_sided(name, side)
+        else:
+            rows = [Skipped(view.name, ambiguous.get(view.name, f"only in {side}")) for view in alone]
+            self._skipped += rows
 
-def _obstacle(base: Checkpoint, name: str, post: Checkpoint, name_post: str) -> str | None:
-    """Why two tensors of one name cannot be compared; None if they can."""
-    shape, shape_post = base.shape(name), post.shape(name_post)
-    if shape != shape_post:
-        return f"shapes differ: base {shape}, post {shape_post}"
-    if len(shape) != 2:
-        return f"{len(shape)}-D: not a matrix"
-    if 0 in shape:
-        return "empty"
-    dtype, dtype_post = base.dtype(name), post.dtype(name_post)
-    if is_floating(dtype) and is_floating(dtype_post):
+    def _skip_one_sided(self, name: str, side: str) -> None:
+        inventory = self._in_base if side == "base" else self._in_post
+        kind = (self._quantised_base if side == "base" else self._quantised_post).get(name)
+        reason = f"only in {side}"
+        if kind:
+            reason = f"quantised: {kind}; only in {side}"
+        elif inventory.reasons.get(name) == OPTIMIZER:
+            reason = OPTIMIZER
+        elif name in inventory.tied:
+            reason = f"tied to {inventory.tied[name]}"
+        self._skipped.append(Skipped(name, reason))
+
+    def _pair_tensors(self, name: str, name_post: str) -> None:
+        """Pairs the matrices of two tensors, or says why not: in one row where it is the same for all."""
+        reason = self._reason(name, name_post)
+        views, views_post = self._in_base.views.get(name, ()), self._in_post.views.get(name_post, ())
+        if reason is None and {view.label for view in views} != {view.label for view in views_post}:
+            shape, shape_post = self._base.shape(name), self._post.shape(name_post)
+            reason = f"shapes differ: base {shape}, post {shape_post}"
+            if shape == shape_post:
+                reason = f"split differently: base {_labels(views)}, post {_labels(views_post)}"
+        if reason is not None:
+            self._skipped.append(Skipped(name, reason))
+            return
+        of_post = {view.label: view for view in views_post}
+        obstacles = [self._obstacle(view, of_post[view.label]) for view in views]
+        if len(views) > 1 and None not in obstacles and len(set(obstacles)) == 1:
+            self._skipped.append(Skipped(name, str(obstacles[0])))
+            return
+        for view, obstacle in zip(views, obstacles, strict=True):
+            if obstacle is None:
+                self._add(view, of_post[view.label])
+            else:
+                self._skipped.append(Skipped(view.name, obstacle))
+
+    def _reason(self, name: str, name_post: str) -> str | None:
+        """Why no matrix of two tensors can be compared; None if nothing is against it but perhaps their shapes."""
+        kind = self._quantised_base.get(name) or self._quantised_post.get(name_post)
+        if kind:
+            return f"quantised: {kind}"
+        reason, reason_post = self._in_base.reasons.get(name), self._in_post.reasons.get(name_post)
+        shape, shape_post = self._base.shape(name), self._post.shape(name_post)
+        if reason == OPTIMIZER or reason_post == OPTIMIZER:
+            return OPTIMIZER
+        if (reason or reason_post) and shape != shape_post:
+            return f"shapes differ: base {shape}, post {shape_post}"
+        if reason or reason_post:
+            return reason or reason_post
+        if name in self._in_base.tied and name_post in self._in_post.tied:
+            return f"tied to {self._in_base.tied[name]}"
         return None
-    known = all(is_floating(one) or is_integer(one) for one in (dtype, dtype_post))
-    problem = "not floating-point:" if known else "unsupported dtype"
-    words, words_post = base.dtype_name(name), post.dtype_name(name_post)
-    return f"{problem} {words}" if words == words_post else f"{problem} base {words}, post {words_post}"
+
+    def _obstacle(self, view: View, view_post: View) -> str | None:
+        """Why two matrices cannot be compared; None if they can."""
+        shapes, columns = (view.shape, view_post.shape), {view.shape[1], view_post.shape[1]}
+        of_tokens = view.role in _VOCABULARY and len(columns) == 1
+        if shapes[0] != shapes[1] and not (self._common_rows and of_tokens):
+            return f"shapes differ: base {shapes[0]}, post {shapes[1]}"
+        dtype, dtype_post = self._base.dtype(view.tensor), self._post.dtype(view_post.tensor)
+        if is_floating(dtype) and is_floating(dtype_post):
+            return None
+        known = all(is_floating(one) or is_integer(one) for one in (dtype, dtype_post))
+        problem = "not floating-point:" if known else "unsupported dtype"
+        words, words_post = self._base.dtype_name(view.tensor), self._post.dtype_name(view_post.tensor)
+        return f"{problem} {words}" if words == words_post else f"{problem} base {words}, post {words_post}"
+
+    def _add(self, view: View, view_post: View) -> None:
+        dtype, dtype_post = self._base.dtype(view.tensor), self._post.dtype(view_post.tensor)
+        assert dtype is not None and dtype_post is not None  # else there were an obstacle
+        if view.shape != view_post.shape:
+            rows = min(view.shape[0], view_post.shape[0])
+            view, view_post = view.first_rows(rows), view_post.first_rows(rows)
+        # The two names of one matrix may be known to different tables, or one of them to none.
+        known = view_post if view.role == "other" else view
+        self._pairs.append(
+            Pair(
+                view.name,
+                known.layer,
+                known.role,
+                known.expert,
+                view.shape,
+                dtype,
+                dtype_post,
+                view_post.name,
+                view,
+                view_post,
+                self._base.dtype_name(view.tensor),
+                self._post.dtype_name(view_post.tensor),
+            )
+        )
 
 
-def _one_sided(kind: str | None, side: str) -> str:
-    return f"quantised: {kind}; only in {side}" if kind else f"only in {side}"
+def _words(identity: tuple[int | None, str, int | None]) -> str:
+    """A place in a model, in words: "layer 3 q"."""
+    layer, role, expert = identity
+    return (
+        (f"layer {layer} " if layer is not None else "") + role + (f" of expert {expert}" if expert is not None else "")
+    )
 
 
-def _identity(name: str, name_post: str) -> Identity:
-    """What a matrix is, from whichever of its two names is known."""
-    identity = identify(name)
-    return identify(name_post) if identity.role == OTHER and name != name_post else identity
+def _labels(views: Iterable[View]) -> str:
+    labels = [view.label for view in views]
+    shown = ", ".join(label or "one matrix" for label in labels[:3])
+    return shown + (f" and {len(labels) - 3} more" if len(labels) > 3 else "")
 
 
-def _natural(name: str) -> list[tuple[int, str]]:
+def natural(name: str) -> list[tuple[int, str]]:
     """Sort key that puts numbers in a name in numerical order."""
     parts = _DIGITS.split(name)  # text, digits, text, ...: alike at each place in every name
     parts[1::2] = [digits.lstrip("0") for digits in parts[1::2]]
@@ -153,4 +290,4 @@ def _natural(name: str) -> list[tuple[int, str]]:
 
 def _example(checkpoint: Checkpoint) -> str:
     names = checkpoint.names()
-    return repr(min(names, key=_natural)) if names else "no tensors"
+    return repr(min(names, key=natural)) if names else "no tensors"

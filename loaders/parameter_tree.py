@@ -6,7 +6,7 @@ it.
 
 import math
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -45,16 +45,18 @@ class ParameterTree(Checkpoint):
                 f"{location}: expected a path, a URL, a nested dict of arrays, or an nnx State or Module"
             )
         for keys, leaf in _leaves(tree, ()):
-            if len(keys) > 1 and keys[0] == "params":
-                keys = keys[1:]
-            name = ".".join(keys)
+            name = name_of(keys)
             if name in self._leaves:
                 raise CheckpointError(f"{location}: two arrays are named {name!r}")
             if type(leaf).__name__ == "ShapeDtypeStruct":
                 raise CheckpointError(f"{location}: tensor {name!r} is abstract: it has no values")
             self._leaves[name] = leaf
-        infos = {name: _info(leaf, _is_kernel(name, leaf)) for name, leaf in self._leaves.items()}
+        infos = {name: _info(leaf, is_kernel(name, getattr(leaf, "shape", ()))) for name, leaf in self._leaves.items()}
         super().__init__(location, "parameter tree", infos)
+
+    def shares_values(self, name: str, other: str) -> bool:
+        """Whether two names lead to one array."""
+        return self._leaves[name] is self._leaves[other]
 
     def read(self, name: str, index: Index = None) -> Read:
         """Reads a tensor, or part of it; see `Checkpoint.read`.
@@ -65,7 +67,7 @@ class ParameterTree(Checkpoint):
         self._readable_dtype(name)
         leaf = self._leaves[name]
         slices = axis_slices(self.shape(name), index)
-        transposed = _is_kernel(name, leaf)
+        transposed = is_kernel(name, leaf.shape)
         subject = f"{self.location}: tensor {name!r}"
         promise: ts.Promise
         future: ts.Future
@@ -128,8 +130,14 @@ def _unboxed(node: Any) -> Any:
     return node
 
 
-def _is_kernel(name: str, leaf: Any) -> bool:
-    return name.rpartition(".")[2] == _KERNEL and len(getattr(leaf, "shape", ())) == 2
+def name_of(keys: Sequence[str]) -> str:
+    """A leaf's name: its keys joined by dots, without Linen's "params" in front."""
+    return ".".join(keys[1:] if len(keys) > 1 and keys[0] == "params" else keys)
+
+
+def is_kernel(name: str, shape: Sequence[int]) -> bool:
+    """Whether an array is a linear layer's weight as Flax keeps it, (in, out), which is shown transposed."""
+    return name.rpartition(".")[2] == _KERNEL and len(shape) == 2
 
 
 def _info(leaf: Any, transposed: bool) -> TensorInfo:

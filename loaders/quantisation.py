@@ -55,6 +55,8 @@ _SCHEMES = (
     _Scheme(_SCALED, ".kernel", (".scale", ".kernel_scale"), one_byte=True),
 )
 
+_COMPANIONS = tuple({ending for scheme in _SCHEMES for ending in scheme.companions})
+
 
 def quantised(checkpoint: Checkpoint) -> Mapping[str, str]:
     """The quantised tensors of a checkpoint, weights and companions, with what each is in words.
@@ -62,6 +64,8 @@ def quantised(checkpoint: Checkpoint) -> Mapping[str, str]:
     An 8-bit floating-point weight without a scale is not quantised: it is read as it is.
     """
     names = dict.fromkeys(checkpoint.names())
+    if not any(name.endswith(_COMPANIONS) for name in names):  # the usual case, and some 90,000 names in large models
+        return {}
     found: dict[str, str] = {}
     for name in names:
         for scheme in _SCHEMES:

@@ -1,6 +1,7 @@
 """Checkpoints in safetensors files: headers first, tensors by byte range."""
 
-from collections.abc import Callable, Iterable, Sequence
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, NamedTuple, TypeVar
 
@@ -8,6 +9,7 @@ import numpy as np
 
 from polarax.loaders.byte_runs import ByteRun, Extent, plan_byte_runs
 from polarax.loaders.checkpoint import Checkpoint, CheckpointError, Read, TensorInfo, Wanted, check_out
+from polarax.loaders.config import read_config
 from polarax.loaders.dtypes import dtype_of
 from polarax.loaders.safetensors_header import LENGTH_BYTES, Entry, header_length, parse_header
 from polarax.loaders.safetensors_shards import Shards, find_shards
@@ -46,6 +48,11 @@ class SafetensorsCheckpoint(Checkpoint):
         self._store = store
         self._entries = entries
         self.index_file = index_file
+
+    @functools.cached_property
+    def config(self) -> Mapping[str, Any] | None:  # type: ignore[override]
+        """The object in config.json beside the files; None if there is none, or it cannot be read."""
+        return read_config(self._store)
 
     def read(self, name: str, index: Index = None) -> Read:
         """Starts to read a tensor, or part of it; see `Checkpoint.read`. The array is read-only."""

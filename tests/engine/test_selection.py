@@ -6,14 +6,15 @@ import numpy as np
 import pytest
 
 from polarax import UsageError, open_checkpoint
-from polarax.loaders import Pair, pair_checkpoints
+from polarax.loaders import Pair, View, pair_checkpoints
 from polarax.selection import Selection
 
 FLOAT = np.dtype(np.float32)
 
 
 def pair(name, layer=None, role="other"):
-    return Pair(name, layer, role, None, (2, 2), FLOAT, FLOAT, name)
+    view = View(name, (2, 2), layer=layer, role=role)
+    return Pair(name, layer, role, None, (2, 2), FLOAT, FLOAT, name, view, view, "float32", "float32")
 
 
 PAIRS = [

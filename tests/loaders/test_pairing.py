@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from polarax.loaders import CheckpointError, Pair, Skipped, open_checkpoint, pair_checkpoints
+from polarax.loaders import CheckpointError, Pair, Skipped, View, open_checkpoint, pair_checkpoints
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
 F32 = np.dtype(np.float32)
@@ -26,7 +26,8 @@ def test_a_pair_has_everything_that_is_known_without_reading():
     name = "model.layers.2.mlp.experts.1.up_proj.weight"
     base, post = {name: matrix(4, 3)}, {name: matrix(4, 3, dtype=BF16)}
     pairs, skipped = pair_checkpoints(open_checkpoint(base), open_checkpoint(post))
-    assert pairs == [Pair(name, 2, "up", 1, (4, 3), F32, BF16, name)]
+    view = View(name, (4, 3), layer=2, role="up", expert=1)
+    assert pairs == [Pair(name, 2, "up", 1, (4, 3), F32, BF16, name, view, view, "float32", "bfloat16")]
     assert skipped == []
 
 

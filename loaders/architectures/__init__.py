@@ -1,0 +1,68 @@
+"""Which layer, role and expert a tensor's name means: one table per family of architectures.
+
+A table says how a family names its tensors; adding a family is adding a table. Nothing is guessed:
+a name that no table knows gets role "other", and a layer number only if it is inside the layers of
+a known family, so that the blocks of a vision tower beside a language model are not taken for
+decoder layers.
+"""
+
+import functools
+
+from polarax.loaders.architectures.decoders import DECODERS
+from polarax.loaders.architectures.encoders import ENCODERS
+from polarax.loaders.architectures.flax_names import FLAX
+from polarax.loaders.architectures.gguf_names import GGUF
+from polarax.loaders.architectures.names import EXPERT, Recognised, recognise_in
+from polarax.loaders.architectures.rules import OTHER, ROLES, Architecture, Identity, Rule, plain
+
+__all__ = [
+    "ARCHITECTURES",
+    "OTHER",
+    "ROLES",
+    "Architecture",
+    "Identity",
+    "Recognised",
+    "Rule",
+    "identify",
+    "plain",
+    "recognise",
+]
+
+ARCHITECTURES: tuple[Architecture, ...] = (*ENCODERS, *DECODERS, GGUF, *FLAX)
+"""The tables, in the order in which they are asked."""
+
+_REMEMBERED = 8192  # names, experts aside; the largest published models have some 2,000
+
+
+def identify(name: str) -> Identity:
+    """The layer, role and expert of a tensor, from its name alone.
+
+    >>> identify("model.layers.3.self_attn.o_proj.weight")
+    Identity(layer=3, role='o', expert=None)
+    >>> identify("vision_tower.encoder.layers.3.self_attn.q_proj.weight")
+    Identity(layer=None, role='other', expert=None)
+    """
+    return recognise(name).identity
+
+
+def recognise(name: str, model_type: str | None = None) -> Recognised:
+    """What the tables know of a tensor from its name, and from what config.json calls the model.
+
+    The first table that has a rule for the name decides; if none has, the first of which it is in a layer. The tables
+    of JAX code come first for a kernel, which is what Flax calls its weights.
+    """
+    # The experts of a layer differ in their number alone, and a large model has tens of thousands of them.
+    expert = EXPERT.search(name)
+    if expert is None:
+        return _recognise(name, model_type)
+    found = _recognise(f"{name[: expert.start(1)]}0{name[expert.end(1) :]}", model_type)
+    if found.identity.expert is None:
+        return found
+    return found._replace(identity=found.identity._replace(expert=int(expert[1])))
+
+
+@functools.lru_cache(_REMEMBERED)
+def _recognise(name: str, model_type: str | None) -> Recognised:
+    named = [table for table in ARCHITECTURES if model_type in table.model_types] if model_type else []
+    flax_first = FLAX if name.endswith((".kernel", "/kernel")) else ()
+    return recognise_in((*named, *flax_first, *ARCHITECTURES), name)

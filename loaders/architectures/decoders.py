@@ -1,0 +1,156 @@
+"""Names of decoder-only language models in PyTorch: Llama and what kept its names, GPT-2, GPT-NeoX, OPT and others.
+
+Each table follows the module names of the code in Hugging Face transformers (models/<name>/modeling_<name>.py).
+"""
+
+from polarax.loaders.architectures.rules import Architecture, Rule, Table
+
+# Models whose language model sits beside a vision tower put one of these before it.
+_MULTIMODAL = (
+    "language_model.",
+    "language_model.model.",
+    "model.language_model.",
+    "model.language_model.model.",
+)
+
+# One matrix of three: queries, keys and values.
+_FALCON_QKV = Rule("qkv", "p i", "falcon")
+_PER_HEAD_QKV = Rule("qkv", "p i", "heads")
+_BLOCK_QKV = Rule("qkv", "p i", "blocks")
+
+# Experts in one tensor: (E, in, 2 x hidden) in Llama 4, (E, 2 x hidden, in) in transformers 5 for the others.
+_EXPERTS_GATE_UP = Rule("gate_up", "E i p|E p i", "experts")
+_EXPERTS_DOWN = Rule("down", "E i o|E o i")
+
+_EXPERTS: Table = {
+    "gate": "router",
+    "router": "router",
+    "experts.{expert}.gate_proj": "gate",
+    "experts.{expert}.up_proj": "up",
+    "experts.{expert}.down_proj": "down",
+    "experts.{expert}.w1": "gate",
+    "experts.{expert}.w3": "up",
+    "experts.{expert}.w2": "down",
+    "experts.gate_up_proj": _EXPERTS_GATE_UP,
+    "experts.down_proj": _EXPERTS_DOWN,
+    "shared_expert.gate_proj": "gate",
+    "shared_expert.up_proj": "up",
+    "shared_expert.down_proj": "down",
+    "shared_experts.gate_proj": "gate",
+    "shared_experts.up_proj": "up",
+    "shared_experts.down_proj": "down",
+    "shared_expert_gate": "shared_router",
+}
+
+# Llama and the families that kept its names: Mistral, Mixtral, Qwen2, Qwen2.5, Qwen3, Gemma 1 to 3, Phi-2, Phi-3,
+# Llama 4, DeepSeek-V2 and V3, and the mixtures of experts among them.
+LLAMA = Architecture(
+    "Llama",
+    prefixes=("", "model.", *_MULTIMODAL),
+    layers=("layers.",),
+    in_layer={
+        "self_attn.q_proj": "q",
+        "self_attn.k_proj": "k",
+        "self_attn.v_proj": "v",
+        "self_attn.o_proj": "o",
+        "self_attn.qkv_proj": _BLOCK_QKV,  # Phi-3
+        "self_attn.dense": "o",  # Phi-2
+        "self_attn.q_a_proj": "q_a",  # DeepSeek
+        "self_attn.q_b_proj": "q_b",
+        "self_attn.kv_a_proj_with_mqa": "kv_a",
+        "self_attn.kv_b_proj": "kv_b",
+        "mlp.gate_proj": "gate",
+        "mlp.up_proj": "up",
+        "mlp.down_proj": "down",
+        "mlp.gate_up_proj": Rule("gate_up", "p i", "halves"),  # Phi-3
+        "mlp.fc1": "up",  # Phi-2
+        "mlp.fc2": "down",
+        "feed_forward.gate_proj": "gate",  # Llama 4
+        "feed_forward.up_proj": "up",
+        "feed_forward.down_proj": "down",
+        # Qwen and DeepSeek, Mixtral, Llama 4
+        **{
+            f"{block}.{name}": r
+            for block in ("mlp", "block_sparse_moe", "feed_forward")
+            for name, r in _EXPERTS.items()
+        },
+    },
+    outside={"embed_tokens": "embed", "lm_head": "head"},
+)
+
+OPT = Architecture(
+    "OPT",
+    prefixes=("", "model.", "decoder.", "model.decoder."),
+    layers=("layers.",),
+    in_layer={
+        "self_attn.q_proj": "q",
+        "self_attn.k_proj": "k",
+        "self_attn.v_proj": "v",
+        "self_attn.out_proj": "o",
+        "fc1": "up",
+        "fc2": "down",
+    },
+    outside={"embed_tokens": "embed", "embed_positions": "position", "lm_head": "head"},
+    model_types=("opt",),
+)
+
+GPT_NEOX = Architecture(
+    "GPT-NeoX",
+    prefixes=("", "gpt_neox."),
+    layers=("layers.",),
+    in_layer={
+        "attention.query_key_value": _PER_HEAD_QKV,
+        "attention.dense": "o",
+        "mlp.dense_h_to_4h": "up",
+        "mlp.dense_4h_to_h": "down",
+    },
+    outside={"embed_in": "embed", "embed_out": "head"},
+)
+
+# BLOOM, whose queries, keys and values alternate head by head, and Falcon, which has that and two other orders.
+FALCON = Architecture(
+    "Falcon and BLOOM",
+    prefixes=("", "transformer."),
+    layers=("h.",),
+    in_layer={
+        "self_attention.query_key_value": _FALCON_QKV,
+        "self_attention.dense": "o",
+        "mlp.dense_h_to_4h": "up",
+        "mlp.dense_4h_to_h": "down",
+    },
+    outside={"word_embeddings": "embed", "lm_head": "head"},
+)
+
+# Conv1D keeps its weight as (in, out).
+GPT2 = Architecture(
+    "GPT-2",
+    prefixes=("", "transformer."),
+    layers=("h.",),
+    in_layer={
+        "attn.c_attn": Rule("qkv", "i p", "thirds"),
+        "attn.c_proj": Rule("o", "i o"),
+        "crossattention.q_attn": Rule("cross_q", "i o"),
+        "crossattention.c_proj": Rule("cross_o", "i o"),
+        "mlp.c_fc": Rule("up", "i o"),
+        "mlp.c_proj": Rule("down", "i o"),
+    },
+    outside={"wte": "embed", "wpe": "position", "lm_head": "head"},
+    model_types=("gpt2",),
+)
+
+# StarCoder: the names of GPT-2 with ordinary linear layers, and one head of keys and values. Told by config.json.
+GPT_BIGCODE = Architecture(
+    "GPTBigCode",
+    prefixes=GPT2.prefixes,
+    layers=GPT2.layers,
+    in_layer={
+        "attn.c_attn": _BLOCK_QKV,
+        "attn.c_proj": "o",
+        "mlp.c_fc": "up",
+        "mlp.c_proj": "down",
+    },
+    outside=GPT2.outside,
+    model_types=("gpt_bigcode",),
+)
+
+DECODERS = (LLAMA, OPT, GPT_NEOX, FALCON, GPT2, GPT_BIGCODE)

@@ -1,0 +1,129 @@
+"""How a table says what a tensor is: roles, rules for one tensor, names of a family of architectures."""
+
+import re
+from collections.abc import Mapping
+from typing import NamedTuple, TypeAlias
+
+OTHER = "other"
+
+ROLES: tuple[str, ...] = (
+    "embed",  # token embedding
+    "position",  # learned position embedding, absolute or relative
+    "token_type",  # segment embedding
+    "patch",  # image patches into the residual stream
+    "q",  # attention: queries
+    "k",  # attention: keys
+    "v",  # attention: values
+    "qkv",  # attention: queries, keys and values in one matrix that could not be split
+    "q_a",  # latent attention: down to the queries' latent vector
+    "q_b",  # latent attention: queries from it
+    "kv_a",  # latent attention: down to the latent vector of keys and values
+    "kv_b",  # latent attention: keys and values from it
+    "o",  # attention: output projection
+    "cross_q",  # the same four of a decoder's attention to the encoder
+    "cross_k",
+    "cross_v",
+    "cross_o",
+    "gate",  # feed-forward: gate of a gated unit
+    "up",  # feed-forward: into the hidden units
+    "gate_up",  # feed-forward: both in one matrix that could not be split
+    "down",  # feed-forward: back to the residual stream
+    "router",  # mixture of experts: which experts take a token
+    "shared_router",  # mixture of experts: how much of the shared expert a token takes
+    "pooler",  # sentence representation from the first token
+    "head",  # output head, over the vocabulary or over classes
+    OTHER,
+)
+"""Every role that a table can give, in display order."""
+
+
+class Identity(NamedTuple):
+    """What a tensor is in its model."""
+
+    layer: int | None  # counted from 0; None outside the layers, or if unknown
+    role: str  # one of ROLES
+    expert: int | None  # counted from 0; None if it is not one expert's
+
+
+class Rule(NamedTuple):
+    """What one tensor is, and what its axes are.
+
+    `axes` has a word for each axis of the tensor as a `Checkpoint` shows it: "o" output, "i" input, "L" layers,
+    "E" experts, "p" outputs of several matrices that `split` tells apart, "1" an axis of length one. Alternatives
+    stand apart by "|", and the size of the residual stream decides between them.
+    """
+
+    role: str  # of the whole where it is not split
+    axes: str = "o i"
+    split: str = ""  # one of `polarax.loaders.matrices.splits.SPLITS`
+
+
+Table: TypeAlias = Mapping[str, str | Rule]
+"""Names of tensors, without ".weight" at their end, to a rule; a role alone is a rule for (out, in)."""
+
+
+class Architecture:
+    """How a family of models names its tensors.
+
+    Attributes:
+        name: Of the family, for messages.
+        prefixes: What may stand before the names below; "" if nothing may.
+        layers: What may stand before a layer's number.
+        in_layer: Name inside a layer to rule; "{expert}" stands for an expert's number.
+        outside: Name outside the layers to rule.
+        copies: Name outside the layers to the name whose values it always has.
+        model_types: Where config.json says one of these, this table is asked first.
+        layer_axis: Where the layers' axis is in a tensor that holds all layers.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        prefixes: tuple[str, ...],
+        layers: tuple[str, ...],
+        in_layer: Table,
+        outside: Table,
+        copies: Mapping[str, str] | None = None,
+        model_types: tuple[str, ...] = (),
+        layer_axis: int = 0,
+    ):
+        self.name = name
+        self.prefixes = prefixes
+        self.layers = tuple(normal(prefix) for prefix in layers)
+        self.in_layer = _rules(in_layer)
+        self.outside = _rules(outside)
+        self.copies = dict(copies or {})
+        self.model_types = model_types
+        self.layer_axis = layer_axis
+
+
+def _rules(table: Table) -> dict[str, Rule]:
+    return {normal(name): Rule(rule) if isinstance(rule, str) else rule for name, rule in table.items()}
+
+
+# Added by tools around a model, whatever its architecture: distributed training, torch.compile,
+# Flax Linen, training states.
+_WRAPPERS = ("module.", "_orig_mod.", "params.", "state.", "train_state.")
+_LEAVES = (".weight", ".kernel", ".embedding")
+_FLAX_NUMBER = re.compile(r"_([0-9]+)(?=\.|$)")  # "layers_0" where others write "layers.0"
+
+
+def normal(name: str) -> str:
+    """A name with dots between its parts and before its numbers."""
+    return _FLAX_NUMBER.sub(r".\1", name.replace("/", "."))
+
+
+def plain(name: str) -> str:
+    """A name in its normal form, without wrappers and without ".weight" or its like.
+
+    >>> plain("params/layers_3/mlp/kernel")
+    'layers.3.mlp'
+    """
+    name = normal(name)
+    while name.startswith(_WRAPPERS):
+        name = name.partition(".")[2]
+    for leaf in _LEAVES:
+        if name.endswith(leaf):
+            return name.removesuffix(leaf)
+    return name

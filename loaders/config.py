@@ -1,0 +1,25 @@
+"""config.json: what Hugging Face keeps beside a model's weights, such as the number of attention heads."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from polarax.loaders.checkpoint import CheckpointError
+from polarax.loaders.store import Store
+
+_NAME = "config.json"
+_LARGEST = 2**22  # bytes; the largest published ones, with names for thousands of classes, are below 1 MB
+
+
+def read_config(store: Store) -> Mapping[str, Any] | None:
+    """The object in a folder's config.json; None if there is none.
+
+    Nothing depends on it but how fused matrices are told apart, so one that cannot be read counts as none: servers
+    answer a file that they do not have in many ways.
+    """
+    try:
+        text = store.wait(store.read(_NAME, 0, None), _NAME)
+        found = json.loads(text.tobytes()) if text is not None and len(text) <= _LARGEST else None
+    except (CheckpointError, EOFError, ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None

@@ -1,0 +1,101 @@
+"""What the axes of a Flax kernel are: layers in a stack, inputs and outputs of several axes.
+
+Flax keeps a linear layer's weight as a kernel (in, out), and lets both be several axes: attention has queries of (in,
+heads, size of a head) and an output projection of (heads, size of a head, out), and `LinearGeneral` any number. Layers
+under `nn.scan` or `nnx.vmap` have all their arrays stacked along a leading axis. None of this is written down beside
+the arrays; the bias tells it, which has the kernel's output axes, and so do the names of Flax's attention.
+"""
+
+import re
+from collections.abc import Mapping
+
+from polarax.loaders.checkpoint import Checkpoint
+from polarax.loaders.dtypes import is_floating
+from polarax.loaders.matrices.axes import Meaning
+
+_KERNEL = ".kernel"
+_STACK = re.compile(r"(?:layers?|blocks?|stack|scan|encoderblock|^h$)", re.IGNORECASE)
+_SPREADS_OUT = {"query", "key", "value", "q", "k", "v", "wq", "wk", "wv", "q_proj", "k_proj", "v_proj"}
+_GATHERS = {"out", "o", "wo", "o_proj", "out_proj", "c_proj", "proj", "output", "attention_output", "attn_out"}
+_SPREADING_ROLES = {"q", "k", "v", "cross_q", "cross_k", "cross_v"}
+_GATHERING_ROLES = {"o", "cross_o"}
+
+
+def layer_stacks(checkpoint: Checkpoint) -> Mapping[str, int]:
+    """Containers whose arrays hold all layers, with how many those are.
+
+    One is called so that it may be layers, none of its floating-point arrays is a vector, all have the same leading
+    axis, and one is a kernel with an axis to spare.
+    """
+    if not any(name.endswith(_KERNEL) and len(checkpoint.shape(name)) > 2 for name in checkpoint.names()):
+        return {}
+    sizes: dict[str, set[int]] = {}
+    spare: set[str] = set()
+    for name in checkpoint.names():
+        if not is_floating(checkpoint.dtype(name)):
+            continue
+        shape = checkpoint.shape(name)
+        for container in _containers(name):
+            sizes.setdefault(container, set()).add(shape[0] if len(shape) > 1 else 0)
+            if len(shape) > 2 and name.endswith(_KERNEL):
+                spare.add(container)
+    return {
+        container: next(iter(leading))
+        for container, leading in sizes.items()
+        if container in spare and len(leading) == 1 and leading != {0}
+    }
+
+
+def _containers(name: str) -> list[str]:
+    """The containers around an array that may be a stack of layers, outermost first; none if its layer has a number."""
+    keys = name.split(".")
+    found = []
+    for depth, key in enumerate(keys[:-1]):
+        if _STACK.search(key) and "expert" not in key and not re.search(r"(?:^|_)\d+$", key):
+            if not keys[depth + 1].isdigit():
+                found.append(".".join(keys[: depth + 1]) + ".")
+    return found
+
+
+def layers_in(stacks: Mapping[str, int], name: str) -> int | None:
+    """How many layers an array holds; None if it is in no stack."""
+    if not stacks:
+        return None
+    return next((stacks[container] for container in _containers(name) if container in stacks), None)
+
+
+def kernel_axes(checkpoint: Checkpoint, name: str, role: str, stacked: bool, place: int = 0) -> Meaning | None:
+    """The axes of a kernel of more than two axes; None if they cannot be told.
+
+    Args:
+        checkpoint: Which has it, and perhaps its bias.
+        name: Ends in "kernel".
+        role: Where a table gives one: attention's queries, keys, values and outputs tell the axes.
+        stacked: Whether one axis is the layers'.
+        place: Which one.
+    """
+    shape = checkpoint.shape(name)
+    rank = len(shape) - stacked
+    outputs = _output_axes(checkpoint, name, shape, stacked)
+    module = name.removesuffix(_KERNEL).rpartition(".")[2]
+    if rank == 2:
+        outputs = 1
+    elif rank == 3 and (role in _SPREADING_ROLES or module in _SPREADS_OUT):
+        outputs = 2
+    elif rank == 3 and (role in _GATHERING_ROLES or module in _GATHERS):
+        outputs = 1
+    elif outputs is None or outputs < 2:  # one output axis and several inputs: a convolution has that as well
+        return None
+    if outputs is None or not 0 < outputs < rank:
+        return None
+    meaning = Meaning(("i",) * (rank - outputs) + ("o",) * outputs)
+    return meaning.stacked(place) if stacked else meaning
+
+
+def _output_axes(checkpoint: Checkpoint, name: str, shape: tuple[int, ...], stacked: bool) -> int | None:
+    """How many of the kernel's last axes its bias has; None without one that agrees."""
+    bias = name.removesuffix("kernel") + "bias"
+    if bias not in checkpoint:
+        return None
+    own = checkpoint.shape(bias)[1 if stacked else 0 :]
+    return len(own) if own and shape[-len(own) :] == own else None

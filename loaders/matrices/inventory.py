@@ -1,0 +1,227 @@
+"""Every matrix that a checkpoint holds, and why each other tensor holds none."""
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+from polarax.loaders.architectures import OTHER, Identity, Recognised, Rule, plain, recognise
+from polarax.loaders.checkpoint import Checkpoint
+from polarax.loaders.matrices.axes import Meaning, matrices
+from polarax.loaders.matrices.flax_kernels import kernel_axes, layer_stacks, layers_in
+from polarax.loaders.matrices.heads import heads_of, hidden_size, language_model
+from polarax.loaders.matrices.role_map import RoleMap
+from polarax.loaders.matrices.splits import SPLITS, Part, Surroundings
+from polarax.loaders.matrices.view import View
+
+OPTIMIZER = "optimizer state: not a parameter"
+
+# What training code calls the part of its state that is not the model: optax.adam's moments are beneath it.
+_OPTIMIZER = re.compile(r"(?:^|\.)(?:opt_states?|optimizer|optimizer_state|optim|opt)\.")
+_VECTOR = re.compile(r"(?:^|[._])(bias|scale)$")  # a number per unit, whatever axes the units have
+_RELATIVE_BIAS = "relative_attention_bias"  # T5's is a table (buckets, heads)
+_OTHER = Rule(OTHER)
+_PLAIN = Meaning.parse("o i")
+_ROLES_FROM_RESIDUAL = {"q", "k", "v", "qkv", "gate", "up", "gate_up"}
+_ROLES_TO_RESIDUAL = {"o", "down"}
+
+
+class Inventory(NamedTuple):
+    """What is in a checkpoint, tensor by tensor: each is in one of the two."""
+
+    views: Mapping[str, tuple[View, ...]]
+    reasons: Mapping[str, str]  # why a tensor holds no matrix
+    tied: Mapping[str, str]  # matrices' tensors that repeat another one, with that one's name
+
+
+def take_inventory(
+    checkpoint: Checkpoint,
+    role_map: RoleMap | None = None,
+    config: Mapping[str, Any] | None = None,
+) -> Inventory:
+    """Lists the matrices of a checkpoint from names, shapes and configuration; reads no tensor.
+
+    Args:
+        checkpoint: Whose tensors to list.
+        role_map: The user's own table, asked before all others.
+        config: Stands in where the checkpoint has no configuration of its own.
+    """
+    return _Lister(checkpoint, role_map, config).take()
+
+
+class _Lister:
+    """One pass over a checkpoint's names, and what every tensor's rule may ask about the others."""
+
+    def __init__(self, checkpoint: Checkpoint, role_map: RoleMap | None, config: Mapping[str, Any] | None):
+        self._checkpoint = checkpoint
+        self._role_map = role_map
+        self._given_config = config
+        self._config: Mapping | None = None
+        self._names = tuple(name for name in checkpoint.names() if not _OPTIMIZER.search(name))
+        self._stacks = layer_stacks(checkpoint)
+        self._recognised = {name: recognise(name) for name in self._names}
+        if any(_asks_config(found) for found in self._recognised.values()):
+            model_type = self.config.get("model_type")
+            self._recognised = {name: recognise(name, model_type) for name in self._names}
+        self._inputs: dict[tuple[int | None, str], int] = {}
+        self._hidden: int | None = None
+        self._embeddings: dict[str, str] = {}  # their names by their plain names
+        for name, found in self._recognised.items():
+            self._note(name, found)
+
+    @property
+    def config(self) -> Mapping:
+        """Configuration of the language model, read when it is first asked for."""
+        if self._config is None:
+            self._config = language_model(self._checkpoint.config or self._given_config)
+        return self._config
+
+    def _note(self, name: str, found: Recognised) -> None:
+        """Remembers what others may ask: sizes of the layer's output projections and of the residual stream."""
+        shape = self._checkpoint.shape(name)
+        if found.identity.role == "embed":
+            self._embeddings[plain(name)] = name
+        if found.rule is not None and len(shape) == 2:
+            if found.identity.role in _ROLES_TO_RESIDUAL and found.identity.expert is None:
+                self._inputs[found.identity.layer, found.identity.role] = shape[1]
+            elif found.identity.role == "embed":
+                self._hidden = shape[1]
+
+    def take(self) -> Inventory:
+        views: dict[str, tuple[View, ...]] = {}
+        reasons: dict[str, str] = {}
+        for name in self._checkpoint.names():
+            found = self._list_tensor(name)
+            if isinstance(found, str):
+                reasons[name] = found
+            else:
+                views[name] = found
+        return Inventory(views, reasons, self._tied(views))
+
+    def _list_tensor(self, name: str) -> tuple[View, ...] | str:
+        if name not in self._recognised:
+            return OPTIMIZER
+        shape = self._checkpoint.shape(name)
+        if self._role_map is not None:
+            own = self._role_map.look_up(name)
+            if own is not None:
+                return self._of_rule(name, shape, Recognised(*own, None))
+        vector = _VECTOR.search(name)
+        if vector is not None and len(shape) >= 2 and _RELATIVE_BIAS not in name:
+            return f"{len(shape)}-D {vector[1]}: not a matrix"
+        return self._of_rule(name, shape, self._recognised[name])
+
+    def _of_rule(self, name: str, shape: tuple[int, ...], found: Recognised) -> tuple[View, ...] | str:
+        if len(shape) == 2 and not self._stacks and not found.stacked and (found.rule or _OTHER)[1:] == _OTHER[1:]:
+            return (View(name, (shape[0], shape[1]), "", *found.identity),) if 0 not in shape else "empty"
+        meaning = self._meaning(name, shape, found)
+        if meaning is None:
+            return f"{len(shape)}-D: not a matrix"
+        if not meaning.is_matrix():
+            return f"{len(shape) - 1}-D in each layer: not a matrix"
+        if 0 in shape:
+            return "empty"
+        role, layer, expert = found.identity.role, found.identity.layer, found.identity.expert
+        if found.rule is not None and len(meaning.axes) == 2 and not _may_be_matrix(found.rule):
+            role = OTHER  # something else of the same name
+        parts = self._parts(name, shape, meaning, found)
+        return tuple(matrices(name, shape, meaning, role, parts, layer, expert))
+
+    def _meaning(self, name: str, shape: tuple[int, ...], found: Recognised) -> Meaning | None:
+        rule, rank = found.rule, len(shape)
+        layers = layers_in(self._stacks, name)
+        stacked = found.stacked or layers is not None
+        place = found.architecture.layer_axis if found.stacked and found.architecture is not None else 0
+        kernel = name.rpartition(".")[2] == "kernel"
+        fitting = []
+        for text in (rule or _OTHER).axes.split("|"):
+            meaning = Meaning.parse(text)
+            fitting += [meaning] if not stacked and meaning.fits(shape) else []
+            if stacked and place <= len(meaning.axes):
+                meaning = meaning.stacked(place)
+                fitting += [meaning] if meaning.fits(shape) and not (kernel and rank == 3) else []
+        if fitting:
+            return fitting[0] if len(fitting) == 1 else self._choose(fitting, shape, found.identity.role)
+        if kernel and rank > 2:
+            return kernel_axes(self._checkpoint, name, found.identity.role, stacked, place)
+        if stacked and rank == 2:
+            return Meaning.parse("L o")
+        if rule is not None and rank == 2 and not stacked:
+            return _PLAIN
+        return None
+
+    def _choose(self, fitting: list[Meaning], shape: tuple[int, ...], role: str) -> Meaning:
+        """Of several meanings the one whose residual side has the residual stream's size; the first if that ties."""
+        hidden = self._hidden or hidden_size(self.config)
+        if hidden is not None:
+            agreeing = [
+                meaning
+                for meaning in fitting
+                if (role in _ROLES_FROM_RESIDUAL and meaning.inputs(shape) == hidden)
+                or (role in _ROLES_TO_RESIDUAL and meaning.outputs(shape) == hidden)
+            ]
+            if len(agreeing) == 1:
+                return agreeing[0]
+        return fitting[0]
+
+    def _parts(self, name: str, shape: tuple[int, ...], meaning: Meaning, found: Recognised) -> tuple[Part, ...] | None:
+        if found.rule is None or not found.rule.split or "p" not in meaning.axes:
+            return None
+        size = shape[meaning.axes.index("p")]
+        layer = found.identity.layer
+        around = Surroundings(
+            meaning.inputs(shape),
+            self.config,
+            heads_of(self.config),
+            self._inputs.get((layer, "o")),
+            self._inputs.get((layer, "down")),
+            name + "_bias" in self._checkpoint,
+        )
+        return SPLITS[found.rule.split](size, around)
+
+    def _tied(self, views: Mapping[str, tuple[View, ...]]) -> dict[str, str]:
+        """Heads and embeddings that are the same as another embedding, with its name."""
+        embeddings = [name for name in views if self._role(name) == "embed"]
+        heads = [name for name in views if self._role(name) == "head"]
+        tied: dict[str, str] = {}
+        for name in embeddings:
+            found = self._recognised[name]
+            if found.architecture is None:
+                continue
+            own = plain(name)
+            original = found.architecture.copies.get(own[len(found.prefix) :])
+            if original is not None and found.prefix + original in self._embeddings:
+                tied[name] = self._embeddings[found.prefix + original]
+        for name in heads:
+            same = [other for other in embeddings if self._checkpoint.shares_values(name, other)]
+            if not same and embeddings and self._ties_by_config(name, embeddings[0]):
+                same = embeddings[:1]
+            if same:
+                tied[name] = same[0]
+        return tied
+
+    def _ties_by_config(self, head: str, embedding: str) -> bool:
+        same_shape = self._checkpoint.shape(head) == self._checkpoint.shape(embedding)
+        return same_shape and self.config.get("tie_word_embeddings") is True
+
+    def _role(self, name: str) -> str:
+        found = self._recognised.get(name)
+        return found.identity.role if found is not None else OTHER
+
+
+def _may_be_matrix(rule: Rule) -> bool:
+    """Whether a rule is for tensors that are one matrix as they stand."""
+    return any(len(text.split()) == 2 for text in rule.axes.split("|"))
+
+
+def _asks_config(found: Recognised) -> bool:
+    """Whether config.json may say more of a tensor than its name does."""
+    return found.rule is not None and bool(found.rule.split or "|" in found.rule.axes or found.rule.axes == "i o")
+
+
+def identities(views: Iterable[View]) -> dict[Identity, list[View]]:
+    """The matrices whose role is known, by what they are."""
+    found: dict[Identity, list[View]] = {}
+    for view in views:
+        if view.role != OTHER:
+            found.setdefault(Identity(view.layer, view.role, view.expert), []).append(view)
+    return found

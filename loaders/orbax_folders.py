@@ -1,0 +1,91 @@
+"""Where an Orbax checkpoint keeps its tree: in the folder itself, in an item of it, in the latest of several steps.
+
+Orbax writes a tree as a folder with a file ``_METADATA``. A CheckpointManager puts such a folder, called after the
+item, into one called after the step; v1 calls the item ``state`` (orbax/checkpoint/_src/path/step.py and
+handlers/pytree_checkpoint_handler.py).
+"""
+
+import os
+import re
+from collections.abc import Sequence
+
+from polarax.loaders.checkpoint import CheckpointError
+from polarax.loaders.store import Store, local_path
+
+METADATA = "_METADATA"
+
+# Names of items, the ones that hold parameters alone first.
+_ITEMS = ("params", "default", "state", "model", "train_state", "items", "pytree")
+
+_STEP = re.compile(r"(?:.*[_-])?([0-9]{1,18})")  # "1000", "checkpoint_1000", "step-1000"; never a temporary folder
+
+
+def is_orbax(folder: str) -> bool:
+    """Whether a local folder has an Orbax tree in it, as far as names tell."""
+    return _tree_below(folder) is not None or any(_steps(folder))
+
+
+def find_tree(source: str) -> str:
+    """The folder of the tree behind a path or URL, which ends in a slash.
+
+    Raises:
+        CheckpointError: If there is none, or several items and none that is known to hold parameters.
+    """
+    folder = local_path(source)
+    if folder is None:
+        return _find_by_url(source)
+    found = _tree_below(folder)
+    if found is None:
+        steps = _steps(folder)
+        found = _tree_below(steps[-1]) if steps else None
+    if found is None:
+        raise CheckpointError(f"{folder}: no Orbax checkpoint there; looked for {METADATA} in it, its items and steps")
+    return found.rstrip("/") + "/"
+
+
+def _tree_below(folder: str) -> str | None:
+    """The folder itself, or the item in it that has a tree."""
+    if os.path.isfile(os.path.join(folder, METADATA)):
+        return folder
+    items = [name for name in _folders(folder) if os.path.isfile(os.path.join(folder, name, METADATA))]
+    items = [name for name in items if not _STEP.fullmatch(name)]
+    if not items:
+        return None
+    return os.path.join(folder, _choose(folder, items))
+
+
+def _choose(folder: str, items: Sequence[str]) -> str:
+    if len(items) == 1:
+        return items[0]
+    known = [name for name in _ITEMS if name in items]
+    if not known:
+        raise CheckpointError(f"{folder}: has several Orbax items; name one of them: {', '.join(sorted(items)[:5])}")
+    return known[0]
+
+
+def _steps(folder: str) -> list[str]:
+    """The finished steps of a CheckpointManager's folder, latest last."""
+    found = [(int(match[1]), name) for name in _folders(folder) if (match := _STEP.fullmatch(name)) is not None]
+    paths = [os.path.join(folder, name) for _, name in sorted(found)]
+    return [path for path in paths if _tree_below(path) is not None]
+
+
+def _folders(folder: str) -> list[str]:
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entry.name for entry in entries if entry.is_dir())
+    except OSError:
+        return []
+
+
+def _find_by_url(url: str) -> str:
+    """Tries the folder and the items that are known: a store may not be able to list what it has."""
+    url = url.rstrip("/")
+    for place in (url, *(f"{url}/{item}" for item in _ITEMS)):
+        store = Store.of_url(place)
+        if store.wait(store.read(METADATA, 0, 1), METADATA) is not None:
+            return place + "/"
+    raise CheckpointError(
+        f"{url}: no checkpoint there; looked for {METADATA} in it and in {', '.join(_ITEMS)} "
+        "(of a CheckpointManager's folder, give the step)"
+    )
