@@ -7,7 +7,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -17,7 +17,7 @@ from polarax import kernels
 from polarax.devices import most_lanes, shared_cores, stack_mesh, stack_sharding, working_dtype, working_method
 from polarax.environment import describe_environment
 from polarax.errors import RunError, UsageError
-from polarax.loaders import Checkpoint, CheckpointError, Wanted, open_checkpoint
+from polarax.loaders import Checkpoint, CheckpointError, RoleMap, Wanted, open_checkpoint, parse_role_map
 from polarax.measure import measure_stack
 from polarax.metrics import CONTROL_REACH_LIMIT, columns, parse_metrics, status_kind
 from polarax.plan import Plan, plan_comparison
@@ -46,6 +46,8 @@ class Request(NamedTuple):
     dtype: str
     method: str
     memory_gib: float
+    role_map: RoleMap | None
+    common_rows: bool
 
 
 def compare(
@@ -62,6 +64,8 @@ def compare(
     top_k: int = DEFAULT_TOP_K,
     method: str = "auto",
     memory_gib: float = DEFAULT_MEMORY_GIB,
+    role_map: str | os.PathLike | Mapping[str, Any] | None = None,
+    common_rows: bool = False,
     overwrite: bool = False,
     progress: bool = True,
 ) -> Run:
@@ -81,6 +85,8 @@ def compare(
         top_k: Leading singular vectors whose subspaces are compared.
         method: How to decompose, one of `polarax.kernels.SVD_METHODS`.
         memory_gib: Memory the stacks in flight may take.
+        role_map: A table of names of your own, or the JSON file it is in: see `polarax.loaders.parse_role_map`.
+        common_rows: Compare embeddings and heads of different vocabularies on the rows that both have.
         overwrite: Replace a run that is already at `out`.
         progress: Show progress on standard error.
 
@@ -101,6 +107,8 @@ def compare(
         top_k=top_k,
         method=method,
         memory_gib=memory_gib,
+        role_map=role_map,
+        common_rows=common_rows,
     )
     return run_request(request, out, overwrite=overwrite, progress=progress)
 
@@ -138,6 +146,8 @@ def check_request(
     top_k: int,
     method: str,
     memory_gib: float,
+    role_map: str | os.PathLike | Mapping[str, Any] | None = None,
+    common_rows: bool = False,
 ) -> Request:
     """Opens both checkpoints and plans the comparison; reads headers alone and writes nothing.
 
@@ -155,6 +165,7 @@ def check_request(
     if not 0 < memory_gib < math.inf:
         raise UsageError(f"memory_gib must be positive and finite. Got {memory_gib}.")
     dtype, method = working_dtype(dtype), working_method(method)
+    table = parse_role_map(role_map)
     opened = open_checkpoint(base), open_checkpoint(post)
     plan = plan_comparison(
         *opened,
@@ -163,11 +174,13 @@ def check_request(
         working_bytes=np.dtype(dtype).itemsize,
         devices=jax.local_device_count(),
         lanes=most_lanes(),
+        role_map=table,
+        common_rows=common_rows,
     )
     if not plan.stacks:
         reasons = "; ".join(f"{row.name}: {row.reason}" for row in plan.skipped[:3])
         raise UsageError(f"No matrix can be compared. All {len(plan.skipped)} tensors are skipped: {reasons}.")
-    return Request(*opened, plan, selection, groups, top_k, dtype, method, memory_gib)
+    return Request(*opened, plan, selection, groups, top_k, dtype, method, memory_gib, table, common_rows)
 
 
 def _describe(request):
@@ -181,6 +194,8 @@ def _describe(request):
             "dtype": request.dtype,
             "method": request.method,
             "memory_gib": request.memory_gib,
+            "role_map": request.role_map.describe() if request.role_map else None,
+            "common_rows": request.common_rows,
         },
         "matrices": request.plan.matrices,
         "environment": describe_environment(),

@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from polarax.loaders import Checkpoint, Pair, Skipped, pair_checkpoints
+from polarax.loaders import Checkpoint, Pair, RoleMap, Skipped, pair_checkpoints
 from polarax.selection import Selection
 
 # Work arrays of one pair in the working dtype while it is measured: base, post, change, two left factors, their
@@ -98,6 +98,8 @@ def plan_comparison(
     working_bytes: int,
     devices: int = 1,
     lanes: int = 1,
+    role_map: RoleMap | None = None,
+    common_rows: bool = False,
 ) -> Plan:
     """Plans a comparison without reading any tensor.
 
@@ -109,12 +111,14 @@ def plan_comparison(
         working_bytes: Bytes of one number in the working dtype.
         devices: Devices that a stack is divided over: its length is a multiple of their number.
         lanes: Parts of a stack to compute side by side on one device, where memory allows.
+        role_map: The user's own table of names.
+        common_rows: Compare embeddings of different vocabularies on the rows that both have.
 
     Raises:
         CheckpointError: The checkpoints have no name in common.
         UsageError: The selection leaves nothing.
     """
-    pairs, skipped = pair_checkpoints(base, post)
+    pairs, skipped = pair_checkpoints(base, post, role_map=role_map, common_rows=common_rows)
     chosen, left_out = selection.split(pairs)
     stacks = _stack(chosen, memory_bytes, working_bytes, devices, lanes)
     names = tuple(pair.name for pair in chosen)

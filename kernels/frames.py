@@ -117,17 +117,18 @@ def _related(base, post, *, change_values, dtype, method):
     by_svd = functools.partial(_by_svd, method="lapack", **options)
     by_polar = functools.partial(_by_svd, method="polar", **options)
 
-    def by_gram(base, post):
-        return _by_gram(base, post, **options)[0]
-
     def gram_or_svd(base, post):
         found, resolved = _by_gram(base, post, **options)
         if dtype != jnp.float64:  # what float64 does not resolve, float32 does not hold
             return found
         return lax.cond(jnp.all(resolved), lambda *_: found, by_svd, base, post)
 
-    if method != "auto":
-        return {"lapack": by_svd, "polar": by_polar, "gram": by_gram}[method](base, post)
+    if method == "lapack":
+        return by_svd(base, post)
+    if method == "polar":
+        return by_polar(base, post)
+    if method == "gram":
+        return _by_gram(base, post, **options)[0]
     return lax.platform_dependent(base, post, tpu=by_polar, default=gram_or_svd)
 
 

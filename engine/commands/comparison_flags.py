@@ -41,6 +41,13 @@ def define_comparison_flags(values: flags.FlagValues) -> None:
         flag_values=values,
     )
     flags.DEFINE_string("method", "auto", f"How to decompose: {', '.join(SVD_METHODS)}.", flag_values=values)
+    flags.DEFINE_string("role_map", "", "JSON file with a table of names of your own.", flag_values=values)
+    flags.DEFINE_boolean(
+        "common_rows",
+        False,
+        "Compare embeddings and heads of different vocabularies on the rows that both have.",
+        flag_values=values,
+    )
     flags.DEFINE_float(
         "memory_gib",
         DEFAULT_MEMORY_GIB,
@@ -68,4 +75,6 @@ def request_from_flags(values: flags.FlagValues) -> Request:
         top_k=values.top_k,
         method=values.method,
         memory_gib=values.memory_gib,
+        role_map=values.role_map or None,
+        common_rows=values.common_rows,
     )

@@ -26,6 +26,10 @@ class RoleMap:
     def __init__(self, lines: tuple[_Line, ...]):
         self._lines = lines
 
+    def describe(self) -> list[list[str]]:
+        """Expression, role and axes of each line, in order; JSON-ready."""
+        return [[pattern.pattern, *map(str, rule)] for pattern, rule in self._lines]
+
     def look_up(self, name: str) -> tuple[Identity, Rule] | None:
         """What a tensor is; None if no expression is found in its name."""
         for pattern, rule in self._lines:

@@ -339,6 +339,30 @@ class TestRowsThatSayLittle:
         assert frame["role"][0] == "other" and frame["ratio_mean"][0] == pytest.approx(1.25)
 
 
+class TestNames:
+    def test_a_table_of_the_users_own(self):
+        w = np.random.default_rng(0).normal(size=(2, 6, 4))
+        table = {r"blocks\.(?P<layer>\d+)\.mixer": "o", "bank": {"role": "down", "axes": "E i o"}}
+        run = compare({"blocks.3.mixer": w[0], "bank": w}, {"blocks.3.mixer": 2 * w[0], "bank": 2 * w}, role_map=table)
+        frame = run.frame().set_index("name")
+        assert frame["role"].to_dict() == {"bank[expert=0]": "down", "bank[expert=1]": "down", "blocks.3.mixer": "o"}
+        assert frame.loc["blocks.3.mixer", "layer"] == 3
+        assert frame.loc["bank[expert=1]", ["rows", "cols", "expert"]].tolist() == [4, 6, 1]
+        np.testing.assert_allclose(run.spectra("bank[expert=1]")[1], 2 * np.linalg.svd(w[1], compute_uv=False))
+        described = run.description["flags"]["role_map"]
+        assert [line[:2] for line in described] == [[r"blocks\.(?P<layer>\d+)\.mixer", "o"], ["bank", "down"]]
+
+    def test_vocabularies_on_their_common_rows(self):
+        w = np.random.default_rng(1).normal(size=(9, 4))
+        base, post = {"model.embed_tokens.weight": w[:7]}, {"model.embed_tokens.weight": 1.5 * w}
+        run = compare(base, post, common_rows=True)
+        row = run.frame().iloc[0]
+        assert (row["role"], row["rows"]) == ("embed", 7)
+        np.testing.assert_allclose(row["alpha"], 1.5)
+        with pytest.raises(polarax.UsageError, match="shapes differ"):
+            compare(base, post)
+
+
 class TestStacks:
     def test_left_and_right_are_those_of_the_stored_matrix_in_a_stack_of_tall_and_wide(self):
         rng = np.random.default_rng(0)
