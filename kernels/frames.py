@@ -113,12 +113,12 @@ def frames(
 
 def _related(base, post, *, change_values, dtype, method):
     """Frames of a stack (..., m, n) and its post, or its posts (..., p, m, n)."""
-    options = {"change_values": change_values, "dtype": dtype}
-    by_svd = functools.partial(_by_svd, method="lapack", **options)
-    by_polar = functools.partial(_by_svd, method="polar", **options)
+    by_gram = functools.partial(_by_gram, change_values=change_values, dtype=dtype)
+    by_svd = functools.partial(_by_svd, change_values=change_values, dtype=dtype, method="lapack")
+    by_polar = functools.partial(_by_svd, change_values=change_values, dtype=dtype, method="polar")
 
     def gram_or_svd(base, post):
-        found, resolved = _by_gram(base, post, **options)
+        found, resolved = by_gram(base, post)
         if dtype != jnp.float64:  # what float64 does not resolve, float32 does not hold
             return found
         return lax.cond(jnp.all(resolved), lambda *_: found, by_svd, base, post)
@@ -128,7 +128,7 @@ def _related(base, post, *, change_values, dtype, method):
     if method == "polar":
         return by_polar(base, post)
     if method == "gram":
-        return _by_gram(base, post, **options)[0]
+        return by_gram(base, post)[0]
     return lax.platform_dependent(base, post, tpu=by_polar, default=gram_or_svd)
 
 
