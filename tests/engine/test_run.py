@@ -159,6 +159,8 @@ class TestFinished:
             "dtype": "float64",
             "method": "auto",
             "memory_gib": 4.0,
+            "role_map": None,
+            "common_rows": False,
         }
         environment = description["environment"]
         assert environment["versions"]["polarax"] == polarax.__version__
@@ -188,14 +190,15 @@ class TestFinished:
 class TestInterrupted:
     def test_a_later_stack_that_cannot_be_read(self, tmp_path, three_stacks, monkeypatch):
         (base_path, post_path), base, _ = three_stacks
-        gather = polarax.comparison._gather
+        read = polarax.loaders.View.read
 
-        def fail_later(reads, stack):
-            if stack.number == 2:
-                raise polarax.RunError("simulated")
-            return gather(reads, stack)
+        def fail_later(view, checkpoint):
+            return read(view, checkpoint).then(fail if view.tensor == "x" else lambda matrix: matrix)
 
-        monkeypatch.setattr(polarax.comparison, "_gather", fail_later)
+        def fail(_):
+            raise polarax.RunError("simulated")
+
+        monkeypatch.setattr(polarax.loaders.View, "read", fail_later)  # "x" is wide: it is not read into its place
         with pytest.raises(polarax.RunError, match="simulated"):
             polarax.compare(base_path, post_path, tmp_path / "run", metrics="scaling", progress=False)
         run = polarax.Run.open(tmp_path / "run")
