@@ -35,7 +35,14 @@ def byte_ranges(monkeypatch):
         ranges.append((self.path(key), start, stop))
         return read(self, key, start, stop)
 
+    fill = Store.fill
+
+    def spy_on_fill(self, key, start, buffers):
+        ranges.append((self.path(key), start, start + sum(map(len, buffers))))
+        return fill(self, key, start, buffers)
+
     monkeypatch.setattr(Store, "read", spy)
+    monkeypatch.setattr(Store, "fill", spy_on_fill)
     return ranges
 
 
@@ -78,7 +85,9 @@ def test_compare_does_what_was_planned(llama, llama_run, byte_ranges, tmp_path, 
         for path, start, stop in byte_ranges
         if path.endswith(".safetensors") and start >= data_starts(path)
     ]
-    assert sum(data) == planned.bytes_to_read
+    # Neighbours are joined to one read, with what lies between them.
+    everything = sum(side.nbytes for pair in llama.matrices.values() for side in pair)
+    assert planned.bytes_to_read <= sum(data) < everything
     pairs = [llama.matrices[name] for name in planned.names]
     assert planned.bytes_to_read == sum(base.nbytes + post.nbytes for base, post in pairs)
 
