@@ -364,6 +364,8 @@ def _row(pair, readings, index):
     status = _status(own, min(pair.shape))
     if status_kind(status) in ("not finite", "zero"):  # what was computed means nothing
         own = dict.fromkeys(own, math.nan)
+    if (pair.stored_base, pair.stored_post) != (pair.dtype_base.name, pair.dtype_post.name) and "rounding_share" in own:
+        own["rounding_share"] = math.nan  # it is of the dtype that was read, not of the quantised type it was stored in
     reach = own["control_reach"]
     return {
         "name": pair.name,

@@ -137,7 +137,7 @@ def name_of(keys: Sequence[str]) -> str:
 
 def is_kernel(name: str, shape: Sequence[int]) -> bool:
     """Whether an array is a linear layer's weight as Flax keeps it, (in, out), which is shown transposed."""
-    return name.rpartition(".")[2] == _KERNEL and len(shape) == 2
+    return len(shape) == 2 and name.replace("/", ".").rpartition(".")[2] == _KERNEL
 
 
 def _info(leaf: Any, transposed: bool) -> TensorInfo:

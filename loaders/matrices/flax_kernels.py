@@ -6,6 +6,7 @@ under `nn.scan` or `nnx.vmap` have all their arrays stacked along a leading axis
 the arrays; the bias tells it, which has the kernel's output axes, and so do the names of Flax's attention.
 """
 
+import itertools
 import re
 from collections.abc import Mapping
 
@@ -13,12 +14,18 @@ from polarax.loaders.checkpoint import Checkpoint
 from polarax.loaders.dtypes import is_floating
 from polarax.loaders.matrices.axes import Meaning
 
-_KERNEL = ".kernel"
+_KERNEL = re.compile(r"(?:^|[./])kernel$")
+_KEY = re.compile(r"[^./]+")
 _STACK = re.compile(r"(?:layers?|blocks?|stack|scan|encoderblock|^h$)", re.IGNORECASE)
 _SPREADS_OUT = {"query", "key", "value", "q", "k", "v", "wq", "wk", "wv", "q_proj", "k_proj", "v_proj"}
 _GATHERS = {"out", "o", "wo", "o_proj", "out_proj", "c_proj", "proj", "output", "attention_output", "attn_out"}
 _SPREADING_ROLES = {"q", "k", "v", "cross_q", "cross_k", "cross_v"}
 _GATHERING_ROLES = {"o", "cross_o"}
+
+
+def is_kernel_name(name: str) -> bool:
+    """Whether an array is called as Flax calls weights; their keys may be joined by dots or slashes."""
+    return _KERNEL.search(name) is not None
 
 
 def layer_stacks(checkpoint: Checkpoint) -> Mapping[str, int]:
@@ -27,7 +34,7 @@ def layer_stacks(checkpoint: Checkpoint) -> Mapping[str, int]:
     One is called so that it may be layers, none of its floating-point arrays is a vector, all have the same leading
     axis, and one is a kernel with an axis to spare.
     """
-    if not any(name.endswith(_KERNEL) and len(checkpoint.shape(name)) > 2 for name in checkpoint.names()):
+    if not any(len(checkpoint.shape(name)) > 2 and is_kernel_name(name) for name in checkpoint.names()):
         return {}
     sizes: dict[str, set[int]] = {}
     spare: set[str] = set()
@@ -37,7 +44,7 @@ def layer_stacks(checkpoint: Checkpoint) -> Mapping[str, int]:
         shape = checkpoint.shape(name)
         for container in _containers(name):
             sizes.setdefault(container, set()).add(shape[0] if len(shape) > 1 else 0)
-            if len(shape) > 2 and name.endswith(_KERNEL):
+            if len(shape) > 2 and is_kernel_name(name):
                 spare.add(container)
     return {
         container: next(iter(leading))
@@ -48,12 +55,13 @@ def layer_stacks(checkpoint: Checkpoint) -> Mapping[str, int]:
 
 def _containers(name: str) -> list[str]:
     """The containers around an array that may be a stack of layers, outermost first; none if its layer has a number."""
-    keys = name.split(".")
+    keys = list(_KEY.finditer(name))
     found = []
-    for depth, key in enumerate(keys[:-1]):
-        if _STACK.search(key) and "expert" not in key and not re.search(r"(?:^|_)\d+$", key):
-            if not keys[depth + 1].isdigit():
-                found.append(".".join(keys[: depth + 1]) + ".")
+    for key, following in itertools.pairwise(keys):
+        word = key[0]
+        if _STACK.search(word) and "expert" not in word and not re.search(r"(?:^|_)\d+$", word):
+            if not following[0].isdigit():
+                found.append(name[: following.start()])
     return found
 
 
@@ -77,12 +85,14 @@ def kernel_axes(checkpoint: Checkpoint, name: str, role: str, stacked: bool, pla
     shape = checkpoint.shape(name)
     rank = len(shape) - stacked
     outputs = _output_axes(checkpoint, name, shape, stacked)
-    module = name.removesuffix(_KERNEL).rpartition(".")[2]
+    module, parent = _module(name)
     if rank == 2:
         outputs = 1
     elif rank == 3 and (role in _SPREADING_ROLES or module in _SPREADS_OUT):
         outputs = 2
-    elif rank == 3 and (role in _GATHERING_ROLES or module in _GATHERS):
+    elif rank == 3 and role in _GATHERING_ROLES:
+        outputs = 1
+    elif rank == 3 and module in _GATHERS and (outputs == 1 or _has_queries(checkpoint, parent)):
         outputs = 1
     elif outputs is None or outputs < 2:  # one output axis and several inputs: a convolution has that as well
         return None
@@ -99,3 +109,14 @@ def _output_axes(checkpoint: Checkpoint, name: str, shape: tuple[int, ...], stac
         return None
     own = checkpoint.shape(bias)[1 if stacked else 0 :]
     return len(own) if own and shape[-len(own) :] == own else None
+
+
+def _module(name: str) -> tuple[str, str]:
+    """The module that a kernel is of, and what stands before that in its name."""
+    module = name.removesuffix("kernel")[:-1]
+    own = _KEY.findall(module)[-1:] or [""]
+    return own[0], module.removesuffix(own[0])
+
+
+def _has_queries(checkpoint: Checkpoint, parent: str) -> bool:
+    return any(f"{parent}{query}{joint}kernel" in checkpoint for query in _SPREADS_OUT for joint in "./")

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from polarax.loaders.architectures import OTHER, Identity, Recognised, Rule, plain, recognise
 from polarax.loaders.checkpoint import Checkpoint
 from polarax.loaders.matrices.axes import Meaning, matrices
-from polarax.loaders.matrices.flax_kernels import kernel_axes, layer_stacks, layers_in
+from polarax.loaders.matrices.flax_kernels import is_kernel_name, kernel_axes, layer_stacks, layers_in
 from polarax.loaders.matrices.heads import heads_of, hidden_size, language_model
 from polarax.loaders.matrices.role_map import RoleMap
 from polarax.loaders.matrices.splits import SPLITS, Part, Surroundings
@@ -16,8 +16,8 @@ from polarax.loaders.matrices.view import View
 OPTIMIZER = "optimizer state: not a parameter"
 
 # What training code calls the part of its state that is not the model: optax.adam's moments are beneath it.
-_OPTIMIZER = re.compile(r"(?:^|\.)(?:opt_states?|optimizer|optimizer_state|optim|opt)\.")
-_VECTOR = re.compile(r"(?:^|[._])(bias|scale)$")  # a number per unit, whatever axes the units have
+_OPTIMIZER = re.compile(r"(?:^|[./])(?:opt_states?|optimizer|optimizer_state|optim)[./]")
+_VECTOR = re.compile(r"(?:^|[._/])(bias|scale)$")  # a number per unit, whatever axes the units have
 _RELATIVE_BIAS = "relative_attention_bias"  # T5's is a table (buckets, heads)
 _OTHER = Rule(OTHER)
 _PLAIN = Meaning.parse("o i")
@@ -131,7 +131,7 @@ class _Lister:
         layers = layers_in(self._stacks, name)
         stacked = found.stacked or layers is not None
         place = found.architecture.layer_axis if found.stacked and found.architecture is not None else 0
-        kernel = name.rpartition(".")[2] == "kernel"
+        kernel = is_kernel_name(name)
         fitting = []
         for text in (rule or _OTHER).axes.split("|"):
             meaning = Meaning.parse(text)

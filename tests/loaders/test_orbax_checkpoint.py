@@ -293,3 +293,18 @@ def test_low_precision(tmp_path):
             checkpoint.read(f"{dtype.name}.kernel").result().dtype == dtype == checkpoint.dtype(f"{dtype.name}.kernel")
         )
         assert checkpoint.shape(f"{dtype.name}.kernel") == (3, 2)
+
+
+@pytest.mark.parametrize("ocdbt", [True, False])
+def test_over_http(tree, web, ocdbt):
+    ocp.PyTreeCheckpointer(use_ocdbt=ocdbt).save(web.root / "run" / "default", {"params": tree})
+    expected = open_checkpoint(tree)
+    for url in (web.url + "run", web.url + "run/default/"):
+        checkpoint = open_checkpoint(url)
+        for name in ("embed.embedding", "layers.1.mlp.kernel"):
+            np.testing.assert_array_equal(checkpoint.read(name).result(), expected.read(name).result())
+
+
+def test_nothing_over_http(web):
+    with pytest.raises(CheckpointError, match="looked for model.safetensors.index.json and model.safetensors, and for"):
+        open_checkpoint(web.url + "nothing")
