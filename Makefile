@@ -7,7 +7,7 @@ DEMO_FLAGS ?=
 TEST_FLAGS ?=
 BENCH_FLAGS ?= --short
 # Seconds for the whole of `make test`, beside the limit per test in setup.cfg.
-TEST_TIMEOUT ?= 2400
+TEST_TIMEOUT ?= 4080
 
 VENV := .venv
 BIN := $(VENV)/bin
