@@ -9,7 +9,7 @@ are decomposed as their transpose: LAPACK's tall path is the faster one.
 `method="auto"` takes the Gram matrix where there is float64 (CPU, GPU) and its accuracy is enough: for singular values
 down to 1e-8 s_1; for float32 vectors down to 1e-5 s_1, below which U would lose its orthogonality; for float64 vectors
 on GPU where refinement converges. The rest gets "lapack"; TPUs get "polar". On a GPU whose float64 is slow, ask for
-"polar", as `polarax.compare` does: what kind of GPU it is cannot be seen where programs are compiled.
+"polar", as the engine does: what kind of GPU it is cannot be seen where programs are compiled.
 
 Only "lapack" can be differentiated: derivatives would leave the float64 scope of "gram", and the loops of "polar" have
 none in reverse mode.
