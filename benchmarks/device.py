@@ -18,11 +18,8 @@ def has_float64() -> bool:
 
 def dtypes() -> tuple[str, ...]:
     """Working dtypes to measure on this device, the engine's default first."""
-    default = working_dtype("auto")
-    return (
-        default,
-        *(dtype for dtype in ("float64", "float32") if dtype != default and (dtype == "float32" or has_float64())),
-    )
+    available = ("float64", "float32") if has_float64() else ("float32",)
+    return tuple(sorted(available, key=lambda dtype: dtype != working_dtype("auto")))
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ import numpy as np
 from benchmarks import device, peers
 from benchmarks.timing import Contestant
 from polarax import kernels
-from polarax.devices import most_lanes, shared_cores
+from polarax.devices import most_lanes, shared_cores, takes_batches
 from polarax.measure import measure_stack
 from polarax.metrics import GROUPS
 from polarax.plan import pair_operations
@@ -81,8 +81,7 @@ def pair_analysis(
     method: str = "auto",
 ) -> Contestant:
     """The whole analysis of a stack of pairs, (count, m, n) each, by one program."""
-    batched = jax.default_backend() != "cpu"  # as the engine asks
-    keywords = {"groups": tuple(groups), "dtype": dtype, "method": method, "batched": batched}
+    keywords = {"groups": tuple(groups), "dtype": dtype, "method": method, "batched": takes_batches()}
     return device.contestant(name, measure_stack, (base, post), keywords, dtype=dtype, method=method)
 
 

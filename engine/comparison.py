@@ -15,7 +15,15 @@ import jax
 import numpy as np
 
 from polarax import kernels
-from polarax.devices import most_lanes, shared_cores, stack_mesh, stack_sharding, working_dtype, working_method
+from polarax.devices import (
+    most_lanes,
+    shared_cores,
+    stack_mesh,
+    stack_sharding,
+    takes_batches,
+    working_dtype,
+    working_method,
+)
 from polarax.environment import describe_environment
 from polarax.errors import RunError, UsageError
 from polarax.loaders import Checkpoint, CheckpointError, RoleMap, Wanted, open_checkpoint, parse_role_map
@@ -275,7 +283,7 @@ class _Programs:
                     dtype=self._request.dtype,
                     method=self._request.method,
                     mesh=self._mesh,
-                    batched=jax.default_backend() != "cpu",
+                    batched=takes_batches(),
                 )
                 self._compiled[key] = lowered.compile()
         return self._compiled[key]

@@ -33,13 +33,18 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def takes_batches() -> bool:
+    """Whether a stack is best computed as one batch; on CPU it is taken matrix by matrix."""
+    return jax.default_backend() != "cpu"
+
+
 def most_lanes() -> int:
     """Parts of a stack that pay when they are computed side by side: one for each core of a lone CPU device.
 
     A decomposition keeps one core busy and hardly more; matrices side by side keep all of them. Other devices take a
     stack as one batch.
     """
-    return cores() if jax.default_backend() == "cpu" and jax.local_device_count() == 1 else 1
+    return cores() if not takes_batches() and jax.local_device_count() == 1 else 1
 
 
 @contextlib.contextmanager
