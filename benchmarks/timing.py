@@ -77,7 +77,8 @@ def race(
         contestants: Names must be distinct.
         repeats: Rounds, after the first call of each.
         seconds: No further round is begun when the rounds have taken this long together.
-        limit: No further call is begun this long after the race began.
+        limit: Seconds from the race's start in which it should end: nothing is begun after it, and no
+            later call that, by its first one, would go on past it.
         clock: Seconds, monotonic.
         sleep: Waits for a number of seconds.
 
@@ -99,8 +100,8 @@ def race(
             function()
         return (clock() - start) / times
 
-    def in_time():
-        return clock() - began < limit
+    def in_time(needed=0.0):
+        return clock() - began + needed < limit
 
     for name, call, prepare, _ in contestants:
         with _failure_kept(failed, name):
@@ -113,7 +114,7 @@ def race(
     start = clock()
     for turn in range(repeats):
         for name, call, *_ in contestants if turn % 2 == 0 else reversed(contestants):
-            if name not in failed and in_time():
+            if name not in failed and in_time(first[name] * calls[name]):
                 with _failure_kept(failed, name):
                     sleep(SETTLE_SECONDS)
                     samples[name].append(timed(call, calls[name]))

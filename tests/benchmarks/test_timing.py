@@ -83,9 +83,15 @@ def test_nothing_is_begun_after_the_limit(clock):
 
 def test_only_whole_rounds_count(clock):
     contestants = [Contestant(name, clock.work(name, [5.0])) for name in "ab"]
-    timings = _race(clock, contestants, repeats=10, limit=24.0)
+    timings = _race(clock, contestants, repeats=10, limit=26.0)
     assert "".join(clock.log) == "ab" + "ab" + "b"
     assert [len(timings[name].samples) for name in "ab"] == [1, 1]
+
+
+def test_no_later_call_is_begun_that_would_go_past_the_limit(clock):
+    contestants = [Contestant(name, clock.work(name, [5.0])) for name in "ab"]
+    assert _race(clock, contestants, repeats=10, limit=24.0)["a"].samples == (5.0,)
+    assert clock.now <= 24.0
 
 
 def test_who_fails_leaves_the_others_alone(clock):
