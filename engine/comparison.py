@@ -25,8 +25,8 @@ from polarax.devices import (
     working_method,
 )
 from polarax.environment import describe_environment
-from polarax.errors import RunError, UsageError
-from polarax.loaders import Checkpoint, CheckpointError, RoleMap, Wanted, open_checkpoint, parse_role_map
+from polarax.errors import UsageError
+from polarax.loaders import Checkpoint, RoleMap, open_checkpoint, parse_role_map
 from polarax.measure import measure_stack
 from polarax.metrics import CONTROL_REACH_LIMIT, columns, parse_metrics, status_kind
 from polarax.plan import Plan, plan_comparison
@@ -34,6 +34,7 @@ from polarax.progress import Progress
 from polarax.run import Run
 from polarax.run_directory import RunWriter, claim_directory
 from polarax.selection import Selection
+from polarax.stack_reads import StackReads
 
 DTYPES = ("auto", "float64", "float32")
 DEFAULT_TOP_K = 16  # leading singular vectors compared, as in docs/definitions.md
@@ -139,6 +140,8 @@ def run_request(
     with contextlib.closing(RunWriter(path, description, columns(request.groups), request.plan.skipped)) as writer:
         place = {name: index for index, name in enumerate(request.plan.names)}
         stacks = writer.unfinished(request.plan.stacks, place)
+        if progress and request.plan.warning:
+            print(request.plan.warning, file=sys.stderr, flush=True)
         with Progress(stacks, sys.stderr if progress else None) as shown:
             seconds = _run_stacks(request, stacks, place, writer, shown)
         writer.finish(seconds, Run(path, temporary).summary())
@@ -181,7 +184,8 @@ def check_request(
             *opened,
             selection,
             memory_bytes=int(memory_gib * 2**30),
-            working_bytes=np.dtype(dtype).itemsize,
+            dtype=dtype,
+            method=method,
             devices=jax.local_device_count(),
             lanes=most_lanes(),
             role_map=table,
@@ -236,20 +240,23 @@ def _run_stacks(request, stacks, place, writer, progress):
         return seconds
     programs = _Programs(request, stack_mesh(), seconds)
     # Whatever the working precision: without it JAX would cut stored float64 weights to float32 on their way in.
-    with jax.enable_x64(True), concurrent.futures.ThreadPoolExecutor(max(s.lanes for s in stacks)) as pool:
-        reads = _start_reads(request, stacks[0])
+    with (
+        jax.enable_x64(True),
+        concurrent.futures.ThreadPoolExecutor(max(s.lanes for s in stacks)) as pool,
+        StackReads(request.base, request.post, stacks) as reads,
+    ):
         programs.of(stacks[0])
+        read = iter(reads)
         for stack, following in zip(stacks, (*stacks[1:], None), strict=True):
             before = dict(seconds)
             with _timed(seconds, "read"):
-                operands = [side.result() for side in reads]
+                operands = next(read)
             with _timed(seconds, "compute"), shared_cores(max(stack.lanes, jax.local_device_count())):
                 lanes = programs.start(pool, stack, operands)
-                del operands
                 if following is not None:
-                    reads = _start_reads(request, following)
                     programs.of(following)
                 readings = _as_stored(_joined([lane.result() for lane in lanes]), stack)
+            del operands  # its memory is filled again
             rows = [_row(pair, readings, index) for index, pair in enumerate(stack.pairs)]
             arrays = {name: readings[name] for name in _ARRAYS if name in readings}
             writer.write_stack(stack, rows, arrays, [place[pair.name] for pair in stack.pairs])
@@ -319,51 +326,9 @@ def _as_stored(readings, stack):
     return readings
 
 
-def _start_reads(request, stack):
-    """Starts to read both sides of a stack."""
-    first = stack.pairs[0]
-    with _reading():
-        return (
-            _Reading(request.base, [pair.base for pair in stack.pairs], stack, first.dtype_base),
-            _Reading(request.post, [pair.post for pair in stack.pairs], stack, first.dtype_post),
-        )
-
-
-class _Reading:
-    """One side of a stack under way: matrices that are stored as they are computed go straight to their place."""
-
-    def __init__(self, checkpoint, views, stack, dtype):
-        self._operand = np.empty((stack.size, *stack.shape), dtype)
-        self._operand[len(views) :] = 0  # pads a last stack that is short
-        self._transposed = stack.transposed
-        plain = [index for index, view in enumerate(views) if view.is_plain and not stack.transposed[index]]
-        wanted = [Wanted(views[index].tensor, views[index].slices, self._operand[index]) for index in plain]
-        self._in_place = dict(zip(plain, checkpoint.read_many(wanted), strict=True)) if wanted else {}
-        self._others = {index: view.read(checkpoint) for index, view in enumerate(views) if index not in self._in_place}
-
-    def result(self):
-        """The matrices as one array (size, m, n), m >= n."""
-        with _reading():
-            for read in self._in_place.values():
-                read.result()
-            for index in list(self._others):
-                matrix = self._others.pop(index).result()  # copied: let go of it
-                self._operand[index] = matrix.T if self._transposed[index] else matrix
-        return self._operand
-
-
 def _place(operand, sharding):
     """The stack on its devices, each its share; on a single one the program takes it as it is."""
     return operand if sharding is None else jax.device_put(operand, sharding)
-
-
-@contextlib.contextmanager
-def _reading():
-    """Turns what a checkpoint says of a failed read into a RunError."""
-    try:
-        yield
-    except CheckpointError as error:
-        raise RunError(f"Reading failed part-way: {error}") from error
 
 
 def _row(pair, readings, index):

@@ -79,8 +79,8 @@ def _measure(
         s_base, s_post, s_change = (*kernels.singular_values(jnp.stack(wanted), method=method), None)[:3]
         change_norm = kernels.frobenius(post - base)
     readings = {
-        "nonfinite_base": _nonfinite(base_stored.astype(dtype), s_base, s_post),
-        "nonfinite_post": _nonfinite(post_stored.astype(dtype), s_base, s_post),
+        "nonfinite_base": _nonfinite(base_stored, dtype, s_base, s_post),
+        "nonfinite_post": _nonfinite(post_stored, dtype, s_base, s_post),
         "change_norm": change_norm,
     }
     rank_base, rank_post = (kernels.numerical_rank(values, *shape) for values in (s_base, s_post))
@@ -104,12 +104,12 @@ def _measure(
     return readings
 
 
-def _nonfinite(x: jax.Array, s_base: jax.Array, s_post: jax.Array) -> jax.Array:
-    """Entries of x that are NaN or infinite; counted only where the largest singular values show that there may be."""
+def _nonfinite(x: jax.Array, dtype: str, s_base: jax.Array, s_post: jax.Array) -> jax.Array:
+    """Entries of x that are not finite in the working dtype; counted only where the largest singular values are not."""
     return lax.cond(
         jnp.all(jnp.isfinite(s_base[..., 0]) & jnp.isfinite(s_post[..., 0])),
         lambda: jnp.zeros(x.shape[:-2], jnp.int32),
-        lambda: jnp.sum(~jnp.isfinite(x), axis=(-2, -1), dtype=jnp.int32),
+        lambda: jnp.sum(~jnp.isfinite(x.astype(dtype)), axis=(-2, -1), dtype=jnp.int32),
     )
 
 

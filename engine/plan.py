@@ -5,16 +5,26 @@ their transposes, whose laws are the same with left and right exchanged: up and 
 """
 
 import dataclasses
+import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
+
+import numpy as np
 
 from polarax.loaders import Checkpoint, Pair, RoleMap, Skipped, pair_checkpoints
 from polarax.selection import Selection
 
-# Work arrays of one pair in the working dtype while it is measured: base, post, change, two left factors, their
-# copies in LAPACK's layout and its workspace. Measured as peak memory of 8960 x 1536 pairs over one matrix's size.
-_WORK_ARRAYS = 12
+# What the decomposition of one pair holds at once. By Gram matrices: n x n arrays, blocks of rows, both in float64, and
+# the pair as it is stored once more; by thin SVDs: m x n arrays, base, post, change, their factors, copies in LAPACK's
+# layout and its workspace. Counted in XLA's buffer assignment, and measured as peak resident memory.
+_SQUARE_ARRAYS, _BLOCK_ARRAYS = 13, 4
+_WHOLE_ARRAYS = 12
+_BLOCK_ROWS = 1024  # of a block, or n
+
+# Matrices that are not stored as they are computed are read beside their place, and copied into it: of so many bytes
+# together, or one of them, at a time.
+BESIDE_BYTES = 64 * 2**20
 
 # Small matrices: more in one stack saves nothing, and each finished stack is progress that is kept.
 _LARGEST_STACK = 32
@@ -27,6 +37,7 @@ class Stack(NamedTuple):
     pairs: tuple[Pair, ...]
     size: int  # length of the stack, >= len(pairs): the rest is padding, so that one program serves a shape
     lanes: int = 1  # equal parts of it that are computed side by side, each by the same program
+    work_bytes: int = 0  # estimated memory that one pair takes while it is computed
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -49,6 +60,11 @@ class Stack(NamedTuple):
         return sum(_stored_bytes(pair) for pair in self.pairs)
 
     @property
+    def bytes_read(self) -> int:
+        """Memory that the stack is read into, its padding included, and what is read beside it."""
+        return self.size * _stored_bytes(self.pairs[0]) + max(map(_beside_bytes, self.pairs))
+
+    @property
     def operations(self) -> float:
         """Floating-point operations, nominal."""
         return sum(pair_operations(*pair.shape) for pair in self.pairs)
@@ -61,7 +77,7 @@ class Plan:
     stacks: tuple[Stack, ...]
     names: tuple[str, ...]  # of the matrices, in model order
     skipped: tuple[Skipped, ...]
-    working_bytes: int  # bytes of one number in the working dtype
+    memory_bytes: int  # that the stacks in flight may take
 
     @property
     def matrices(self) -> int:
@@ -81,12 +97,30 @@ class Plan:
     @property
     def peak_memory(self) -> int:
         """Estimated peak bytes on one CPU host: the stack at work, the next one being read, and the work arrays."""
-        peaks = []
-        for position, stack in enumerate(self.stacks):
-            following = self.stacks[position + 1].bytes_stored if position + 1 < len(self.stacks) else 0
-            working = stack.lanes * _WORK_ARRAYS * self.working_bytes * math.prod(stack.shape)
-            peaks.append(2 * stack.bytes_stored + following + working)
+        following = (*(stack.bytes_read for stack in self.stacks[1:]), 0)
+        peaks = (
+            stack.bytes_read + ahead + stack.lanes * stack.work_bytes
+            for stack, ahead in zip(self.stacks, following, strict=False)
+        )
         return max(peaks, default=0)
+
+    @property
+    def warning(self) -> str:
+        """One line on matrices that by themselves need more memory than is given; empty if there are none."""
+        needs = [
+            (_stored_bytes(pair) + _beside_bytes(pair) + stack.work_bytes, pair)
+            for stack in self.stacks
+            for pair in stack.pairs
+        ]
+        large = [(need, pair) for need, pair in needs if need > self.memory_bytes]
+        if not large:
+            return ""
+        most, pair = max(large, key=lambda found: found[0])
+        return (
+            f"{len(large)} of {len(needs)} matrices need more than the {self.memory_bytes / 2**30:.3g} GiB of "
+            f"memory_gib and are taken one at a time: about {most / 2**30:.3g} GiB for {pair.name} "
+            f"({pair.shape[0]} x {pair.shape[1]})."
+        )
 
 
 def plan_comparison(
@@ -95,7 +129,8 @@ def plan_comparison(
     selection: Selection,
     *,
     memory_bytes: int,
-    working_bytes: int,
+    dtype: str = "float64",
+    method: str = "auto",
     devices: int = 1,
     lanes: int = 1,
     role_map: RoleMap | None = None,
@@ -108,7 +143,8 @@ def plan_comparison(
         post: The checkpoint after it.
         selection: Which matrices to keep.
         memory_bytes: What the stacks in flight may take; a single larger matrix is still planned, alone.
-        working_bytes: Bytes of one number in the working dtype.
+        dtype: Working precision.
+        method: How matrices are decomposed, one of `polarax.kernels.SVD_METHODS`.
         devices: Devices that a stack is divided over: its length is a multiple of their number.
         lanes: Parts of a stack to compute side by side on one device, where memory allows.
         role_map: The user's own table of names.
@@ -120,9 +156,9 @@ def plan_comparison(
     """
     pairs, skipped = pair_checkpoints(base, post, role_map=role_map, common_rows=common_rows)
     chosen, left_out = selection.split(pairs)
-    stacks = _stack(chosen, memory_bytes, working_bytes, devices, lanes)
+    stacks = _stack(chosen, memory_bytes, functools.partial(_work_bytes, dtype, method), devices, lanes)
     names = tuple(pair.name for pair in chosen)
-    return Plan(tuple(stacks), names, (*skipped, *left_out), working_bytes)
+    return Plan(tuple(stacks), names, (*skipped, *left_out), memory_bytes)
 
 
 def pair_operations(rows: int, cols: int) -> float:
@@ -138,19 +174,20 @@ def pair_operations(rows: int, cols: int) -> float:
 
 
 def _stack(
-    pairs: Sequence[Pair], memory_bytes: int, working_bytes: int, devices: int, most_lanes: int
+    pairs: Sequence[Pair], memory_bytes: int, work_of: Callable[[Pair], int], devices: int, most_lanes: int
 ) -> Iterator[Stack]:
     groups: dict[tuple, list[Pair]] = {}
     for pair in pairs:
         groups.setdefault((_tall(pair), pair.dtype_base, pair.dtype_post), []).append(pair)
     number, working_before = 0, 0
-    for (shape, *_), members in groups.items():
-        working_one = _WORK_ARRAYS * working_bytes * math.prod(shape)
-        in_flight = 3 * _stored_bytes(members[0])  # on the host, on the device, and the next stack being read
-        lanes = max(1, min(most_lanes, len(members), memory_bytes // (working_one + in_flight)))
-        working = max(devices, lanes) * working_one
+    for members in groups.values():
+        work_bytes, beside = work_of(members[0]), max(map(_beside_bytes, members))
+        in_flight = 2 * _stored_bytes(members[0])  # of the stack at work, and of the next one
+        available = memory_bytes - 2 * beside
+        lanes = max(1, min(most_lanes, len(members), available // (work_bytes + in_flight)))
+        working = max(devices, lanes) * work_bytes
         # The first stack of a shape is read while the last one of the shape before it is still at work.
-        fits = max(1, min(_LARGEST_STACK, (memory_bytes - max(working, working_before)) // in_flight))
+        fits = max(1, min(_LARGEST_STACK, (available - max(working, working_before)) // in_flight))
         lanes = min(lanes, fits)
         working_before = working
         multiple = math.lcm(devices, lanes)
@@ -158,8 +195,23 @@ def _stack(
         length = math.ceil(len(members) / math.ceil(len(members) / fits))
         size = math.ceil(length / multiple) * multiple
         for start in range(0, len(members), size):
-            yield Stack(number, tuple(members[start : start + size]), size, lanes)
+            yield Stack(number, tuple(members[start : start + size]), size, lanes, work_bytes)
             number += 1
+
+
+def _work_bytes(dtype: str, method: str, pair: Pair) -> int:
+    m, n = _tall(pair)
+    if method in ("auto", "gram"):
+        return 8 * n * (_SQUARE_ARRAYS * n + _BLOCK_ARRAYS * min(m, max(n, _BLOCK_ROWS))) + _stored_bytes(pair)
+    return _WHOLE_ARRAYS * np.dtype(dtype).itemsize * m * n
+
+
+def _beside_bytes(pair: Pair) -> int:
+    """Memory beside a stack that reading this pair's matrices into it takes."""
+    if pair.shape == _tall(pair) and pair.base.is_plain and pair.post.is_plain:
+        return 0
+    one = math.prod(pair.shape) * max(pair.dtype_base.itemsize, pair.dtype_post.itemsize)
+    return max(one, min(BESIDE_BYTES, _LARGEST_STACK * one))
 
 
 def _tall(pair: Pair) -> tuple[int, int]:

@@ -17,14 +17,19 @@ from jax import lax
 from polarax.kernels.gram import (
     change_grams,
     change_in_frame,
+    change_rows,
     eigenvalue_roots,
-    gram,
     right_frame,
     stored_gram,
 )
 from polarax.kernels.products import frobenius, matmul, promote_pair, transpose
 from polarax.kernels.sequential import after, by_leading_axes
 from polarax.kernels.svd import check_method, numerical_rank, singular_values, svd
+from polarax.kernels.triangle import triangle_by_blocks
+
+# Rows over the columns of base and posts together: from here on they are reduced by QR before a thin SVD. The products
+# saved are about those that QR takes at twice the size.
+_VERY_TALL = 2
 
 # ||W_p|| over ||W_b||: from here up, rounding errors of W_b's Gram matrix are at most 100 times those of W_p's own.
 _SMALL_POST = 0.1
@@ -111,8 +116,17 @@ def frames(
     return jax.tree.map(lambda x: jnp.moveaxis(x, batch, 0), found)
 
 
-def _related(base, post, *, change_values, dtype, method):
+def _related(base, post, **how):
     """Frames of a stack (..., m, n) and its post, or its posts (..., p, m, n)."""
+    if base.shape[-2] >= base.shape[-1]:
+        return _related_tall(base, post, **how)
+    found = _related_tall(transpose(base), transpose(post), **how)
+    return dataclasses.replace(
+        found, shape=found.shape[::-1], left=found.right, right=found.left, change=transpose(found.change)
+    )
+
+
+def _related_tall(base, post, *, change_values, dtype, method):
     by_gram = functools.partial(_by_gram, change_values=change_values, dtype=dtype)
     by_svd = functools.partial(_by_svd, change_values=change_values, dtype=dtype, method="lapack")
     by_polar = functools.partial(_by_svd, change_values=change_values, dtype=dtype, method="polar")
@@ -142,14 +156,16 @@ def _each_post(base, post, relate):
 
 
 def _by_svd(base, post, *, change_values, dtype, method):
-    base, post = base.astype(dtype), post.astype(dtype)
+    shape = base.shape[-2:]
+    finite = _finite(base, post)
+    base, post = _triangles(base, post, dtype)
     u_base, s_base, v_base = svd(base, method=method)
 
     def relate(post):
         u_post, s_post, v_post = svd(after(post, s_base), method=method)
         change = post - base
-        found = _masked(
-            base.shape[-2:],
+        return _masked(
+            shape,
             s_base,
             s_post,
             left=matmul(transpose(u_base), u_post),
@@ -158,26 +174,44 @@ def _by_svd(base, post, *, change_values, dtype, method):
             change_norm=frobenius(change),
             s_change=singular_values(change, method=method) if change_values else None,
         )
-        finite = jnp.all(jnp.isfinite(base) & jnp.isfinite(post), axis=(-2, -1))
-        return jax.tree.map(lambda x: _poison(x, finite), found)
 
-    return _each_post(base, post, relate)
+    return jax.tree.map(lambda x: _poison(x, finite), _each_post(base, post, relate))
+
+
+def _finite(base, post):
+    """Whether a pair is finite, (...), or (..., p) for several posts."""
+    finite_base, finite_post = (jnp.all(jnp.isfinite(x), axis=(-2, -1)) for x in (base, post))
+    return finite_post & (finite_base if finite_base.ndim == finite_post.ndim else finite_base[..., None])
+
+
+def _triangles(base, post, dtype):
+    """Base and post in the working dtype, or smaller matrices with the same frames where they are very tall.
+
+    With [W_b W_p ...] = Q R, the blocks of columns of R are base and posts in the basis Q: singular values, right
+    vectors and all products of left vectors are the same, and no left vector of m rows is needed.
+    """
+    several = post.ndim > base.ndim
+    columns = (1 + (post.shape[-3] if several else 1)) * base.shape[-1]
+    base, post = (jnp.where(jnp.isfinite(x), x, 0) for x in (base, post))  # else NaN in one would reach all
+    if base.shape[-2] < _VERY_TALL * columns:
+        return base.astype(dtype), post.astype(dtype)
+    posts = post if several else post[..., None, :, :]
+    stored = [base, *jnp.moveaxis(posts, -3, 0)]
+    triangle = triangle_by_blocks(lambda *block: jnp.concatenate([x.astype(dtype) for x in block], -1), *stored)
+    first, *others = jnp.split(triangle, len(stored), axis=-1)
+    return first, jnp.stack(others, axis=-3) if several else others[0]
 
 
 def _by_gram(base, post, *, change_values, dtype):
     """Frames, and for each pair whether every singular value was large enough for this route."""
     shape = base.shape[-2:]
-    wide = shape[0] < shape[1]
     with jax.enable_x64(True):
         unit = _unit(base, post)
         scale = jnp.ones(base.shape[:-2]) if unit is None else unit
-        identity = jnp.eye(min(shape))
+        identity = jnp.eye(shape[1])
 
         def convert(x):
             return x.astype(jnp.float64) if unit is None else x.astype(jnp.float64) / unit[..., None, None]
-
-        def tall(x):
-            return convert(transpose(x) if wide else x)
 
         def cleaned(gram_matrix, finite):
             return jnp.where(finite[..., None, None], gram_matrix, identity)
@@ -186,7 +220,7 @@ def _by_gram(base, post, *, change_values, dtype):
         norm_base = _root_of_trace(gram_base)
         finite_base = jnp.isfinite(norm_base)
         gram_base = cleaned(gram_base, finite_base)
-        frame_base = right_frame(gram_base, lambda: tall(base))
+        frame_base = right_frame(gram_base, functools.partial(stored_gram, base, convert))
         s_base = frame_base.values
 
         def relate(post):
@@ -199,12 +233,13 @@ def _by_gram(base, post, *, change_values, dtype):
             much_smaller = _root_of_trace(gram_post) < _SMALL_POST * norm_base
             gram_post = lax.cond(
                 jnp.any(much_smaller & finite),
-                lambda: cleaned(gram(convert(post)), finite),
+                lambda: cleaned(stored_gram(post, convert), finite),
                 lambda: gram_post,
             )
-            frame_post = right_frame(gram_post, lambda: tall(post))
+            frame_post = right_frame(gram_post, functools.partial(stored_gram, post, convert))
             s_post = frame_post.values
-            in_frame = change_in_frame(frame_base, across, lambda: tall(base), lambda: tall(post) - tall(base))
+            rows_of = functools.partial(change_rows, base, post, convert)
+            in_frame = change_in_frame(frame_base, across, rows_of)
             right = matmul(transpose(frame_base.vectors), frame_post.vectors)
             grown = in_frame + s_base[..., :, None] * identity
             left = matmul(grown, right) / jnp.where(s_post > 0, s_post, 1)[..., None, :]
@@ -212,9 +247,9 @@ def _by_gram(base, post, *, change_values, dtype):
                 shape,
                 s_base * scale[..., None],
                 s_post * scale[..., None],
-                left=right if wide else left,
-                right=left if wide else right,
-                in_frame=(transpose(in_frame) if wide else in_frame) * scale[..., None, None],
+                left=left,
+                right=right,
+                in_frame=in_frame * scale[..., None, None],
                 change_norm=norm_change * scale,
                 s_change=eigenvalue_roots(gram_change) * scale[..., None] if change_values else None,
                 dtype=dtype,

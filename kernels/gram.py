@@ -6,13 +6,10 @@ the ones it blurs are resolved by a second pass: in the basis found, the columns
 and the Gram matrix of the small ones alone, whose largest entry is small, is decomposed again (deflation; the coupling
 to the large ones is of relative size eps). What is too small for that as well is reported.
 
-A wide W is taken as its transpose, which is not formed: its Gram matrix is W W^T.
-
 With V_b, V_p and X = W_b^T D at hand, E = S_b^-1 V_b^T X V_b, Q_V = V_b^T V_p and Q_U = (S_b + E) Q_V S_p^-1: no left
 singular vector is ever formed.
 """
 
-import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -22,6 +19,7 @@ from jax import lax
 from jax.scipy.linalg import eigh_tridiagonal
 
 from polarax.kernels.products import matmul, transpose
+from polarax.kernels.row_blocks import reduce_row_blocks
 from polarax.kernels.sequential import one_at_a_time
 
 # Relative to s_1: from here down, singular values of a float64 Gram matrix go through the second pass. Their relative
@@ -36,20 +34,16 @@ _BLOCKED_COLUMNS = 512
 # The second pass takes this share of the vectors if all the small singular values are among them, otherwise all.
 _FEW_SMALL = 1 / 12
 
-# On CPU the Gram matrices of a pair are summed over blocks of this many rows (columns of a wide one) or r, whichever is
-# more: a block's float64 copies stay near the cores, and none of the whole matrix is made.
-_BLOCK_ROWS = 1024
-
 
 class ChangeGrams(NamedTuple):
-    """Gram matrices of a change D from a base W_b, each (..., r, r)."""
+    """Gram matrices of a change D from a base W_b, each (..., n, n)."""
 
-    change: jax.Array  # D^T D; of wide matrices D D^T, and so on
+    change: jax.Array  # D^T D
     across: jax.Array  # W_b^T D
 
 
 class RightFrame(NamedTuple):
-    """Singular values and right singular vectors of a tall matrix; of a wide one, the left vectors."""
+    """Singular values and right singular vectors of a tall matrix."""
 
     values: jax.Array  # (..., r), descending
     vectors: jax.Array  # V, (..., r, r)
@@ -57,23 +51,28 @@ class RightFrame(NamedTuple):
 
 
 def gram(x: jax.Array) -> jax.Array:
-    """x^T x of a tall (..., m, n), x x^T of a wide one: (..., r, r)."""
-    return _gram(x, levels=2 if min(x.shape[-2:]) >= _BLOCKED_COLUMNS else 0)
+    """x^T x of (..., m, n): (..., n, n)."""
+    return _gram(x, levels=2 if x.shape[-1] >= _BLOCKED_COLUMNS else 0)
 
 
 def inner(x: jax.Array, y: jax.Array) -> jax.Array:
-    """x^T y of tall (..., m, n), x y^T of wide ones: (..., r, r)."""
-    return matmul(x, transpose(y)) if _is_wide(x) else matmul(transpose(x), y)
+    """x^T y of (..., m, n) and (..., m, k): (..., n, k)."""
+    return matmul(transpose(x), y)
 
 
-def stored_gram(x: jax.Array, convert: Callable[[jax.Array], jax.Array]) -> jax.Array:
+def stored_gram(x: jax.Array, convert: Callable[[jax.Array], jax.Array], vectors: jax.Array | None = None) -> jax.Array:
     """`gram(convert(x))` of a matrix as it is stored, without a float64 copy of all of it on CPU.
 
     Args:
-        x: (..., m, n), as stored.
+        x: (..., m, n), m >= n, as stored.
         convert: Maps a part of it to float64.
+        vectors: V, (..., n, k): the Gram matrix of x V instead, (..., k, k).
     """
-    return _by_blocks_on_cpu(lambda x: gram(convert(x)), x)
+
+    def of_block(x):
+        return gram(convert(x) if vectors is None else matmul(convert(x), vectors))
+
+    return reduce_row_blocks(of_block, x)
 
 
 def change_grams(base: jax.Array, post: jax.Array, convert: Callable[[jax.Array], jax.Array]) -> ChangeGrams:
@@ -84,51 +83,40 @@ def change_grams(base: jax.Array, post: jax.Array, convert: Callable[[jax.Array]
         change = convert(post) - first
         return ChangeGrams(gram(change), inner(first, change))
 
-    return _by_blocks_on_cpu(whole, base, post)
+    return reduce_row_blocks(whole, base, post)
 
 
-def _by_blocks_on_cpu(function, *stacks):
-    return lax.platform_dependent(*stacks, cpu=functools.partial(_sum_of_blocks, function), default=function)
+def change_rows(
+    base: jax.Array, post: jax.Array, convert: Callable[[jax.Array], jax.Array], vectors: jax.Array
+) -> jax.Array:
+    """(W_b V)^T D for some vectors V, (..., n, k): (..., k, n). The other arguments as for `stored_gram`."""
+
+    def of_block(base, post):
+        first = convert(base)
+        return inner(matmul(first, vectors), convert(post) - first)
+
+    return reduce_row_blocks(of_block, base, post)
 
 
-def _sum_of_blocks(function, *stacks):
-    """The sum of function(...) over blocks of the long axis; the first block takes what the division leaves over."""
-    axis = stacks[0].ndim - (1 if _is_wide(stacks[0]) else 2)
-    length = stacks[0].shape[axis]
-    count = max(1, length // max(_BLOCK_ROWS, min(stacks[0].shape[-2:])))
-    block = length // count
-    first = length - (count - 1) * block
-    sums = function(*(lax.slice_in_dim(x, 0, first, axis=axis) for x in stacks))
-
-    def add_block(index, sums):
-        start = first + index * block
-        found = function(*(lax.dynamic_slice_in_dim(x, start, block, axis) for x in stacks))
-        return jax.tree.map(jnp.add, sums, found)
-
-    return lax.fori_loop(0, count - 1, add_block, sums) if count > 1 else sums
-
-
-def right_frame(gram_matrix: jax.Array, get_tall: Callable[[], jax.Array]) -> RightFrame:
+def right_frame(gram_matrix: jax.Array, gram_of: Callable[[jax.Array], jax.Array]) -> RightFrame:
     """Singular values and right vectors of a tall matrix from its Gram matrix; finite, its squares in range.
 
     Args:
         gram_matrix: `gram(x)`, (..., r, r).
-        get_tall: Returns x in float64, (..., m, r), m >= r. Called in the branch that a second pass needs.
+        gram_of: Maps V, (..., r, k), to `gram(x V)`, (..., k, k). Called in the branch that a second pass needs.
     """
     values, vectors = _eigh_descending(gram_matrix)
     values = jnp.sqrt(jnp.maximum(values, 0))
     blurred = _blurred(values)
     values, vectors = _where_any(
         blurred,
-        lambda count: _resolve_small(get_tall(), values, vectors, blurred, count),
+        lambda count: _resolve_small(gram_of, values, vectors, blurred, count),
         lambda: (values, vectors),
     )
     return RightFrame(values, vectors, values[..., -1] >= UNRESOLVED * values[..., 0])
 
 
-def change_in_frame(
-    frame: RightFrame, across: jax.Array, get_tall: Callable[[], jax.Array], get_tall_change: Callable[[], jax.Array]
-) -> jax.Array:
+def change_in_frame(frame: RightFrame, across: jax.Array, rows_of: Callable[[jax.Array], jax.Array]) -> jax.Array:
     """E = U_b^T D V_b of a tall base, (..., r, r).
 
     S_b^-1 V_b^T X V_b divides the rounding errors of X by s_i: the rows of small ones come from their left vectors.
@@ -136,8 +124,7 @@ def change_in_frame(
     Args:
         frame: Of the base W_b.
         across: X = W_b^T D, (..., r, r).
-        get_tall: Returns W_b in float64, (..., m, r). Called in the branch that needs it, as the next one.
-        get_tall_change: Returns D.
+        rows_of: Maps V, (..., r, k), to (W_b V)^T D, (..., k, r). Called in the branch that needs it.
     """
     values, vectors, _ = frame
     divisor = jnp.where(values > 0, values, 1)
@@ -146,8 +133,7 @@ def change_in_frame(
 
     def by_left_vectors(count):
         first = values.shape[-1] - count
-        left = matmul(get_tall(), vectors[..., first:]) / divisor[..., None, first:]
-        rows = matmul(matmul(transpose(left), get_tall_change()), vectors)
+        rows = matmul(rows_of(vectors[..., first:]), vectors) / divisor[..., first:, None]
         rows = jnp.where(blurred[..., first:, None], rows, in_frame[..., first:, :])
         return jnp.concatenate([in_frame[..., :first, :], rows], axis=-2)
 
@@ -190,14 +176,13 @@ def _where_any(blurred, some, none):
     return lax.switch(which, (none, lambda: some(few), lambda: some(size)))
 
 
-def _resolve_small(tall, values, vectors, blurred, count):
+def _resolve_small(gram_of, values, vectors, blurred, count):
     """Decomposes the blurred singular values again, which are among the last `count`."""
     size = values.shape[-1]
     vectors, kept_vectors = vectors[..., size - count :], vectors[..., : size - count]
     values, kept_values = values[..., size - count :], values[..., : size - count]
     blurred = blurred[..., size - count :]
-    small = matmul(tall, jnp.where(blurred[..., None, :], vectors, 0))
-    block = matmul(transpose(small), small)
+    block = gram_of(jnp.where(blurred[..., None, :], vectors, 0))
     # The large directions must come out as they are and in front: put a descending diagonal above the block in.
     ahead = 2 + (count - jnp.arange(count)) / count
     top = jnp.max(jnp.diagonal(block, axis1=-2, axis2=-1), axis=-1)[..., None]
@@ -214,15 +199,10 @@ def _eigh_descending(symmetric):
     return values[..., ::-1], vectors[..., ::-1]
 
 
-def _is_wide(x):
-    return x.shape[-2] < x.shape[-1]
-
-
 def _gram(x, levels):
     if not levels:
         return inner(x, x)
-    axis = -2 if _is_wide(x) else -1
-    first, second = jnp.split(x, [x.shape[axis] // 2], axis=axis)
+    first, second = jnp.split(x, [x.shape[-1] // 2], axis=-1)
     across = inner(first, second)
     upper = jnp.concatenate([_gram(first, levels - 1), across], axis=-1)
     lower = jnp.concatenate([transpose(across), _gram(second, levels - 1)], axis=-1)

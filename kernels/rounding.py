@@ -1,6 +1,7 @@
 """How much of a change is the rounding of the stored dtype."""
 
 import math
+import operator
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,7 @@ import numpy as np
 from jax import lax
 
 from polarax.kernels.products import frobenius, promote
+from polarax.kernels.row_blocks import reduce_row_blocks
 
 
 def unchanged_share(base: jax.Array, post: jax.Array) -> jax.Array:
@@ -23,7 +25,8 @@ def unchanged_share(base: jax.Array, post: jax.Array) -> jax.Array:
     if base.dtype == post.dtype:
         bits = jnp.dtype(f"uint{base.dtype.itemsize * 8}")
         base, post = base.view(bits), post.view(bits)
-    return jnp.mean(base == post, axis=(-2, -1), dtype=jnp.float32)
+    count = reduce_row_blocks(lambda *rows: jnp.sum(operator.eq(*rows), axis=(-2, -1), dtype=jnp.float32), base, post)
+    return count / math.prod(base.shape[-2:])
 
 
 def rounding_noise(x: jax.Array, dtype: jax.typing.DTypeLike, /) -> jax.Array:
@@ -39,7 +42,11 @@ def rounding_noise(x: jax.Array, dtype: jax.typing.DTypeLike, /) -> jax.Array:
     Returns:
         (...), in the unit of x; float32, or float64 where it is enabled.
     """
-    info = jnp.finfo(dtype)
+    x = jnp.asarray(x)
+    return reduce_row_blocks(lambda rows: _noise(rows, jnp.finfo(dtype)), x, combine=jnp.hypot)
+
+
+def _noise(x, info):
     x = promote(x)
     of_x = jnp.finfo(x.dtype)
     bits = lax.bitcast_convert_type(x, jnp.dtype(f"uint{of_x.bits}"))

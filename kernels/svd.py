@@ -132,7 +132,8 @@ def _decompose_tall(tall, *, method, vectors):
 
 def _by_lapack(tall, vectors):
     if not vectors:
-        values = one_at_a_time(lambda a: lax.linalg.svd(a, compute_uv=False), tall)
+        # jaxlib allocates the left vectors all the same, and without full_matrices=False all m x m of them.
+        values = one_at_a_time(lambda a: lax.linalg.svd(a, full_matrices=False, compute_uv=False), tall)
         return _without_vectors(values)
     left, values, right_t = one_at_a_time(lambda a: tuple(lax.linalg.svd(a, full_matrices=False)), tall)
     return left, values, transpose(right_t)
@@ -147,7 +148,7 @@ def _by_gram(tall, vectors):
         scaled = wide_range / jnp.where(unit > 0, unit, 1)
         gram_matrix = gram(scaled)
         if vectors:
-            values, right, _ = right_frame(gram_matrix, lambda: scaled)
+            values, right, _ = right_frame(gram_matrix, lambda vectors: gram(matmul(scaled, vectors)))
             if dtype == jnp.float64:
                 left, values, right, _, residual = refine_svd(scaled, right)
                 enough = jnp.all(residual <= orthogonality_tolerance(scaled))
@@ -168,7 +169,7 @@ def _values_by_gram(tall, gram_matrix):
     values = eigenvalue_roots(gram_matrix)
 
     def with_vectors():
-        found = right_frame(gram_matrix, lambda: tall)
+        found = right_frame(gram_matrix, lambda vectors: gram(matmul(tall, vectors)))
         return found.values, found.resolved
 
     blurred = jnp.any(values[..., -1] < RESOLVED * values[..., 0])

@@ -5,7 +5,6 @@ from polarax.loaders.checkpoint import Checkpoint, CheckpointError, Read, Wanted
 from polarax.loaders.formats import open_checkpoint
 from polarax.loaders.matrices import RoleMap, View, parse_role_map
 from polarax.loaders.pairing import Pair, Skipped, pair_checkpoints
-from polarax.loaders.readahead import ReadAhead, Request
 from polarax.loaders.writing import write_checkpoint
 
 __all__ = [
@@ -15,8 +14,6 @@ __all__ = [
     "Identity",
     "Pair",
     "Read",
-    "ReadAhead",
-    "Request",
     "RoleMap",
     "Skipped",
     "View",

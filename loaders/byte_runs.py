@@ -1,10 +1,10 @@
-"""Which byte ranges to read, and when: pure plans, made before anything is read.
+"""Which byte ranges to read: a pure plan, made before anything is read.
 
 Tensors that lie beside each other in a file are read as one run, scattered into the buffers that they are wanted in;
 small gaps between them are read along and dropped, because a request, or a seek, costs more than the bytes.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 
@@ -62,25 +62,3 @@ def plan_byte_runs(extents: Sequence[Extent], gap: int, most_bytes: int) -> tupl
         else:
             runs.append(ByteRun(*extent, (index,)))
     return tuple(sorted(runs, key=lambda run: min(run.parts)))
-
-
-def plan_windows(sizes: Iterable[int], most_bytes: int) -> tuple[range, ...]:
-    """Cuts a sequence of reads into windows that are started together.
-
-    >>> plan_windows([3, 4, 9, 1], most_bytes=8)
-    (range(0, 2), range(2, 3), range(3, 4))
-
-    Args:
-        sizes: Bytes of each read, in the order in which they are wanted.
-        most_bytes: Bytes of a window; a read that is larger by itself has a window of its own.
-    """
-    windows: list[range] = []
-    first, held, index = 0, 0, -1
-    for index, size in enumerate(sizes):
-        if index > first and held + size > most_bytes:
-            windows.append(range(first, index))
-            first, held = index, 0
-        held += size
-    if index >= first:
-        windows.append(range(first, index + 1))
-    return tuple(windows)

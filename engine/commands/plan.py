@@ -45,6 +45,8 @@ def run(values: flags.FlagValues) -> int:
     print(f"read       {_bytes(plan.bytes_to_read)}")
     print(f"operations {plan.operations / 1e9:.1f} GFLOP (nominal, two SVDs with vectors and one without a matrix)")
     print(f"memory     about {_bytes(plan.peak_memory)} at peak, on one CPU host")
+    if plan.warning:
+        print(f"           {plan.warning}")
     return 0
 
 

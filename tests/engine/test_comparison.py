@@ -444,7 +444,7 @@ class TestStacks:
 
     def test_rows_are_in_model_order_whatever_the_order_of_the_stacks(self, llama, llama_run):
         base, post = (polarax.open_checkpoint(path) for path in (llama.base, llama.post))
-        plan = plan_comparison(base, post, Selection(), memory_bytes=2**30, working_bytes=8)
+        plan = plan_comparison(base, post, Selection(), memory_bytes=2**30)
         in_stacks = [pair.name for stack in plan.stacks for pair in stack.pairs]
         assert list(llama_run.frame()["name"]) == list(plan.names) != in_stacks
 

@@ -2,12 +2,15 @@
 
 import math
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.linalg
 
 import polarax
-from polarax.metrics import IDENTITY_COLUMNS
+from polarax.measure import measure_stack
+from polarax.metrics import GROUPS, IDENTITY_COLUMNS
 
 # Of bfloat16: bits after the leading one, and the exponent of the smallest normal number.
 BFLOAT16_FRACTION_BITS = 7
@@ -265,3 +268,13 @@ def test_float32_works_too_with_looser_bounds(llama):
         np.testing.assert_allclose(s_base, readings["s_base"], atol=1e-6 * largest)
         np.testing.assert_allclose(s_post, readings["s_post"], atol=1e-6 * largest)
         assert np.all(s_base == s_base.astype(np.float32))  # no float64 in between
+
+
+def test_a_very_tall_matrix_takes_memory_of_its_own_size():
+    """An embedding has many rows: nothing of m x m is made of it, nor copies in the working dtype."""
+    shape = (1, 50_000, 32)
+    with jax.enable_x64(True):
+        stack = jax.ShapeDtypeStruct(shape, jnp.bfloat16)
+        program = measure_stack.lower(stack, stack, groups=tuple(GROUPS), batched=False).compile()
+    stored = 2 * 2 * math.prod(shape)
+    assert program.memory_analysis().temp_size_in_bytes < 4 * stored

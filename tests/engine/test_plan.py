@@ -13,13 +13,12 @@ from polarax.plan import pair_operations, plan_comparison
 from polarax.selection import Selection
 
 
-def plan(base, post, *, memory_bytes=2**32, working_bytes=8, devices=1, lanes=1, **selection):
+def plan(base, post, *, memory_bytes=2**32, devices=1, lanes=1, **selection):
     return plan_comparison(
         polarax.open_checkpoint(base),
         polarax.open_checkpoint(post),
         Selection.parse(**selection),
         memory_bytes=memory_bytes,
-        working_bytes=working_bytes,
         devices=devices,
         lanes=lanes,
     )
@@ -125,7 +124,8 @@ def test_long_rows_of_matrices_are_split_evenly(count):
 class TestMemory:
     # Small and large in turn; 40 of each, so that the stacks of the small ones grow as far as they may.
     SHAPES = [(16, 16), (256, 256), (24, 8), (128, 64), (300, 200), (8, 8)]
-    LEAST = (12 * 8 + 3 * 8) * 256 * 256  # the largest matrix alone: its work arrays, and its pair three times
+    # The largest matrix alone: its work arrays, the pair in the stack at work and in the next one, and once more.
+    LEAST = (17 * 8 + 3 * 8) * 256 * 256
 
     @staticmethod
     def tree(shapes):
@@ -165,6 +165,13 @@ class TestMemory:
         planned = plan(tree, tree, memory_bytes=1)
         assert [len(stack.pairs) for stack in planned.stacks] == [1, 1]
         assert planned.peak_memory > 64 * 64 * 8 * 2 * 3
+
+    def test_matrices_too_large_for_it_are_named(self):
+        tree = {"small": np.ones((8, 8)), "embed": np.ones((4000, 256)), "head": np.ones((3000, 256))}
+        assert plan(tree, tree).warning == ""
+        warning = plan(tree, tree, memory_bytes=2**20).warning
+        assert warning.startswith("2 of 3 matrices need more than the 0.000977 GiB of memory_gib")
+        assert "embed (4000 x 256)" in warning and "\n" not in warning
 
     def test_the_memory_of_a_run_bounds_its_stacks(self, small, monkeypatch):
         request = polarax.comparison.check_request(

@@ -280,7 +280,6 @@ class TestInterrupted:
             polarax.open_checkpoint(post_path),
             Selection(),
             memory_bytes=2**30,
-            working_bytes=8,
         )
         columns = [*IDENTITY_COLUMNS, "drift", *CONTROL_COLUMNS]
         RunWriter(claim_directory(tmp_path / "run"), {}, columns, plan.skipped)

@@ -18,13 +18,13 @@ def _posts(shape, count, seed=0):
 
 
 @pytest.mark.parametrize("method", kernels.SVD_METHODS)
-@pytest.mark.parametrize("shape", [(2, 12, 7), (2, 7, 12)])
+@pytest.mark.parametrize("shape", [(2, 12, 7), (2, 7, 12), (2, 60, 4), (2, 4, 60)])
 def test_posts_share_a_base(shape, method):
     base, posts = _posts(shape, 3)
     with jax.enable_x64(True):
         found = kernels.frames(base, posts, change_values=True, method=method)
         nf, shares = kernels.rotation_difference(found), kernels.budget_of_frames(found)
-    assert found.s_base.shape == found.s_post.shape == (3, 2, 7)
+    assert found.s_base.shape == found.s_post.shape == (3, 2, min(shape[-2:]))
     for post in range(3):
         for place in range(2):
             pair = singular_frames.reference(base[place], posts[post, place])
@@ -35,6 +35,27 @@ def test_posts_share_a_base(shape, method):
             np.testing.assert_allclose(nf[post, place], singular_frames.nf(pair), rtol=1e-9)
             coordinated = singular_frames.budget(pair)["coordinated"]
             np.testing.assert_allclose(shares.coordinated[post, place], coordinated, rtol=1e-9)
+
+
+@pytest.mark.parametrize("shape", [(5000, 6), (6, 5000), (40, 6)])
+def test_very_tall_matrices_that_lose_rank(shape):
+    """Gram matrices do not resolve them: they are reduced to triangles, block by block, before their SVDs."""
+    base, (post,) = _posts(shape, 1)
+    long_axis = 0 if shape[0] > shape[1] else 1
+    for matrix in (base, post):
+        short_side = matrix if long_axis == 0 else matrix.T
+        short_side[:, 4] = short_side[:, 1]
+        short_side[:, 5] = 0
+    with jax.enable_x64(True):
+        found = kernels.frames(base, post)
+        budget = kernels.budget_of_frames(found)
+    assert int(found.rank_base) == int(found.rank_post) == 4
+    np.testing.assert_allclose(found.s_post, np.linalg.svd(post, compute_uv=False), rtol=1e-12, atol=1e-11)
+    u, s, vt = np.linalg.svd(base, full_matrices=False)
+    change = (u.T @ (post - base) @ vt.T)[:4, :4]
+    total = np.sum((post - base) ** 2)
+    np.testing.assert_allclose(np.abs(found.change[:4, :4]), np.abs(change), rtol=1e-8, atol=1e-10)
+    np.testing.assert_allclose(budget.scaling, np.sum(np.diag(change) ** 2) / total, rtol=1e-9)
 
 
 def test_posts_under_vmap():

@@ -1,8 +1,7 @@
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from polarax.loaders.byte_runs import ByteRun, Extent, plan_byte_runs, plan_windows
+from polarax.loaders.byte_runs import ByteRun, Extent, plan_byte_runs
 
 extents = st.lists(
     st.builds(
@@ -38,16 +37,3 @@ def test_neighbours_of_different_files_are_not_joined():
 
 def test_what_is_wanted_twice_is_read_twice():
     assert len(plan_byte_runs([Extent("f", 0, 4)] * 2, 10, 100)) == 2
-
-
-@given(st.lists(st.integers(0, 30), max_size=20), st.integers(1, 40))
-def test_windows_hold_all_in_order_and_no_more_than_they_may(sizes, most):
-    windows = plan_windows(sizes, most)
-    assert [index for window in windows for index in window] == list(range(len(sizes)))
-    for window in windows:
-        assert len(window) == 1 or sum(sizes[index] for index in window) <= most
-
-
-@pytest.mark.parametrize("sizes", [[], [0, 0, 0]])
-def test_nothing_to_read(sizes):
-    assert len(plan_windows(sizes, 1)) == min(1, len(sizes))

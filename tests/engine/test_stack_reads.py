@@ -1,0 +1,75 @@
+"""The operands of a run: values, order, padding, memory that is used again."""
+
+import jax
+import numpy as np
+import pytest
+
+import polarax
+from polarax.errors import RunError
+from polarax.loaders import CheckpointError
+from polarax.plan import plan_comparison
+from polarax.selection import Selection
+from polarax.stack_reads import StackReads
+
+
+@pytest.fixture
+def pair():
+    rng = np.random.default_rng(0)
+    shapes = {"tall": (6, 3), "wide": (3, 6), "square": (5, 5)}
+    names = [f"{kind}.{index}" for index in range(5) for kind in shapes]
+    return tuple(
+        {name: rng.standard_normal(shapes[name.partition(".")[0]]).astype(np.float32) for name in names}
+        for _ in range(2)
+    )
+
+
+def plan(base, post, memory_bytes=2**30):
+    base, post = polarax.open_checkpoint(base), polarax.open_checkpoint(post)
+    return base, post, plan_comparison(base, post, Selection(), memory_bytes=memory_bytes, devices=2).stacks
+
+
+def as_computed(matrix):
+    return matrix if matrix.shape[0] >= matrix.shape[1] else matrix.T
+
+
+@pytest.mark.parametrize("memory_bytes", [1, 2**30])
+def test_every_matrix_is_in_its_place(pair, memory_bytes):
+    base, post, stacks = plan(*pair, memory_bytes)
+    with StackReads(base, post, stacks) as reads:
+        seen = []
+        for stack, operands in zip(stacks, reads, strict=True):
+            for operand, side in zip(operands, pair, strict=True):
+                assert operand.shape == (stack.size, *stack.shape)
+                for index, matrices in enumerate(stack.pairs):
+                    np.testing.assert_array_equal(operand[index], as_computed(side[matrices.name]))
+                assert not operand[len(stack.pairs) :].any()
+            seen += [matrices.name for matrices in stack.pairs]
+    assert sorted(seen) == sorted(pair[0])
+
+
+def test_two_sets_of_buffers_take_turns(pair):
+    squares = tuple({name: matrix for name, matrix in side.items() if "square" in name} for side in pair)
+    base, post, stacks = plan(*squares, 1)
+    with StackReads(base, post, stacks) as reads:
+        places = [tuple(operand.ctypes.data for operand in operands) for operands in reads]
+    assert len(places) == 3  # two matrices a stack, for two devices
+    assert places[0] == places[2] != places[1]
+
+
+def test_programs_take_the_operands_without_a_copy(pair):
+    base, post, stacks = plan(*pair)
+    with StackReads(base, post, stacks) as reads:
+        for operands in reads:
+            for operand in operands:
+                assert jax.device_put(operand).unsafe_buffer_pointer() == operand.ctypes.data
+
+
+def test_a_read_that_fails_is_an_error_of_the_run(pair, monkeypatch):
+    base, post, stacks = plan(*pair)
+
+    def fail(*_):
+        raise CheckpointError("post.safetensors: gone")
+
+    monkeypatch.setattr(type(post), "read_many", fail)
+    with StackReads(base, post, stacks) as reads, pytest.raises(RunError, match=r"part-way: post.safetensors: gone"):
+        list(reads)
