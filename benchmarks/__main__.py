@@ -29,6 +29,8 @@ _SHARES = {
     "devices": 25,
     "commands": 85,
     "pairs": 70,
+    "reading": 40,
+    "memory": 25,
 }
 
 

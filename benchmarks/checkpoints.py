@@ -1,7 +1,7 @@
 """Checkpoints to time whole commands on: bfloat16 safetensors with the tensor names of the models.
 
 python -m benchmarks.checkpoints --folder=DIR --model=qwen2.5-1.5b --layers=2
-python -m benchmarks.checkpoints --folder=DIR --stack=32x192x576
+python -m benchmarks.checkpoints --folder=DIR --stack=32x192x576,2x4096x1024 [--same]
 """
 
 import pathlib
@@ -55,8 +55,17 @@ def model_tensors(model: str, layers: int | None) -> Iterator[tuple[str, int, in
                 yield f"model.layers.{layer}.{name}.weight", linear.rows, linear.cols
 
 
-def write(folder: pathlib.Path, tensors: Sequence[tuple[str, int, int]], *, seed: int, most_bytes: int) -> None:
+def write(
+    folder: pathlib.Path, tensors: Sequence[tuple[str, int, int]], *, seed: int, most_bytes: int, same: bool = False
+) -> None:
     """Writes base.safetensors and post.safetensors.
+
+    Args:
+        folder: Where to.
+        tensors: Name, rows and columns of each.
+        seed: Of the weights.
+        most_bytes: Room on the disk.
+        same: All matrices of one shape are the same, for large files soon.
 
     Raises:
         ValueError: The files would take more than `most_bytes`.
@@ -65,9 +74,13 @@ def write(folder: pathlib.Path, tensors: Sequence[tuple[str, int, int]], *, seed
     if size > most_bytes:
         raise ValueError(f"The files would take {size / 2**30:.1f} GiB; there is room for less.")
     sides: tuple[dict[str, np.ndarray], dict[str, np.ndarray]] = ({}, {})
+    made: dict[tuple[int, int], tuple[np.ndarray, np.ndarray]] = {}
     for index, (name, rows, cols) in enumerate(tensors):
-        dtype = np.dtype(ml_dtypes.bfloat16)
-        pair = weight_pairs(rows, cols, 1, dtype=dtype, seed=seed + index)
+        pair = made.get((rows, cols))
+        if pair is None:
+            pair = weight_pairs(rows, cols, 1, dtype=np.dtype(ml_dtypes.bfloat16), seed=seed + index)
+        if same:
+            made[rows, cols] = pair
         for side, stack in zip(sides, pair, strict=True):
             side[name] = stack[0]
     for which, side in zip(("base", "post"), sides, strict=True):
@@ -80,18 +93,20 @@ def main(arguments: Sequence[str]) -> int:
     flags.DEFINE_string("folder", None, "Where to write.", flag_values=values)
     flags.DEFINE_string("model", None, "Whose shapes.", flag_values=values)
     flags.DEFINE_integer("layers", None, "How many layers; all by default.", flag_values=values)
-    flags.DEFINE_string("stack", None, "COUNTxROWSxCOLS instead.", flag_values=values)
+    flags.DEFINE_string("stack", None, "COUNTxROWSxCOLS, or several, instead.", flag_values=values)
     flags.DEFINE_integer("shrink", 1, "Divides every dimension.", flag_values=values)
     flags.DEFINE_integer("seed", 0, "Of the weights.", flag_values=values)
     flags.DEFINE_integer("most_bytes", 2**40, "Room on the disk.", flag_values=values)
+    flags.DEFINE_boolean("same", False, "All matrices of one shape are the same.", flag_values=values)
     values(["checkpoints", *arguments])
     if values.stack:
-        count, rows, cols = map(int, values.stack.split("x"))
-        tensors = [(f"model.layers.{i}.self_attn.k_proj.weight", rows, cols) for i in range(count)]
+        shapes = [tuple(map(int, stack.split("x"))) for stack in values.stack.split(",")]
+        sizes = [(rows, cols) for count, rows, cols in shapes for _ in range(count)]
+        tensors = [(f"model.layers.{i}.self_attn.k_proj.weight", *size) for i, size in enumerate(sizes)]
     else:
         tensors = list(model_tensors(values.model, values.layers))
     shapes = [(name, shrunk(rows, values.shrink), shrunk(cols, values.shrink)) for name, rows, cols in tensors]
-    write(pathlib.Path(values.folder), shapes, seed=values.seed, most_bytes=values.most_bytes)
+    write(pathlib.Path(values.folder), shapes, seed=values.seed, most_bytes=values.most_bytes, same=values.same)
     return 0
 
 

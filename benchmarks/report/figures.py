@@ -220,7 +220,25 @@ def verdicts(records: Sequence[Record]) -> list[Verdict]:
                     fit.exponent <= bound + 0.05,
                 )
             )
-    return found + _accuracy_verdicts(records)
+    return found + _accuracy_verdicts(records) + _reading_verdicts(records)
+
+
+def _reading_verdicts(records):
+    found = []
+    for case, in_case in groups(timed(of_suite(records, "reading"))):
+        own = {record["contestant"]: record for record in in_case}
+        if "plain sequential reads" in own:
+            share = ratio(own["plain sequential reads"]["samples"], own["polarax"]["samples"]).median
+            found.append(Verdict(case, "at least 80% of plain reads", f"{100 * share:.0f}%", share >= 0.8))
+        if "reading alone" in own:
+            whole, *alone = (own[name]["samples"] for name in own)
+            over = statistics.median(mine / max(others) for mine, *others in zip(whole, *alone, strict=True))
+            found.append(Verdict(case, "at most 1.1 x the longer one alone", f"{over:.2f} x", over <= 1.1))
+        for record in in_case:
+            if "idle_bytes" in record:
+                share = (record["peak_bytes"] - record["idle_bytes"]) / record["budget_bytes"]
+                found.append(Verdict(case, "at most 110% of the budget", f"{100 * share:.0f}%", share <= 1.1))
+    return found
 
 
 def _accuracy_verdicts(records):

@@ -24,6 +24,7 @@ def page(results: Results, plots: Sequence[str] = ()) -> str:
         _timed(results.records, "kernels", "Kernels alone"),
         _timed(results.records, "batch", "Stacks of small matrices"),
         _growth(results.records),
+        _timed(results.records, "reading", "Reading and memory"),
         _problems(results),
         *(f"![{name}]({name})\n" for name in plots),
     ]
@@ -198,7 +199,7 @@ def _timed(records, suite, title):
         rows = [_timed_row(record, in_case, peak) for record in in_case]
         header = (
             case, "dtype", "median", "spread", "of the first's time", "first run", "compile",
-            "GFLOP/s", "of the floor", "peak memory",
+            "GFLOP/s", "of the floor", "GB/s", "peak memory",
         )  # fmt: skip
         keep = [0, *(i for i in range(1, len(header)) if any(row[i] for row in rows))]
         kept = [[row[i] for i in keep] for row in rows]
@@ -209,7 +210,7 @@ def _timed(records, suite, title):
 def _timed_row(record: Record, in_case, peak):
     name = record["contestant"]
     if not record.get("samples"):
-        return (f"{name}: {record.get('error') or record.get('left_out')}", *[""] * 9)
+        return (f"{name}: {record.get('error') or record.get('left_out')}", *[""] * 10)
     rate = figures.rate(record)
     return (
         name,
@@ -221,11 +222,14 @@ def _timed_row(record: Record, in_case, peak):
         seconds(record.get("compile_seconds")),
         f"{rate / 1e9:.3g}" if rate else "",
         _percent(figures.share_of_peak(record, peak)),
+        f"{record['bytes'] / figures.median_seconds(record) / 1e9:.3g}" if record.get("bytes") else "",
         _memory(record),
     )
 
 
 def _memory(record):
+    if "idle_bytes" in record:
+        return f"{record['peak_bytes'] / 2**20:.0f} MiB, {record['idle_bytes'] / 2**20:.0f} MiB of them idle"
     if "peak_bytes" in record:
         return f"{record['peak_bytes'] / 2**20:.0f} MiB"
     if record.get("argument_bytes"):
