@@ -17,6 +17,7 @@ import numpy as np
 from polarax import kernels
 from polarax.devices import (
     most_lanes,
+    release_free_memory,
     shared_cores,
     stack_mesh,
     stack_sharding,
@@ -94,7 +95,8 @@ def compare(
         dtype: Working precision, "float64" or "float32"; "auto" is float64 where that is fast.
         top_k: Leading singular vectors whose subspaces are compared.
         method: How to decompose, one of `polarax.kernels.SVD_METHODS`.
-        memory_gib: Memory the stacks in flight may take.
+        memory_gib: Memory that a run may take on the host, over that of an idle process; a matrix that needs more is
+            named on standard error before any work, and computed alone.
         role_map: A table of names of your own, or the JSON file it is in: see `polarax.loaders.parse_role_map`.
         common_rows: Compare embeddings and heads of different vocabularies on the rows that both have.
         overwrite: Replace a run that is already at `out`.
@@ -232,8 +234,8 @@ def _describe(request):
 def _run_stacks(request, stacks, place, writer, progress):
     """Measures and writes every stack; returns the seconds spent on reading (waiting), compiling and computing.
 
-    The next stack is read, and its program compiled, while this one is computed: of the compilation seconds only those
-    before the first stack add to the others.
+    The next stack is read while this one is computed, and its program compiled if there is memory for both: of the
+    compilation seconds only those before the first stack add to the others then.
     """
     seconds = dict.fromkeys(("read", "compile", "compute"), 0.0)
     if not stacks:
@@ -251,9 +253,10 @@ def _run_stacks(request, stacks, place, writer, progress):
             before = dict(seconds)
             with _timed(seconds, "read"):
                 operands = next(read)
+            programs.of(stack)
             with _timed(seconds, "compute"), shared_cores(max(stack.lanes, jax.local_device_count())):
                 lanes = programs.start(pool, stack, operands)
-                if following is not None:
+                if following is not None and request.plan.compiles_ahead:
                     programs.of(following)
                 readings = _as_stored(_joined([lane.result() for lane in lanes]), stack)
             del operands  # its memory is filled again
@@ -293,6 +296,7 @@ class _Programs:
                     batched=takes_batches(),
                 )
                 self._compiled[key] = lowered.compile()
+                release_free_memory()
         return self._compiled[key]
 
     def start(self, pool, stack, operands):

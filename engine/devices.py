@@ -1,6 +1,7 @@
 """The devices of this process: how a stack is spread over them, and the precision they work in."""
 
 import contextlib
+import ctypes
 import os
 import pathlib
 import re
@@ -55,6 +56,15 @@ def shared_cores(lanes: int) -> Iterator[None]:
         return
     with threadpoolctl.threadpool_limits(max(1, cores() // lanes), user_api="blas"):
         yield
+
+
+def release_free_memory() -> None:
+    """Gives memory that was freed back to the operating system, where the C library can (glibc).
+
+    Compiling a program leaves a few hundred MB behind in small pieces, which would count as this process's to its end.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def fast_float64() -> bool:

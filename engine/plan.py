@@ -22,6 +22,12 @@ _SQUARE_ARRAYS, _BLOCK_ARRAYS = 13, 4
 _WHOLE_ARRAYS = 12
 _BLOCK_ROWS = 1024  # of a block, or n
 
+# Of the memory given, what compiled programs take (200 MB and more, measured), and what compiling the next ones besides
+# takes while a stack is computed, which is done only if there is plenty; at most this share of it all.
+_PROGRAM_BYTES, _COMPILING_BYTES = 2**28, 2**29
+_PLENTY_BYTES = 2**31
+_PROGRAM_SHARE = 4
+
 # Matrices that are not stored as they are computed are read beside their place, and copied into it: of so many bytes
 # together, or one of them, at a time.
 BESIDE_BYTES = 64 * 2**20
@@ -95,14 +101,22 @@ class Plan:
         return sum(stack.operations for stack in self.stacks)
 
     @property
+    def compiles_ahead(self) -> bool:
+        """Whether there is memory to compile the next program while a stack is computed."""
+        return self.memory_bytes >= _PLENTY_BYTES
+
+    @property
     def peak_memory(self) -> int:
-        """Estimated peak bytes on one CPU host: the stack at work, the next one being read, and the work arrays."""
+        """Estimated peak bytes on one CPU host, over those of an idle process.
+
+        The stack at work, the next one being read, the work arrays, the programs.
+        """
         following = (*(stack.bytes_read for stack in self.stacks[1:]), 0)
         peaks = (
             stack.bytes_read + ahead + stack.lanes * stack.work_bytes
             for stack, ahead in zip(self.stacks, following, strict=False)
         )
-        return max(peaks, default=0)
+        return _program_bytes(self.memory_bytes) + max(peaks, default=0)
 
     @property
     def warning(self) -> str:
@@ -112,10 +126,12 @@ class Plan:
             for stack in self.stacks
             for pair in stack.pairs
         ]
-        large = [(need, pair) for need, pair in needs if need > self.memory_bytes]
+        available = self.memory_bytes - _program_bytes(self.memory_bytes)
+        large = [(need, pair) for need, pair in needs if need > available]
         if not large:
             return ""
         most, pair = max(large, key=lambda found: found[0])
+        most += _program_bytes(self.memory_bytes)
         return (
             f"{len(large)} of {len(needs)} matrices need more than the {self.memory_bytes / 2**30:.3g} GiB of "
             f"memory_gib and are taken one at a time: about {most / 2**30:.3g} GiB for {pair.name} "
@@ -183,7 +199,7 @@ def _stack(
     for members in groups.values():
         work_bytes, beside = work_of(members[0]), max(map(_beside_bytes, members))
         in_flight = 2 * _stored_bytes(members[0])  # of the stack at work, and of the next one
-        available = memory_bytes - 2 * beside
+        available = memory_bytes - _program_bytes(memory_bytes) - 2 * beside
         lanes = max(1, min(most_lanes, len(members), available // (work_bytes + in_flight)))
         working = max(devices, lanes) * work_bytes
         # The first stack of a shape is read while the last one of the shape before it is still at work.
@@ -204,6 +220,11 @@ def _work_bytes(dtype: str, method: str, pair: Pair) -> int:
     if method in ("auto", "gram"):
         return 8 * n * (_SQUARE_ARRAYS * n + _BLOCK_ARRAYS * min(m, max(n, _BLOCK_ROWS))) + _stored_bytes(pair)
     return _WHOLE_ARRAYS * np.dtype(dtype).itemsize * m * n
+
+
+def _program_bytes(memory_bytes: int) -> int:
+    wanted = _PROGRAM_BYTES + (_COMPILING_BYTES if memory_bytes >= _PLENTY_BYTES else 0)
+    return min(wanted, memory_bytes // _PROGRAM_SHARE)
 
 
 def _beside_bytes(pair: Pair) -> int:

@@ -51,7 +51,7 @@ def define_comparison_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_float(
         "memory_gib",
         DEFAULT_MEMORY_GIB,
-        "Memory, in GiB, that the matrices in flight may take.",
+        "Memory, in GiB, that a run may take on the host, over that of an idle process.",
         flag_values=values,
     )
 
