@@ -1,9 +1,11 @@
-"""Settings that hold for every test."""
+"""Settings that hold for every test, and a web server for those that need one."""
 
 import os
 
 import hypothesis
 import pytest
+
+from tests.web_server import serve
 
 # What tests expect is measured on the CPU; a platform that was asked for wins. Set here because no
 # test module has imported jax yet.
@@ -24,3 +26,12 @@ def compiled_programs_are_released():
 
     yield
     jax.clear_caches()
+
+
+@pytest.fixture
+def web(tmp_path):
+    """A web server on loopback that serves an empty folder."""
+    root = tmp_path / "web"
+    root.mkdir()
+    with serve(root) as server:
+        yield server
