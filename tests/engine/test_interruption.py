@@ -306,7 +306,7 @@ def impatient(monkeypatch):
 
 
 class TestInputThatGoes:
-    """The next stack is read ahead: a run that loses its input after three stacks ends with three or four."""
+    """After three stacks; one that was read ahead may still be finished."""
 
     @pytest.mark.parametrize(
         ("fault", "problem"),
@@ -329,7 +329,7 @@ class TestInputThatGoes:
         out = tmp_path / "run"
         done = cli(*arguments(urls, out))
         assert_one_line(done, "part-way", f"{urls[1]}: tensor 'model.layers.", problem, code=1)
-        assert 3 <= assert_whole_so_far(out) <= 4
+        assert 3 <= assert_whole_so_far(out) < MATRICES
         web.faults.clear()
         assert cli(*arguments(urls, out)).code == 0
         assert_same_run(out, whole)
@@ -358,7 +358,7 @@ class TestInputThatGoes:
         done = cli(*arguments((base, post), out))
         problem = "the file is gone" if change == "removed" else "it changed since it was first read"
         assert_one_line(done, "part-way", f"{post}: tensor 'model.layers.", problem, code=1)
-        assert 3 <= assert_whole_so_far(out) <= 4
+        assert 3 <= assert_whole_so_far(out) < MATRICES
         post.write_bytes(content)
         assert cli(*arguments((base, post), out)).code == 0
         assert_same_run(out, whole)
