@@ -1,6 +1,7 @@
 """Arrays of a run directory: zarr3 through tensorstore."""
 
 import os
+import re
 
 import numpy as np
 import tensorstore as ts
@@ -24,7 +25,13 @@ def write_array(path: str | os.PathLike, values: np.ndarray) -> None:
         ).result()
         store.write(values).result()
     except ValueError as error:  # what TensorStore makes of every failure of a file system
-        raise OSError(" ".join(str(error).split())) from error
+        raise _os_error(error) from error
+
+
+def _os_error(error):
+    """The system's own error where TensorStore's message, of many lines, names it."""
+    code = re.search(r"os_error_code='(\d+)'", str(error))
+    return OSError(int(code[1]), os.strerror(int(code[1]))) if code else OSError(" ".join(str(error).split()))
 
 
 def read_array(path: str | os.PathLike, row: int | None = None) -> np.ndarray:

@@ -28,7 +28,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    code = 0
+    try:
+        code = _main(list(sys.argv[1:] if argv is None else argv))
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # whoever read the output (head, less) has seen enough
+        _drop_output()
+        return code
+    except OSError as error:
+        _drop_output()
+        return code or _fail(f"The output cannot be written: {error.strerror}.", code=1)
+
+
+def _main(arguments):
     if not arguments or arguments[0] in ("--help", "-h", "help", "--helpfull"):
         print(_usage())
         return 0 if arguments else 2
@@ -59,12 +72,9 @@ def _run(module, values):
     from polarax.errors import INPUT_ERRORS, RunError
 
     try:
-        code = module.run(values)
-        sys.stdout.flush()
-        return code
-    except BrokenPipeError:  # whoever read the output (head, less) has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return module.run(values)
+    except BrokenPipeError:
+        raise
     except (*INPUT_ERRORS, RunError) as error:
         if values.verbosity >= 1:
             traceback.print_exc()
@@ -76,6 +86,11 @@ def _run(module, values):
             traceback.print_exc()
         hint = "" if values.verbosity >= 1 else " (--verbosity=1 shows where)"
         return _fail(f"{type(error).__name__}: {_one_line(error)}{hint}", code=1)
+
+
+def _drop_output():
+    """Lets the interpreter's last flush, on exit, find a place for what nobody takes."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _fail(message, code=2):

@@ -9,6 +9,7 @@ arrays/NNNN-MxN/  spectra and principal angles of one stack (zarr3), and names.j
 plots/          pictures
 """
 
+import contextlib
 import csv
 import fcntl
 import io
@@ -17,7 +18,8 @@ import math
 import os
 import pathlib
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import IO, Any
 
 import numpy as np
 
@@ -35,7 +37,11 @@ NAMES_FILE = "names.json"
 PLOTS_FOLDER = "plots"
 LOCK_FILE = ".lock"
 
+_PARTIAL = ".partial"  # ends the name of a file until it is whole
+
 _CONTENTS = (MATRICES_FILE, SKIPPED_FILE, SUMMARY_FILE, ARRAYS_FOLDER, PLOTS_FOLDER, RUN_FILE)
+# What a run leaves that ended before it had a run.json, or while it replaced a file.
+_LEFTOVERS = (LOCK_FILE, *(name + _PARTIAL for name in _CONTENTS))
 
 
 def claim_directory(
@@ -50,6 +56,7 @@ def claim_directory(
 
     Raises:
         UsageError: `path` is a file, or holds something else than a run, or a run of other inputs or flags.
+        RunError: Another process writes the run that is to be removed.
     """
     path = pathlib.Path(path).expanduser()
     try:
@@ -63,7 +70,7 @@ def claim_directory(
 def _make_way(path, description, overwrite):
     if path.exists() and not path.is_dir():
         raise UsageError(f"Output {path} is a file. Expected a new or empty folder.")
-    if not path.is_dir() or not any(entry.name != LOCK_FILE for entry in path.iterdir()):
+    if not path.is_dir() or all(entry.name in _LEFTOVERS for entry in path.iterdir()):
         return
     if not (path / RUN_FILE).is_file():
         raise UsageError(f"Output {path} is not empty and is not a run of polarax. Nothing was written.")
@@ -74,11 +81,12 @@ def _make_way(path, description, overwrite):
                 f"Output {path} holds a run of something else: {differs}. Give another folder, or --overwrite it."
             )
         return
-    for name in _CONTENTS:
-        if (path / name).is_dir():
-            shutil.rmtree(path / name)
-        else:
-            (path / name).unlink(missing_ok=True)
+    with _locked(path):
+        for name in _CONTENTS:
+            if (path / name).is_dir():
+                shutil.rmtree(path / name)
+            else:
+                (path / name).unlink(missing_ok=True)
 
 
 def _differences(path, description):
@@ -128,8 +136,8 @@ class RunWriter:
         self._description = dict(description)
         self._columns = tuple(columns)
         self._rows: list[tuple[int, list[str]]] = []
-        with _writing(path):
-            self._lock = _locked(path)
+        with writing(path), contextlib.ExitStack() as on_failure:
+            self._lock = on_failure.enter_context(_locked(path))
             self._found = _whole_rows(path / MATRICES_FILE, self._columns)
             if (path / RUN_FILE).is_file():
                 before = json.loads((path / RUN_FILE).read_text(encoding="utf-8"))
@@ -138,6 +146,7 @@ class RunWriter:
             _write_csv(path / SKIPPED_FILE, Skipped._fields, ([row.name, row.reason] for row in skipped))
             if not self._found:
                 _write_csv(path / MATRICES_FILE, self._columns, [])
+            on_failure.pop_all()  # whoever has the writer closes it
 
     def unfinished(self, stacks: Sequence[Stack], place: Mapping[str, int]) -> list[Stack]:
         """The stacks that are still to be measured; what an earlier process left of others is removed.
@@ -147,7 +156,7 @@ class RunWriter:
             place: For each name, its place in the model.
         """
         done = {stack.label for stack in stacks if self._is_finished(stack)}
-        with _writing(self.path):
+        with writing(self.path):
             for folder in (self.path / ARRAYS_FOLDER).glob("*"):
                 if folder.name not in done:
                     shutil.rmtree(folder)
@@ -180,7 +189,7 @@ class RunWriter:
             places: For each row, its place in the model.
         """
         folder = self.path / ARRAYS_FOLDER / stack.label
-        with _writing(self.path):
+        with writing(self.path):
             folder.mkdir(parents=True)
             for name, values in arrays.items():
                 write_array(folder / name, values)
@@ -192,7 +201,7 @@ class RunWriter:
     def finish(self, seconds: Mapping[str, float], summary: Mapping) -> None:
         """Puts the rows in model order, writes the summary, marks the run finished and lets go of it."""
         rows = [cells for _, cells in sorted(self._rows, key=lambda item: item[0])]
-        with _writing(self.path):
+        with writing(self.path):
             _write_csv(self.path / MATRICES_FILE, self._columns, rows)
             self._write_json(SUMMARY_FILE, summary)
             self._write_json(RUN_FILE, {**self._description, "state": "finished", "seconds": dict(seconds)})
@@ -206,7 +215,9 @@ class RunWriter:
         return [_cell(row.get(column)) for column in self._columns]
 
     def _write_json(self, name, content):
-        _replace(self.path / name, json.dumps(jsonable(content), indent=1, allow_nan=False) + "\n")
+        text = json.dumps(jsonable(content), indent=1, allow_nan=False) + "\n"
+        with replacing(self.path / name, mode="w", encoding="utf-8") as file:
+            file.write(text)
 
 
 def _locked(path):
@@ -232,18 +243,24 @@ def _whole_rows(path, columns):
     return {row[0]: row for row in rows if len(row) == len(columns)}
 
 
-class _writing:
-    """Turns an OSError while writing below a folder (a full disk, say) into a RunError."""
+@contextlib.contextmanager
+def writing(path: pathlib.Path) -> Iterator[None]:
+    """Turns an OSError while writing the run at `path` (a full disk, say) into a RunError."""
+    try:
+        yield
+    except OSError as error:
+        raise RunError(f"Cannot write the run at {path}: {error.strerror or error}.") from error
 
-    def __init__(self, path):
-        self._path = path
 
-    def __enter__(self):
-        return self
-
-    def __exit__(self, kind, error, trace):
-        if isinstance(error, OSError):
-            raise RunError(f"Cannot write the run at {self._path}: {error.strerror or error}.") from error
+@contextlib.contextmanager
+def replacing(path: pathlib.Path, **options: Any) -> Iterator[IO]:
+    """A file to write, that takes the place of `path` when it is whole and on the disk; options as for `open`."""
+    temporary = path.with_name(path.name + _PARTIAL)
+    with open(temporary, **options) as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
 
 
 def jsonable(content):
@@ -265,15 +282,7 @@ def _cell(value):
 
 
 def _write_csv(path, header, rows):
-    temporary = path.with_name(path.name + ".partial")
-    with open(temporary, "w", newline="", encoding="utf-8") as file:
+    with replacing(path, mode="w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(header)
         writer.writerows(rows)
-    os.replace(temporary, path)
-
-
-def _replace(path, text):
-    temporary = path.with_name(path.name + ".partial")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)

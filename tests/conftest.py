@@ -1,12 +1,18 @@
-"""Settings that hold for every test."""
+"""Settings that hold for every test, and a web server for those that need one."""
 
 import atexit
+import contextlib
 import os
+import pathlib
 import shutil
+import subprocess
 import tempfile
+from typing import NamedTuple
 
 import hypothesis
 import pytest
+
+from tests.web_server import serve
 
 # What tests expect is measured on the CPU; a platform that was asked for wins. Set here because no
 # test module has imported jax yet.
@@ -33,3 +39,32 @@ def compiled_programs_are_released():
 
     yield
     jax.clear_caches()
+
+
+@pytest.fixture
+def web(tmp_path):
+    """A web server on loopback that serves an empty folder."""
+    root = tmp_path / "web"
+    root.mkdir()
+    with serve(root) as server:
+        yield server
+
+
+class SmallDisk(NamedTuple):
+    """Where a file system of memory can be mounted, by a process that is run by way of `prefix`."""
+
+    path: pathlib.Path  # an empty folder
+    prefix: list[str]  # gives the process mounts of its own, which go with it
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk that a test may fill; skips where the system lets nobody mount one."""
+    path = tmp_path / "disk"
+    path.mkdir()
+    for prefix in (["unshare", "--mount"], ["unshare", "--user", "--map-root-user", "--mount"]):
+        with contextlib.suppress(FileNotFoundError):
+            mounting = [*prefix, "mount", "-t", "tmpfs", "-o", "size=64k", "none", str(path)]
+            if subprocess.run(mounting, capture_output=True, timeout=30).returncode == 0:
+                return SmallDisk(path, prefix)
+    pytest.skip("no file system can be mounted")

@@ -14,6 +14,7 @@ from polarax.errors import UsageError
 from polarax.loaders import ROLES
 from polarax.metrics import status_kind
 from polarax.report.reading import matrix_label
+from polarax.run_directory import replacing, writing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -41,6 +42,7 @@ def write_plots(run: "Run", folder: pathlib.Path) -> list[pathlib.Path]:
 
     Raises:
         UsageError: matplotlib is not installed.
+        RunError: The folder cannot be written.
     """
     frame = run.frame()
     drawn = {"scaling": plot_scaling(run)}
@@ -48,12 +50,14 @@ def write_plots(run: "Run", folder: pathlib.Path) -> list[pathlib.Path]:
         drawn["nf"] = plot_nf(run)
     if "budget_scaling" in frame:
         drawn["drift_budget"] = plot_drift_budget(run)
-    folder.mkdir(parents=True, exist_ok=True)
     written = []
-    for name, figure in drawn.items():
-        if figure is not None:
-            written.append(folder / f"{name}.png")
-            figure.savefig(written[-1], dpi=130)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, figure in drawn.items():
+            if figure is not None:
+                written.append(folder / f"{name}.png")
+                with replacing(written[-1], mode="wb") as file:
+                    figure.savefig(file, format="png", dpi=130)
     return written
 
 

@@ -83,7 +83,7 @@ class HttpClient:
 
         Raises:
             MayPass: If there is no answer, or one that says to try again.
-            StoreError: If it redirects in circles, or to something that is not the web.
+            StoreError: If it redirects in circles, from https to http, or to something that is not the web.
         """
         headers = {"Accept-Encoding": "identity", "User-Agent": "polarax"}
         if first is not None:
@@ -100,9 +100,12 @@ class HttpClient:
                 answer.body.read(_SHORT)  # to its end, so that the connection can be kept
             if not target:
                 raise StoreError(f"the server redirects (HTTP {answer.status}) without saying where")
-            url = urllib.parse.urljoin(url, target)
-            if urllib.parse.urlsplit(url).scheme not in ("http", "https"):
+            before, url = urllib.parse.urlsplit(url).scheme, urllib.parse.urljoin(url, target)
+            scheme = urllib.parse.urlsplit(url).scheme
+            if scheme not in ("http", "https"):
                 raise StoreError("the server redirects to an address that is not http or https")
+            if (before, scheme) == ("https", "http"):  # anyone on the way could send other bytes
+                raise StoreError("the server redirects from https to http, where nothing shows who answers")
         raise StoreError(f"the server redirects more than {_MOST_REDIRECTS} times")
 
     @contextlib.contextmanager
@@ -121,9 +124,11 @@ class HttpClient:
                 connection, target = kept
             while True:
                 if connection is None:
-                    connection, target = _connect(parts, PATIENCE.idle)
+                    connection, target = _connection(parts, PATIENCE.idle)
                 watch = _Watch(connection, limit)
                 try:
+                    if connection.sock is None:
+                        _connect(connection)
                     path = urllib.parse.urlunsplit(("", "", parts.path or "/", parts.query, ""))
                     connection.request("GET", target + path, headers=headers)
                     response = connection.getresponse()
@@ -141,8 +146,6 @@ class HttpClient:
             if watch is not None and watch.rang:
                 raise MayPass(_too_slow()) from error
             raise
-        except ssl.SSLCertVerificationError as error:
-            raise StoreError(f"the server's certificate is not trusted: {error.verify_message}") from error
         except socket.gaierror as error:
             if error.errno == socket.EAI_NONAME:
                 raise StoreError(f"there is no host {parts.hostname!r}") from error
@@ -183,12 +186,14 @@ class _Watch:
 
     def _ring(self) -> None:
         self.rang = True
-        with contextlib.suppress(OSError, AttributeError):  # closed meanwhile
-            self._connection.sock.shutdown(socket.SHUT_RDWR)
+        with contextlib.suppress(OSError, TypeError):  # closed meanwhile
+            # Not SSLSocket's own method: it takes the encryption off, and a reader would take what is still to come,
+            # encrypted, for the file.
+            socket.socket.shutdown(self._connection.sock, socket.SHUT_RDWR)
 
 
-def _connect(parts: urllib.parse.SplitResult, timeout: float) -> tuple[http.client.HTTPConnection, str]:
-    """A connection to a server, by the proxy of the environment if there is one, and what goes before a path."""
+def _connection(parts: urllib.parse.SplitResult, timeout: float) -> tuple[http.client.HTTPConnection, str]:
+    """How to connect to a server, by the proxy of the environment if there is one, and what goes before a path."""
     host = parts.hostname
     try:
         port = parts.port
@@ -207,6 +212,18 @@ def _connect(parts: urllib.parse.SplitResult, timeout: float) -> tuple[http.clie
         connection.set_tunnel(host, port)
         return connection, ""
     return kind(by.hostname or "", by.port, timeout=timeout), f"http://{parts.netloc.rpartition('@')[2]}"
+
+
+def _connect(connection: http.client.HTTPConnection) -> None:
+    """Connects; servers that cannot be trusted, or speak no TLS that is understood, will not do so later either."""
+    try:
+        connection.connect()
+    except ssl.SSLCertVerificationError as error:
+        raise StoreError(f"the server's certificate is not trusted: {error.verify_message}") from error
+    except (ssl.SSLEOFError, ssl.SSLZeroReturnError, ssl.SSLSyscallError):  # the connection was dropped
+        raise
+    except ssl.SSLError as error:
+        raise StoreError(f"no secure connection with the server: {error.reason or error}") from error
 
 
 def span_of(answer: Answer, first: int, last: int) -> Span:

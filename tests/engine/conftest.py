@@ -12,6 +12,8 @@ import safetensors.numpy
 import scipy.linalg
 
 import polarax
+from polarax.cli import main
+from tests.engine.command import Done
 
 LAYERS = 3
 HIDDEN = 48
@@ -124,6 +126,18 @@ def small(tmp_path) -> SmallPair:
         base | vector,
         post | vector,
     )
+
+
+@pytest.fixture
+def cli(capsys) -> Callable[..., Done]:
+    """Runs a command in this process."""
+
+    def run(*arguments):
+        capsys.readouterr()
+        code = main([str(argument) for argument in arguments])
+        return Done(code, *capsys.readouterr())
+
+    return run
 
 
 def _with_decaying_spectrum(rng, shape):

@@ -5,35 +5,13 @@ import os
 import pathlib
 import subprocess
 import sys
-from typing import NamedTuple
 
 import numpy as np
 import pytest
 
 import polarax
 import polarax.comparison
-from polarax.cli import main
-
-# Nothing is kept in the home folder of whoever runs the tests.
-NO_CACHE = "--compilation_cache="
-
-
-class Done(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-@pytest.fixture
-def cli(capsys):
-    """Runs a command in this process."""
-
-    def run(*arguments):
-        capsys.readouterr()
-        code = main([str(argument) for argument in arguments])
-        return Done(code, *capsys.readouterr())
-
-    return run
+from tests.engine.command import NO_CACHE, Done, assert_one_line, shell
 
 
 @pytest.fixture
@@ -52,27 +30,6 @@ def compare(cli, small, tmp_path):
         return cli("compare", *flags, "--noplots", *more)
 
     return run
-
-
-def shell(*arguments, **options):
-    """Runs a command in a process of its own, as a user does."""
-    return subprocess.run(
-        [sys.executable, "-m", "polarax", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        **options,
-    )
-
-
-def assert_one_line(done, *words, code=2):
-    """That a command ended with one line on standard error, which says these words."""
-    assert done.code == code, done
-    assert done.err.startswith("polarax: ") and done.err.endswith("\n")
-    assert done.err.count("\n") == 1, done.err
-    assert "Traceback" not in done.err and done.out == ""
-    for word in words:
-        assert str(word) in done.err, done.err
 
 
 class TestBadCheckpoints:
@@ -122,13 +79,6 @@ class TestBadCheckpoints:
         (tmp_path / "pytorch_model.bin").write_bytes(b"\x80\x04.")
         assert_one_line(compare(base=tmp_path / "pytorch_model.bin"), "never opened")
 
-    def test_an_index_that_names_a_missing_shard(self, compare, tmp_path, small, write):
-        folder = tmp_path / "sharded"
-        write(folder, small.post_arrays, shards=2)
-        missing = folder / "model-00002-of-00002.safetensors"
-        missing.unlink()
-        assert_one_line(compare(post=folder), missing, "no such file", "index.json names it")
-
     def test_two_models_with_nothing_in_common(self, compare, tmp_path, write):
         other = write(tmp_path / "other.safetensors", {"decoder.w": np.eye(3, dtype=np.float32)})
         assert_one_line(compare(post=other), "no tensor name in common", "'decoder.w'", "'model.layers.0")
@@ -137,6 +87,87 @@ class TestBadCheckpoints:
         halves = {name: w[:4] for name, w in small.post_arrays.items()}
         other = write(tmp_path / "other.safetensors", halves)
         assert_one_line(compare(post=other), "No matrix can be compared", "(12, 8)", "(4, 8)", "'model."[1:])
+
+
+class TestDamagedShards:
+    """Headers and indexes that lie, as both commands meet them: one line, and nothing at --out."""
+
+    FIRST, SECOND = (f"model-0000{number}-of-00002.safetensors" for number in (1, 2))
+    INDEX = "model.safetensors.index.json"
+    NAME = "model.layers.0.self_attn.q_proj.weight"  # in the first shard, with the vector
+    VECTOR = "model.norm.weight"
+
+    @pytest.fixture
+    def sharded(self, small, tmp_path, write):
+        return pathlib.Path(write(tmp_path / "sharded", small.post_arrays, shards=2))
+
+    @pytest.fixture
+    def refused(self, cli, compare, small, sharded, tmp_path):
+        def check(*words):
+            assert_one_line(compare(post=sharded), sharded, *words)
+            assert not (tmp_path / "run").exists()
+            assert_one_line(cli("plan", f"--base={small.base}", f"--post={sharded}"), sharded, *words)
+
+        return check
+
+    @pytest.mark.parametrize("kept", [0, 7, 40, -1])
+    def test_a_shard_that_was_cut(self, refused, sharded, kept):
+        os.truncate(sharded / self.SECOND, kept if kept >= 0 else os.path.getsize(sharded / self.SECOND) - 1)
+        refused(self.SECOND, "is empty" if kept == 0 else "7 bytes" if kept == 7 else "truncated")
+
+    @pytest.mark.parametrize("length", [10**8 + 1, 2**40, 2**64 - 1])
+    def test_a_header_of_absurd_length(self, refused, sharded, length):
+        with (sharded / self.SECOND).open("r+b") as file:
+            file.write(length.to_bytes(8, "little"))
+            file.truncate(1 << 40)  # so that the file is no shorter
+        refused(self.SECOND, str(length), "limit 100000000")
+
+    def test_tensors_that_overlap(self, refused, sharded):
+        def overlap(header):
+            header[self.VECTOR]["data_offsets"] = [0, 32]
+            header[self.NAME]["data_offsets"] = [28, 28 + 384]
+
+        rewrite_header(sharded / self.FIRST, overlap)
+        refused(self.FIRST, f"tensor {self.NAME!r}", f"overlaps {self.VECTOR!r}")
+
+    def test_bytes_that_are_nobodys(self, refused, sharded):
+        with (sharded / self.FIRST).open("ab") as file:
+            file.write(b"more")
+        refused(self.FIRST, "4 bytes after")
+
+    def test_a_name_twice_in_one_header(self, refused, sharded):
+        content = (sharded / self.FIRST).read_bytes()
+        length, rest = int.from_bytes(content[:8], "little"), content[8:]
+        twice = rest.replace(self.VECTOR.encode(), self.NAME.encode())
+        length += len(twice) - len(rest)
+        (sharded / self.FIRST).write_bytes(length.to_bytes(8, "little") + twice)
+        refused(self.FIRST, f"duplicate key {self.NAME!r}")
+
+    def test_a_name_in_two_shards(self, refused, sharded):
+        (sharded / self.SECOND).write_bytes((sharded / self.FIRST).read_bytes())
+        refused(self.SECOND, "tensor 'model.", f"is also in {self.FIRST}")
+
+    @pytest.mark.parametrize("file", ["../base.safetensors", "/etc/passwd", "a/../../base.safetensors", 7])
+    def test_an_index_that_leaves_its_folder(self, refused, sharded, file):
+        index = json.loads((sharded / self.INDEX).read_text())
+        index["weight_map"][self.NAME] = file
+        (sharded / self.INDEX).write_text(json.dumps(index))
+        refused(self.INDEX, f"tensor {self.NAME!r}", repr(file))
+
+    def test_an_index_that_names_what_is_not_in_the_shard(self, refused, sharded):
+        index = json.loads((sharded / self.INDEX).read_text())
+        index["weight_map"]["lm_head.weight"] = self.SECOND
+        (sharded / self.INDEX).write_text(json.dumps(index))
+        refused(self.SECOND, "has no tensor 'lm_head.weight'", self.INDEX)
+
+    @pytest.mark.parametrize("text", [b"", b"{", b"[]", b"\xff\xfe", b'{"weight_map": 3}'])
+    def test_an_index_that_is_none(self, refused, sharded, text):
+        (sharded / self.INDEX).write_bytes(text)
+        refused(self.INDEX)
+
+    def test_an_index_without_its_shards(self, refused, sharded):
+        (sharded / self.SECOND).unlink()
+        refused(self.SECOND, "no such file", f"{self.INDEX} names it")
 
 
 class TestBadFlags:
@@ -449,6 +480,13 @@ class TestShell:
         done = shell("compare", f"--base={missing}", f"--post={small.post}", f"--out={tmp_path}/r")
         assert done.returncode == 2 and done.stdout == ""
         assert done.stderr == f"polarax: {missing}: no such file or folder\n"
+
+    def test_output_that_finds_no_room_is_one_line(self):
+        command = [sys.executable, "-m", "polarax", "--version"]
+        with open("/dev/full", "w") as full:
+            done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=120)
+        assert done.returncode == 1
+        assert done.stderr == "polarax: The output cannot be written: No space left on device.\n"
 
     def test_a_reader_that_has_seen_enough_is_no_failure(self, small, tmp_path):
         command = f"{sys.executable} -m polarax plan --base=base.safetensors --post={small.post}"

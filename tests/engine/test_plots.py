@@ -1,5 +1,6 @@
 """The plots: panels, lines, bars and colours are those of the numbers."""
 
+import resource
 import struct
 
 import numpy as np
@@ -212,6 +213,16 @@ class TestWriting:
 
     def test_a_run_where_nothing_can_be_drawn_has_no_plots(self, tmp_path):
         assert write_plots(TableRun([row("other", 0)]), tmp_path) == []
+
+    def test_a_full_disk_leaves_no_part_of_a_picture(self, tmp_path):
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))  # the system then refuses longer files
+        try:
+            with pytest.raises(polarax.RunError, match=r"^Cannot write the run at .*plots: File too large\.$"):
+                write_plots(TableRun([row("q", 0)]), tmp_path / "plots")
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert not list(tmp_path.rglob("*.png"))
 
     def test_a_large_model_does_not_make_a_picture_without_end(self):
         rows = [row(role, layer) for role in ("q", "k", "v", "o") for layer in range(200)]

@@ -10,7 +10,7 @@ import polarax
 import polarax.arrays
 import polarax.comparison
 import polarax.run_directory
-from polarax.run_directory import claim_directory, jsonable
+from polarax.run_directory import RunWriter, claim_directory, jsonable
 
 # A limit on the size of files stands in for a full disk: both fail in the middle of a write.
 FULL_DISK = """
@@ -74,8 +74,11 @@ class TestClaim:
         command = [sys.executable, "-c", f"{lock}; print(1, flush=True); input()", str(out / ".lock")]
         with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
             other.stdout.readline()
-            with pytest.raises(polarax.RunError, match="Another process is writing"):
-                polarax.compare(small.base, small.post, out, metrics="change", progress=False)
+            before = files(out)
+            for overwrite in (False, True):
+                with pytest.raises(polarax.RunError, match="Another process is writing"):
+                    polarax.compare(small.base, small.post, out, metrics="change", overwrite=overwrite, progress=False)
+            assert files(out) == before
             other.communicate("\n", timeout=30)
         assert polarax.compare(small.base, small.post, out, metrics="change", progress=False).finished
 
@@ -139,6 +142,15 @@ class TestWriting:
         monkeypatch.setattr(polarax.comparison, "claim_directory", obstruct)
         with pytest.raises(polarax.RunError, match=r"Cannot write the run at .*run: "):
             polarax.compare(small.base, small.post, tmp_path / "run", metrics="change", progress=False)
+
+    def test_a_run_that_could_not_begin_is_let_go_of(self, tmp_path):
+        path = claim_directory(tmp_path / "run")
+        (path / "skipped.csv").mkdir()
+        with pytest.raises(polarax.RunError) as caught:
+            RunWriter(path, {}, ["name"], [])
+        (path / "skipped.csv").rmdir()
+        RunWriter(path, {}, ["name"], []).close()
+        del caught  # until here it held the traceback, and with it the writer that failed
 
     def test_a_full_disk_in_the_middle_keeps_what_is_finished(self, tmp_path, write):
         rng = np.random.default_rng(10)

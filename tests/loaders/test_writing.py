@@ -2,6 +2,8 @@ import json
 import os
 import resource
 import shutil
+import subprocess
+import sys
 
 import ml_dtypes
 import numpy as np
@@ -12,6 +14,26 @@ from polarax.loaders import CheckpointError, open_checkpoint, write_checkpoint
 
 FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 INDEX = "model.safetensors.index.json"
+
+# The disk fills up after the space was looked at, when the first of two tensors is on it.
+FILLING_DISK = """
+import os, pathlib, subprocess, sys
+import numpy as np
+from polarax.loaders import CheckpointError, open_checkpoint, write_checkpoint
+disk, source = pathlib.Path(sys.argv[1]), sys.argv[2]
+subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", disk], check=True)
+def fill():
+    (disk / "other").write_bytes(bytes(1000 << 10))
+    return np.zeros(10)
+try:
+    write_checkpoint(open_checkpoint(source), disk / "out", {"a": fill})
+except CheckpointError as error:
+    print(error)
+print(sorted(os.listdir(disk)))
+(disk / "other").unlink()
+out = write_checkpoint(open_checkpoint(source), disk / "out", {})
+print((out / "m.safetensors").read_bytes() == pathlib.Path(source).read_bytes())
+"""
 
 
 @pytest.fixture
@@ -196,3 +218,18 @@ def test_a_full_disk_leaves_nothing(save, tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert os.listdir(tmp_path) == ["m.safetensors"]
+
+
+def test_a_disk_that_fills_up_meanwhile_leaves_nothing(save, tmp_path, small_disk):
+    path = save(tmp_path / "m.safetensors", {"a": np.zeros(10), "w": np.ones((300, 100))})
+    done = subprocess.run(
+        [*small_disk.prefix, sys.executable, "-c", FILLING_DISK, small_disk.path, path],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.stdout.splitlines() == [
+        f"{small_disk.path}/out: cannot be written: the disk is full: No space left on device; nothing is left there",
+        "['other']",
+        "True",
+    ], done.stderr
