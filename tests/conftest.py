@@ -18,7 +18,7 @@ from tests.web_server import serve
 # test module has imported jax yet.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
-# Many tests compile what another one has compiled, often in a process of its own: most of their time, unless it is kept.
+# Many tests compile what another one has compiled, often in a process of its own: most of their time.
 _cache = tempfile.mkdtemp(prefix="polarax-tests-")
 atexit.register(shutil.rmtree, _cache, ignore_errors=True)
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", _cache)

@@ -253,13 +253,13 @@ class TestOutputFolder:
 
 class TestFailures:
     def test_a_read_that_fails_part_way(self, compare, small, tmp_path, monkeypatch):
-        start_reads = polarax.comparison._start_reads
+        stack_reads = polarax.comparison.StackReads
 
         def cut_off(*args):  # after the headers were read
             os.truncate(small.post, os.path.getsize(small.post) - 40)
-            return start_reads(*args)
+            return stack_reads(*args)
 
-        monkeypatch.setattr(polarax.comparison, "_start_reads", cut_off)
+        monkeypatch.setattr(polarax.comparison, "StackReads", cut_off)
         assert_one_line(compare(), "part-way", small.post, "tensor 'model.", code=1)
         assert not polarax.Run.open(tmp_path / "run").finished
 
