@@ -28,6 +28,7 @@ from polarax.devices import (
 from polarax.environment import describe_environment
 from polarax.errors import UsageError
 from polarax.loaders import Checkpoint, RoleMap, open_checkpoint, parse_role_map
+from polarax.loaders.store import local_path
 from polarax.measure import measure_stack
 from polarax.metrics import CONTROL_REACH_LIMIT, columns, parse_metrics, status_kind
 from polarax.plan import Plan, plan_comparison
@@ -180,8 +181,8 @@ def check_request(
         raise UsageError(f"memory_gib must be positive and finite. Got {memory_gib}.")
     dtype, method = working_dtype(dtype), working_method(method)
     table = parse_role_map(role_map)
-    with _without_garbage_collection():
-        opened = open_checkpoint(base), open_checkpoint(post)
+    with without_garbage_collection():
+        opened = _open_both(base, post)
         plan = plan_comparison(
             *opened,
             selection,
@@ -199,8 +200,24 @@ def check_request(
     return Request(*opened, plan, selection, groups, top_k, dtype, method, memory_gib, table, common_rows)
 
 
+def _open_both(base: Any, post: Any) -> tuple[Checkpoint, Checkpoint]:
+    """Opens base and post; only once if they are one."""
+    opened = open_checkpoint(base)
+    same = base is post or _location(base) == _location(post) is not None
+    return opened, opened if same else open_checkpoint(post)
+
+
+def _location(source: Any) -> str | None:
+    """What tells two paths or URLs apart; None for parameters in memory."""
+    if not isinstance(source, (str, bytes, os.PathLike)):
+        return None
+    text = os.fsdecode(source)
+    path = local_path(text) if text else None
+    return text if path is None else os.path.realpath(path)
+
+
 @contextlib.contextmanager
-def _without_garbage_collection() -> Iterator[None]:
+def without_garbage_collection() -> Iterator[None]:
     """For making very many objects that stay: looking for garbage among them takes a third of the time."""
     enabled = gc.isenabled()
     gc.disable()

@@ -63,7 +63,7 @@ class Stack(NamedTuple):
     @property
     def bytes_stored(self) -> int:
         """Bytes to read for the stack, base and post."""
-        return sum(_stored_bytes(pair) for pair in self.pairs)
+        return len(self.pairs) * _stored_bytes(self.pairs[0])
 
     @property
     def bytes_read(self) -> int:
@@ -73,7 +73,7 @@ class Stack(NamedTuple):
     @property
     def operations(self) -> float:
         """Floating-point operations, nominal."""
-        return sum(pair_operations(*pair.shape) for pair in self.pairs)
+        return len(self.pairs) * pair_operations(*self.shape)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -50,6 +50,8 @@ _UNREAD_BITS: dict[str, int] = {
     "C64": 64,
 }
 
+_BITS: dict[str, int] = {spelling: 8 * dtype.itemsize for spelling, dtype in _FROM_SPELLING.items()} | _UNREAD_BITS
+
 _INTEGER_KINDS = "biu"  # NumPy's kind codes of boolean, signed and unsigned integers
 _ML_INTEGERS = frozenset(
     np.dtype(scalar_type) for scalar_type in (ml_dtypes.int2, ml_dtypes.int4, ml_dtypes.uint2, ml_dtypes.uint4)
@@ -72,8 +74,7 @@ def spelling_of(dtype: np.dtype) -> str:
 
 def bits_of(spelling: str) -> int | None:
     """Bits per element of a safetensors spelling, or None if the spelling is unknown."""
-    dtype = _FROM_SPELLING.get(spelling)
-    return 8 * dtype.itemsize if dtype is not None else _UNREAD_BITS.get(spelling)
+    return _BITS.get(spelling)
 
 
 def is_floating(dtype: np.dtype | None) -> bool:

@@ -1,6 +1,7 @@
 """Which matrices of two checkpoints are compared: matched by name or by what they are, none dropped in silence."""
 
 import re
+import sys
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
@@ -18,7 +19,7 @@ from polarax.loaders.quantisation import quantised
 _IDENTITY_SHARE = 0.5
 
 _VOCABULARY = ("embed", "head")  # roles whose rows are tokens
-_DIGITS = re.compile(r"([0-9]+)")
+_DIGITS = re.compile(r"[0-9]+")
 
 
 class Pair(NamedTuple):
@@ -75,7 +76,9 @@ def pair_checkpoints(
     """
     table = parse_role_map(role_map)
     inventory_base = take_inventory(base, table, post.config if base.config is None else None)
-    inventory_post = take_inventory(post, table, base.config if post.config is None else None)
+    inventory_post = inventory_base
+    if post is not base:
+        inventory_post = take_inventory(post, table, base.config if post.config is None else None)
     pairing = _Pairing(base, post, inventory_base, inventory_post, common_rows)
     matches = match_names(base.names(), post.names())
     if matches:
@@ -102,7 +105,8 @@ class _Pairing:
     ):
         self._base, self._post = base, post
         self._in_base, self._in_post = inventory_base, inventory_post
-        self._quantised_base, self._quantised_post = quantised(base), quantised(post)
+        self._quantised_base = quantised(base)
+        self._quantised_post = self._quantised_base if post is base else quantised(post)
         self._common_rows = common_rows
         self._pairs: list[Pair] = []
         self._skipped: list[Skipped] = []
@@ -191,7 +195,8 @@ class _Pairing:
         """Pairs the matrices of two tensors, or says why not: in one row where it is the same for all."""
         reason = self._reason(name, name_post)
         views, views_post = self._in_base.views.get(name, ()), self._in_post.views.get(name_post, ())
-        if reason is None and {view.label for view in views} != {view.label for view in views_post}:
+        of_post = {view.label: view for view in views_post}
+        if reason is None and {view.label for view in views} != of_post.keys():
             shape, shape_post = self._base.shape(name), self._post.shape(name_post)
             reason = f"shapes differ: base {shape}, post {shape_post}"
             if shape == shape_post:
@@ -199,7 +204,6 @@ class _Pairing:
         if reason is not None:
             self._skipped.append(Skipped(name, reason))
             return
-        of_post = {view.label: view for view in views_post}
         obstacles = [self._obstacle(view, of_post[view.label]) for view in views]
         if len(views) > 1 and None not in obstacles and len(set(obstacles)) == 1:
             self._skipped.append(Skipped(name, str(obstacles[0])))
@@ -216,23 +220,21 @@ class _Pairing:
         if kind:
             return f"quantised: {kind}"
         reason, reason_post = self._in_base.reasons.get(name), self._in_post.reasons.get(name_post)
-        shape, shape_post = self._base.shape(name), self._post.shape(name_post)
+        if reason is None and reason_post is None:
+            tied = name in self._in_base.tied and name_post in self._in_post.tied
+            return f"tied to {self._in_base.tied[name]}" if tied else None
         if reason == OPTIMIZER or reason_post == OPTIMIZER:
             return OPTIMIZER
-        if (reason or reason_post) and shape != shape_post:
-            return f"shapes differ: base {shape}, post {shape_post}"
-        if reason or reason_post:
-            return reason or reason_post
-        if name in self._in_base.tied and name_post in self._in_post.tied:
-            return f"tied to {self._in_base.tied[name]}"
-        return None
+        shape, shape_post = self._base.shape(name), self._post.shape(name_post)
+        return f"shapes differ: base {shape}, post {shape_post}" if shape != shape_post else reason or reason_post
 
     def _obstacle(self, view: View, view_post: View) -> str | None:
         """Why two matrices cannot be compared; None if they can."""
-        shapes, columns = (view.shape, view_post.shape), {view.shape[1], view_post.shape[1]}
-        of_tokens = view.role in _VOCABULARY and len(columns) == 1
-        if shapes[0] != shapes[1] and not (self._common_rows and of_tokens):
-            return f"shapes differ: base {shapes[0]}, post {shapes[1]}"
+        shape, shape_post = view.shape, view_post.shape
+        if shape != shape_post:
+            of_tokens = view.role in _VOCABULARY and shape[1] == shape_post[1]
+            if not (self._common_rows and of_tokens):
+                return f"shapes differ: base {shape}, post {shape_post}"
         dtype, dtype_post = self._base.dtype(view.tensor), self._post.dtype(view_post.tensor)
         if is_floating(dtype) and is_floating(dtype_post):
             return None
@@ -281,11 +283,15 @@ def _labels(views: Iterable[View]) -> str:
     return shown + (f" and {len(labels) - 3} more" if len(labels) > 3 else "")
 
 
-def natural(name: str) -> list[tuple[int, str]]:
+def natural(name: str) -> str:
     """Sort key that puts numbers in a name in numerical order."""
-    parts = _DIGITS.split(name)  # text, digits, text, ...: alike at each place in every name
-    parts[1::2] = [digits.lstrip("0") for digits in parts[1::2]]
-    return [(len(part) if place % 2 else 0, part) for place, part in enumerate(parts)]
+    return _DIGITS.sub(_in_order, name)
+
+
+def _in_order(digits: re.Match[str]) -> str:
+    """A number as text that sorts by its size, before all letters: shorter ones first."""
+    significant = digits[0].lstrip("0")
+    return chr(min(len(significant), sys.maxunicode)) + significant
 
 
 def _example(checkpoint: Checkpoint) -> str:

@@ -11,7 +11,13 @@ from polarax.loaders.byte_runs import ByteRun, Extent, plan_byte_runs
 from polarax.loaders.checkpoint import Checkpoint, CheckpointError, Read, TensorInfo, Wanted, check_out
 from polarax.loaders.config import read_config
 from polarax.loaders.dtypes import dtype_of
-from polarax.loaders.safetensors_header import LENGTH_BYTES, Entry, header_length, parse_header
+from polarax.loaders.safetensors_header import (
+    LENGTH_BYTES,
+    MAX_HEADER_BYTES,
+    Entry,
+    header_length,
+    parse_header,
+)
 from polarax.loaders.safetensors_shards import Shards, find_shards
 from polarax.loaders.slices import Index, Run, plan_run
 from polarax.loaders.store import Store
@@ -27,6 +33,12 @@ REMOTE_GAP = 1 << 20
 # Bytes of a run: short enough for several threads to share the work of a window, long enough for a
 # request to be worth it.
 _LONGEST_RUN = 32 << 20
+
+
+# What a header's JSON takes besides names: for each tensor dtype, two or three sizes and two offsets (some 80 bytes,
+# with spaces 90), and once what training code adds. A header that needs more takes a second request.
+_ENTRY_BYTES = 128
+_METADATA_BYTES = 4096
 
 
 class SafetensorsCheckpoint(Checkpoint):
@@ -221,7 +233,7 @@ def _read_headers(shards: Shards) -> list[tuple[Entry, ...]]:
     """The checked headers of all files, each step for all files at once."""
     store, files = shards.store, shards.files
     known = [_size(shards, file) for file in files]
-    futures = [store.read_head(file, store.head_bytes) for file in files]
+    futures = [store.read_head(file, count) for file, count in zip(files, _first_bytes(shards), strict=True)]
     heads = [_found(shards, future, file) for future, file in zip(futures, files, strict=True)]
     sizes = [head.size if size is None else size for head, size in zip(heads, known, strict=True)]
     lengths = [
@@ -248,6 +260,20 @@ def _read_headers(shards: Shards) -> list[tuple[Entry, ...]]:
     ]
     _read_all(shards, last)
     return headers
+
+
+def _first_bytes(shards: Shards) -> list[int]:
+    """How much to ask of each file at first, in bytes, so that over a network its header comes with one request.
+
+    As much as costs no more than a single byte there, or what the tensors that the index says are in the file need.
+    """
+    least = shards.store.head_bytes
+    if shards.store.is_local:
+        return [least] * len(shards.files)
+    needed = dict.fromkeys(shards.files, LENGTH_BYTES + _METADATA_BYTES)
+    for name, file in shards.weight_map.items():
+        needed[file] += len(name) + _ENTRY_BYTES
+    return [min(max(least, needed[file]), LENGTH_BYTES + MAX_HEADER_BYTES) for file in shards.files]
 
 
 def _read_all(shards: Shards, ranges: Iterable[tuple[str, int, int]]) -> list[bytes]:
@@ -282,6 +308,10 @@ def _missing(shards: Shards, file: str) -> CheckpointError:
 
 
 def _info(entry: Entry) -> TensorInfo:
-    dtype = dtype_of(entry.dtype)
-    dtype_name = entry.dtype if dtype is None else dtype.name
-    return TensorInfo(entry.shape, dtype, dtype_name, entry.stop - entry.start)
+    return TensorInfo(entry.shape, *_dtype_and_name(entry.dtype), entry.stop - entry.start)
+
+
+@functools.lru_cache  # NumPy makes a dtype's name anew each time; a checkpoint has few of them and very many tensors
+def _dtype_and_name(spelling: str) -> tuple[np.dtype | None, str]:
+    dtype = dtype_of(spelling)
+    return dtype, spelling if dtype is None else dtype.name

@@ -8,6 +8,7 @@ is judged by pure functions of bytes, and every failure names the file and the t
 
 import json
 import math
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -98,9 +99,11 @@ def parse_json_object(text: bytes, subject: str) -> dict[str, Any]:
     """
     try:
         value = json.loads(text.decode("utf-8"), object_pairs_hook=_without_duplicates, parse_constant=_no_constant)
+        if b"\\u" in text:  # half a surrogate pair, which only an escape can bring here, is no text
+            json.dumps(value, ensure_ascii=False).encode()
     except RecursionError:
         raise CheckpointError(f"{subject} is nested too deeply") from None
-    except ValueError as error:  # of the decoder, of the parser, or of the two hooks
+    except ValueError as error:  # of the decoder, of the parser, of the two hooks, or of the encoder
         raise CheckpointError(f"{subject} is not valid JSON: {error}") from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{subject} must be a JSON object. Got {type(value).__name__}")
@@ -108,14 +111,10 @@ def parse_json_object(text: bytes, subject: str) -> dict[str, Any]:
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    table: dict[str, Any] = {}
-    for key, value in pairs:
-        for text in (key, value):
-            if isinstance(text, str):
-                text.encode()  # half a surrogate pair is no text: UnicodeEncodeError, a ValueError
-        if key in table:
-            raise ValueError(f"duplicate key {key!r}")
-        table[key] = value
+    table = dict(pairs)
+    if len(table) < len(pairs):
+        counts = Counter(key for key, _ in pairs)
+        raise ValueError(f"duplicate key {next(key for key, count in counts.items() if count > 1)!r}")
     return table
 
 
@@ -128,17 +127,17 @@ def _entry(name: str, value: Any, file: str, data_start: int) -> Entry:
     subject = f"{file}: tensor {name!r}"
     if not isinstance(value, dict):
         raise CheckpointError(f"{subject}: expected an object with dtype, shape, data_offsets")
-    for field in ("dtype", "shape", "data_offsets"):
-        if field not in value:
-            raise CheckpointError(f"{subject}: {field} is missing")
-    dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
+    try:
+        dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
+    except KeyError as missing:
+        raise CheckpointError(f"{subject}: {missing.args[0]} is missing") from None
     if not isinstance(dtype, str):
         raise CheckpointError(f"{subject}: dtype must be a string. Got {_brief(dtype)}")
-    if not isinstance(shape, list) or len(shape) > _MAX_AXES or not all(map(_is_size, shape)):
+    if not isinstance(shape, list) or len(shape) > _MAX_AXES or not _are_sizes(shape):
         raise CheckpointError(
             f"{subject}: shape must be at most {_MAX_AXES} integers of 0 or more. Got {_brief(shape)}"
         )
-    if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_is_size, offsets)):
+    if not isinstance(offsets, list) or len(offsets) != 2 or not _are_sizes(offsets):
         raise CheckpointError(f"{subject}: data_offsets must be two integers of 0 or more. Got {_brief(offsets)}")
     start, stop = offsets
     if start > stop:
@@ -146,7 +145,7 @@ def _entry(name: str, value: Any, file: str, data_start: int) -> Entry:
 
     bits = bits_of(dtype)
     # Zeros are left out of this product: NumPy refuses (0, 2**62, 2**62) too.
-    if math.prod(size for size in shape if size) * max(bits or 8, 8) > 8 * _MAX_BYTES:
+    if math.prod(filter(None, shape)) * max(bits or 8, 8) > 8 * _MAX_BYTES:
         raise CheckpointError(f"{subject}: shape {_brief(shape)} is beyond any memory")
     if bits is not None and math.prod(shape) * bits != 8 * (stop - start):
         raise CheckpointError(
@@ -156,8 +155,9 @@ def _entry(name: str, value: Any, file: str, data_start: int) -> Entry:
     return Entry(name, dtype, tuple(shape), data_start + start, data_start + stop)
 
 
-def _is_size(value: Any) -> bool:
-    return type(value) is int and 0 <= value <= _MAX_BYTES  # bool is an int too, and not wanted
+def _are_sizes(values: list) -> bool:
+    """Whether all are integers in bounds; bool is an int too, and not wanted."""
+    return not values or (set(map(type, values)) == {int} and min(values) >= 0 and max(values) <= _MAX_BYTES)
 
 
 def _brief(value: Any) -> str:
@@ -168,17 +168,21 @@ def _brief(value: Any) -> str:
 
 def _check_cover(entries: Sequence[Entry], file: str, data_start: int, size: int | None) -> None:
     """Checks that the entries, sorted by offset, cover the data without gaps or overlaps."""
-    end, before = data_start, "the header"
+    end = data_start
+    last: Entry | None = None
     for entry in entries:
+        if entry.start == end and (size is None or entry.stop <= size):
+            end, last = entry.stop, entry
+            continue
         subject = f"{file}: tensor {entry.name!r}"
+        before = "the header" if last is None else repr(last.name)
         if size is not None and entry.stop > size:
             raise CheckpointError(
                 f"{subject} ends at byte {entry.stop}, the file at {size}: it is truncated or its header wrong"
             )
         if entry.start < end:
             raise CheckpointError(f"{subject} begins at byte {entry.start} and overlaps {before}, which ends at {end}")
-        if entry.start > end:
-            raise CheckpointError(f"{subject} begins at byte {entry.start}; expected {end}, where {before} ends")
-        end, before = entry.stop, repr(entry.name)
+        raise CheckpointError(f"{subject} begins at byte {entry.start}; expected {end}, where {before} ends")
     if size is not None and size > end:
+        before = "the header" if last is None else repr(last.name)
         raise CheckpointError(f"{file}: has {size - end} bytes after {before}, which belong to no tensor")

@@ -1,5 +1,6 @@
 """Which files make up a safetensors checkpoint: one, or shards with or without an index."""
 
+import functools
 import posixpath
 import urllib.parse
 from collections.abc import Sequence
@@ -121,6 +122,7 @@ def _from_index(store: Store, index: str, text: bytes) -> Shards:
     return Shards(store, tuple(sorted(set(weight_map.values()))), index, weight_map)
 
 
+@functools.lru_cache(1024)  # an index names its few files once for each of very many tensors
 def _stays_inside(file: str) -> bool:
     """Whether a file name from an index is a plain relative path that does not climb."""
     parts = file.split("/")

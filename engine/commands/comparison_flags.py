@@ -56,19 +56,23 @@ def define_comparison_flags(values: flags.FlagValues) -> None:
     )
 
 
-def request_from_flags(values: flags.FlagValues) -> Request:
+def request_from_flags(values: flags.FlagValues, *, post_required: bool = True) -> Request:
     """Opens the checkpoints and checks the flags; reads headers alone.
+
+    Args:
+        values: The flags.
+        post_required: Whether there must be a --post; otherwise the base stands in for one that is missing.
 
     Raises:
         UsageError: A flag is missing or cannot be met.
         CheckpointError: A checkpoint cannot be read.
     """
-    for name in ("base", "post"):
+    for name in ("base", "post") if post_required else ("base",):
         if not values[name].value:
             raise UsageError(f"--{name} is missing: the checkpoint to compare.")
     return check_request(
         values.base,
-        values.post,
+        values.post or values.base,
         Selection.parse(values.include, values.exclude, values.roles, values.layers or None),
         metrics=values.metrics,
         dtype=values.dtype,

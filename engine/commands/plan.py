@@ -1,40 +1,67 @@
-"""Usage: polarax plan --base=BASE --post=POST.
+"""Usage: polarax plan --base=BASE [--post=POST].
 
 Says what compare would do, from the headers alone: the stacks, what is skipped, bytes to read, floating-point
-operations, peak memory. Takes the flags of compare.
+operations, expected time, peak memory, and how the work divides over hosts. Takes the flags of compare. Without --post
+it plans for a post of the base's layout and dtypes.
 """
 
+import itertools
 from collections import Counter
+from collections.abc import Sequence
 
 from absl import flags
 
 from polarax.commands.comparison_flags import define_comparison_flags, request_from_flags
+from polarax.comparison import Request, without_garbage_collection
+from polarax.division import Share, balance, divide_stacks
+from polarax.errors import UsageError
+from polarax.plan import Stack
+from polarax.rates import DECOMPOSITIONS_SHARE, DEVICES, PRODUCTS_SHARE, measure_rates
+
+_UNMEASURED = "none"
+_THIS = "this"
+_MOST_HOSTS = 1 << 16
+_READ_RATE = 1e9  # bytes/s: about a fast network, or a good disk; a yardstick
 
 
 def define_flags(values: flags.FlagValues) -> None:
     """Defines the command's flags."""
     define_comparison_flags(values)
     flags.DEFINE_boolean("names", False, "Also list every matrix and every skipped tensor.", flag_values=values)
+    flags.DEFINE_string(
+        "device",
+        _THIS,
+        f"What the expected time is for: {_THIS} host's devices, measured in a moment; one of {', '.join(DEVICES)}, "
+        f"from its data sheet; or {_UNMEASURED}.",
+        flag_values=values,
+    )
+    flags.DEFINE_integer(
+        "hosts",
+        1,
+        "Hosts to divide the stacks over.",
+        lower_bound=1,
+        upper_bound=_MOST_HOSTS,
+        flag_values=values,
+    )
 
 
 def run(values: flags.FlagValues) -> int:
     """Plans; returns the exit code."""
-    plan = request_from_flags(values).plan
-    print(f"{'stack':<24}{'matrices':>9}  {'dtype':<22}{'read':>10}  {'operations':>12}  roles")
-    for stack in plan.stacks:
-        first = stack.pairs[0]
-        dtypes = first.dtype_base.name
-        if first.dtype_post != first.dtype_base:
-            dtypes += f" / {first.dtype_post.name}"
-        roles = ",".join(dict.fromkeys(pair.role for pair in stack.pairs))
-        print(
-            f"{stack.label:<24}{len(stack.pairs):>9}  {dtypes:<22}{_bytes(stack.bytes_stored):>10}  "
-            f"{stack.operations / 1e9:>8.1f} GFLOP  {roles}"
-        )
-        if values.names:
-            for pair in stack.pairs:
-                print(f"    {pair.name}")
+    if values.device not in (_THIS, _UNMEASURED, *DEVICES):
+        known = ", ".join((_THIS, _UNMEASURED, *DEVICES))
+        raise UsageError(f"Unknown device {values.device!r}. Expected one of {known}.")
+    with without_garbage_collection():
+        _plan(values)
+    return 0
+
+
+def _plan(values: flags.FlagValues) -> None:
+    request = request_from_flags(values, post_required=False)
+    plan = request.plan
+    _print_stacks(plan.stacks, values.names)
     print()
+    if not values.post:
+        print("post       taken to have the base's layout and dtypes")
     print(f"compare    {plan.matrices} matrices in {len(plan.stacks)} stacks")
     print(f"skip       {len(plan.skipped)} tensors")
     for reason, count in Counter(row.reason for row in plan.skipped).most_common(None if values.names else 8):
@@ -47,7 +74,72 @@ def run(values: flags.FlagValues) -> int:
     print(f"memory     about {_bytes(plan.peak_memory)} at peak, on one CPU host")
     if plan.warning:
         print(f"           {plan.warning}")
-    return 0
+    shares = divide_stacks(plan.stacks, values.hosts)
+    if len(shares) > 1:
+        _print_shares(shares)
+    if values.device != _UNMEASURED:
+        _print_expected(values.device, values.dtype, request, shares)
+
+
+def _print_stacks(stacks: Sequence[Stack], names: bool) -> None:
+    """One line for all stacks of a shape and a pair of dtypes, which one program computes."""
+    print(f"{'first stack':<24}{'stacks':>7}{'matrices':>10}  {'dtype':<22}{'read':>10}  {'operations':>16}  roles")
+    for (_, base, post), group in itertools.groupby(stacks, key=_program):
+        members = list(group)
+        pairs = [pair for stack in members for pair in stack.pairs]
+        dtypes = base.name if base == post else f"{base.name} / {post.name}"
+        roles = ",".join(dict.fromkeys(pair.role for pair in pairs))
+        print(
+            f"{members[0].label:<24}{len(members):>7}{len(pairs):>10}  {dtypes:<22}"
+            f"{_bytes(sum(stack.bytes_stored for stack in members)):>10}  "
+            f"{sum(stack.operations for stack in members) / 1e9:>10.1f} GFLOP  {roles}"
+        )
+        if names:
+            for pair in pairs:
+                print(f"    {pair.name}")
+
+
+def _program(stack):
+    first = stack.pairs[0]
+    return stack.shape, first.dtype_base, first.dtype_post
+
+
+def _print_shares(shares: Sequence[Share]) -> None:
+    print(f"divide     over {len(shares)} hosts: the largest share is {balance(shares):.2f} x the mean")
+    idle = sum(not share.stacks for share in shares)
+    for host, share in enumerate(shares):
+        if share.stacks:
+            print(
+                f"             host {host}: {share.matrices} matrices, {_bytes(share.bytes_to_read)}, "
+                f"{share.operations / 1e9:.1f} GFLOP"
+            )
+    if idle:
+        print(f"             {idle} hosts: nothing, there are too few stacks")
+
+
+def _print_expected(device: str, dtype: str, request: Request, shares: Sequence[Share]) -> None:
+    """How long the busiest host computes and reads, and by what rate that was told."""
+    if device == _THIS:
+        rates = measure_rates()
+        on = "this host's devices"
+        how = (
+            f"measured: products {rates.products / 1e9:.0f}, eigenproblems {rates.decompositions / 1e9:.1f} GFLOP/s, "
+            "scaled from one size"
+        )
+    else:
+        rates = DEVICES[device].rates(dtype)
+        on = f"one {device}"
+        how = (
+            f"not measured: products at {PRODUCTS_SHARE:.0%}, decompositions at {DECOMPOSITIONS_SHARE:.0%} of the data "
+            "sheet's peak; several times more or less"
+        )
+        if request.plan.peak_memory > DEVICES[device].memory * 1e9:
+            how += f"; and it has {DEVICES[device].memory} GB, less than the memory above"
+    each = " on the busiest host" if len(shares) > 1 else ""
+    computing = max(rates.seconds(share.stacks) for share in shares)
+    reading = max(share.bytes_to_read for share in shares) / _READ_RATE
+    print(f"expect     roughly {_duration(computing)} of computing on {on}{each} ({how})")
+    print(f"           and meanwhile {_duration(reading)} of reading{each}, at {_READ_RATE / 1e9:.0f} GB/s")
 
 
 def _bytes(count):
@@ -56,3 +148,10 @@ def _bytes(count):
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1024
     return f"{count:.1f} TiB"
+
+
+def _duration(seconds):
+    for unit, size in (("days", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.1f} s"

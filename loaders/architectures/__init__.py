@@ -58,7 +58,7 @@ def recognise(name: str, model_type: str | None = None) -> Recognised:
     found = _recognise(f"{name[: expert.start(1)]}0{name[expert.end(1) :]}", model_type)
     if found.identity.expert is None:
         return found
-    return found._replace(identity=found.identity._replace(expert=int(expert[1])))
+    return Recognised(Identity(found.identity.layer, found.identity.role, int(expert[1])), *found[1:])
 
 
 @functools.lru_cache(_REMEMBERED)

@@ -17,7 +17,8 @@ OPTIMIZER = "optimizer state: not a parameter"
 
 # What training code calls the part of its state that is not the model: optax.adam's moments are beneath it.
 _OPTIMIZER = re.compile(r"(?:^|[./])(?:opt_states?|optimizer|optimizer_state|optim)[./]")
-_VECTOR = re.compile(r"(?:^|[._/])(bias|scale)$")  # a number per unit, whatever axes the units have
+_VECTORS = ("bias", "scale")  # a number per unit, whatever axes the units have
+_VECTOR = re.compile(rf"(?:^|[._/])({'|'.join(_VECTORS)})$")
 _RELATIVE_BIAS = "relative_attention_bias"  # T5's is a table (buckets, heads)
 _OTHER = Rule(OTHER)
 _PLAIN = Meaning.parse("o i")
@@ -56,7 +57,8 @@ class _Lister:
         self._role_map = role_map
         self._given_config = config
         self._config: Mapping | None = None
-        self._names = tuple(name for name in checkpoint.names() if not _OPTIMIZER.search(name))
+        # Each of its words begins so, and to look for that is quick: large models have some 90,000 names.
+        self._names = tuple(name for name in checkpoint.names() if "opt" not in name or not _OPTIMIZER.search(name))
         self._stacks = layer_stacks(checkpoint)
         self._recognised = {name: recognise(name) for name in self._names}
         if any(_asks_config(found) for found in self._recognised.values()):
@@ -105,7 +107,7 @@ class _Lister:
             own = self._role_map.look_up(name)
             if own is not None:
                 return self._of_rule(name, shape, Recognised(*own, None))
-        vector = _VECTOR.search(name)
+        vector = _VECTOR.search(name) if name.endswith(_VECTORS) else None
         if vector is not None and len(shape) >= 2 and _RELATIVE_BIAS not in name:
             return f"{len(shape)}-D {vector[1]}: not a matrix"
         return self._of_rule(name, shape, self._recognised[name])

@@ -361,7 +361,7 @@ class TestHelp:
         ("command", "flags"),
         [
             ("compare", "out overwrite plots compilation_cache"),
-            ("plan", "names"),
+            ("plan", "names device hosts"),
         ],
     )
     def test_a_command_lists_every_flag_with_its_default(self, cli, command, flags):
@@ -376,7 +376,7 @@ class TestHelp:
         assert all(line.startswith("      ") and line.strip() for line in lines[1::2])
         assert "--top_k [16]" in done.out and "--memory_gib [4.0]" in done.out
         assert "'" not in "".join(lines[::2])
-        assert f"polarax {command} --base=BASE --post=POST" in done.out
+        assert f"polarax {command} --base=BASE " in done.out and "--post=POST" in done.out
 
     def test_help_wins_over_bad_flags(self, cli):
         assert cli("compare", "--speed=1", "--help").code == 0
@@ -514,18 +514,63 @@ class TestPlan:
         size = sum(base.nbytes + post.nbytes for base, post in llama.matrices.values())
         assert f"read       {size / 1024:.1f} KiB" in done.out
         assert "GFLOP" in done.out and "at peak" in done.out
+        assert "computing on this host's devices (measured: " in done.out
+        assert "divide" not in done.out and "post " not in done.out
 
     def test_names_lists_every_matrix_and_every_skipped_tensor(self, cli, llama):
-        done = cli("plan", f"--base={llama.base}", f"--post={llama.post}", "--names")
+        done = cli("plan", f"--base={llama.base}", f"--post={llama.post}", "--names", "--device=none")
         lines = {line.strip() for line in done.out.splitlines()}
         assert set(llama.matrices) <= lines
         assert all(any(line.startswith(f"{name}: ") for line in lines) for name in llama.vectors)
 
     def test_takes_the_flags_of_compare(self, cli, llama):
-        given = f"--base={llama.base}", f"--post={llama.post}"
+        given = f"--base={llama.base}", f"--post={llama.post}", "--device=none"
         done = cli("plan", *given, "--layers=1", "--roles=q,k", "--names")
         assert "2 matrices in 2 stacks" in done.out
         assert "model.layers.1.self_attn.k_proj.weight" in done.out
+
+    def test_stacks_of_one_program_are_one_line(self, cli, llama):
+        done = cli("plan", f"--base={llama.base}", f"--post={llama.post}", "--memory_gib=1e-9", "--device=none")
+        assert "23 matrices in 23 stacks" in done.out
+        rows = [line.split() for line in done.out.splitlines() if line[:4].isdecimal()]
+        assert [(int(stacks), int(matrices)) for _, stacks, matrices, *_ in rows] == [(11, 11), (6, 6), (6, 6)]
+        assert {row[3] for row in rows} == {"bfloat16"}
+
+    @pytest.mark.parametrize("spelt", [None, "{}", "file://{}", "{}/../post/."])
+    def test_one_checkpoint_is_opened_once(self, cli, llama, monkeypatch, spelt):
+        opened = []
+
+        def spy(source):
+            opened.append(source)
+            return polarax.open_checkpoint(source)
+
+        monkeypatch.setattr(polarax.comparison, "open_checkpoint", spy)
+        more = [] if spelt is None else [f"--post={spelt.format(llama.post)}"]
+        done = cli("plan", f"--base={llama.post}", "--device=none", *more)
+        assert done.code == 0 and opened == [llama.post]
+        assert "23 matrices in 3 stacks" in done.out
+        assert ("post       taken to have the base's layout" in done.out) == (spelt is None)
+        assert f"read       {2 * sum(post.nbytes for _, post in llama.matrices.values()) / 1024:.1f} KiB" in done.out
+
+    def test_a_named_device_is_not_measured(self, cli, llama, monkeypatch):
+        monkeypatch.setattr("polarax.commands.plan.measure_rates", lambda: pytest.fail("measured"))
+        done = cli("plan", f"--base={llama.base}", "--device=h100")
+        assert "computing on one h100 (not measured: " in done.out
+        assert "expect" not in cli("plan", f"--base={llama.base}", "--device=none").out
+        assert_one_line(cli("plan", f"--base={llama.base}", "--device=h1000"), "Unknown device 'h1000'", "h100, ")
+        no_float64 = cli("plan", f"--base={llama.base}", "--device=tpu-v5e", "--dtype=float64")
+        assert no_float64.code == 2 and "none that is fast" in no_float64.err
+
+    def test_hosts_share_the_matrices(self, cli, llama):
+        given = f"--base={llama.base}", "--device=l4", "--memory_gib=1e-9"
+        done = cli("plan", *given, "--hosts=3")
+        rows = [line.split() for line in done.out.splitlines() if line.strip().startswith("host ")]
+        assert [row[1] for row in rows] == ["0:", "1:", "2:"]
+        assert sum(int(row[2]) for row in rows) == 23
+        assert "over 3 hosts: the largest share is 1." in done.out and "on the busiest host" in done.out
+        done = cli("plan", *given, "--hosts=25")
+        assert "the largest share is" in done.out and "2 hosts: nothing, there are too few stacks" in done.out
+        assert_one_line(cli("plan", *given, "--hosts=0"), "hosts=0", "See polarax plan --help")
 
 
 def rewrite_header(path, change):

@@ -79,6 +79,29 @@ def test_layers_are_in_numerical_order():
     ]
 
 
+def test_numbers_of_any_length_are_in_numerical_order():
+    numbers = ["0", "1", "9", "10", "99", "100", "5" * 40, "1" + "0" * 40, "2" + "0" * 5000]
+    names = [f"w{number}{rest}" for number in numbers for rest in ("", ".a", ".a2", ".a10", "a", "b.7")]
+    pairs, _ = pair_checkpoints(of_names(*names[::-1]), of_names(*names))
+    assert [pair.name for pair in pairs] == names
+
+
+def test_a_checkpoint_pairs_with_itself_as_with_its_like(tmp_path, save_raw):
+    arrays = {
+        **{f"model.layers.{i}.self_attn.{p}_proj.weight": matrix(4, 4) for i in range(11) for p in "qkvo"},
+        "model.layers.0.self_attn.rotary.inv_freq": np.ones(4, np.float32),
+        "l.qweight": matrix(2, 2, dtype="i4"),
+        "l.scales": matrix(2, 2),
+        "experts": np.ones((3, 4, 5), np.float32),
+        "model.embed_tokens.weight": matrix(6, 4),
+        "opt_state.mu": matrix(2, 2),
+    }
+    one, other = open_checkpoint(arrays), open_checkpoint({name: array.copy() for name, array in arrays.items()})
+    itself, like = pair_checkpoints(one, one), pair_checkpoints(one, other)
+    assert itself == like
+    assert len(itself[0]) >= 45 and len(itself[1]) >= 4
+
+
 def test_skipped_tensors_of_the_base_come_before_those_of_the_post():
     _, skipped = pair_checkpoints(of_names("c", "b.10", "b.9"), of_names("c", "a.10", "a.9"))
     assert [name for name, _ in skipped] == ["b.9", "b.10", "a.9", "a.10"]

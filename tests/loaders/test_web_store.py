@@ -1,5 +1,7 @@
 """What a web server may do wrong, and what it may do that is right."""
 
+import collections
+import json
 import socket
 import threading
 import time
@@ -7,7 +9,7 @@ import time
 import numpy as np
 import pytest
 
-from polarax.loaders import CheckpointError, Wanted, open_checkpoint
+from polarax.loaders import CheckpointError, Wanted, open_checkpoint, pair_checkpoints
 from polarax.loaders.stores import http_client
 
 WEIGHTS = {f"w{i}": np.full((64, 64), i, np.float32) for i in range(8)}
@@ -215,3 +217,35 @@ def test_a_large_header_takes_a_second_request(web, save):
     save(web.root / "m.safetensors", arrays)
     assert len(open_checkpoint(web.url + "m.safetensors").names()) == 2000
     assert [request.range.split("-")[0] for request in web.requests] == ["bytes=0", "bytes=131072"]
+
+
+def test_shards_take_one_request_each_however_long_their_headers_are(web, save):
+    shards = {
+        "model-1.safetensors": {
+            f"an-expert-with-a-long-name-number-{i:05}": np.zeros((1, 2), np.int8) for i in range(3000)
+        },
+        "model-2.safetensors": {f"w{i}": np.zeros((2, 2), np.float32) for i in range(5)},
+        "model-3.safetensors": {"large": np.zeros((300, 300), np.float32)},
+    }
+    for file, arrays in shards.items():
+        save(web.root / file, arrays)
+    assert int.from_bytes((web.root / "model-1.safetensors").read_bytes()[:8], "little") > 128 * 1024
+    index = {"weight_map": {name: file for file, arrays in shards.items() for name in arrays}}
+    (web.root / "model.safetensors.index.json").write_text(json.dumps(index))
+    checkpoint = open_checkpoint(web.url)
+    assert len(checkpoint.names()) == 3006
+    pairs, _ = pair_checkpoints(checkpoint, checkpoint)  # what a plan asks besides
+    assert len(pairs) == 6
+    requests = collections.Counter(request.path for request in web.requests)
+    files = ("model.safetensors.index.json", "config.json", *shards)
+    assert requests == {f"/{file}": 1 for file in files}
+
+
+def test_an_index_that_knows_too_little_costs_a_second_request(web, save):
+    arrays = {f"a-long-name-for-a-small-tensor-{i:05}": np.zeros(1, np.int8) for i in range(2000)}
+    save(web.root / "m.safetensors", arrays)
+    (web.root / "m.safetensors.index.json").write_text(
+        json.dumps({"weight_map": {next(iter(arrays)): "m.safetensors"}})
+    )
+    assert len(open_checkpoint(web.url + "m.safetensors.index.json").names()) == 2000
+    assert [request.path for request in web.requests][1:] == ["/m.safetensors"] * 2
