@@ -146,6 +146,34 @@ def test_experts_in_one_tensor(transposed):
     assert identities[f"{block}down_proj[expert=2]"] == (2, "down", 2)
 
 
+@pytest.mark.parametrize(
+    ("block", "biases", "transposed"),
+    [("mlp", False, False), ("mlp", True, True), ("feed_forward", False, True)],
+)
+def test_experts_whose_sizes_do_not_tell_which_way_round_they_are(block, biases, transposed):
+    """transformers 5 has OLMoE as (experts, out, in); gpt-oss is (experts, in, out) and has biases, Llama 4 has none."""
+    prefix = f"model.layers.0.{block}.experts."
+    gate_up, down = random(3, 8, 8), random(3, 8, 8)
+    tensors = {"model.embed_tokens.weight": random(7, 8), f"{prefix}gate_up_proj": gate_up, f"{prefix}down_proj": down}
+    if biases:
+        tensors |= {f"{prefix}{name}_bias": random(3, 8) for name in ("gate_up_proj", "down_proj")}
+    read, _ = found(tensors)
+    if transposed:
+        gate_up, down = gate_up.swapaxes(1, 2), down.swapaxes(1, 2)
+    gate = gate_up[1, ::2] if biases else gate_up[1, :4]
+    np.testing.assert_array_equal(read[f"{prefix}gate_up_proj[expert=1][gate]"], gate)
+    np.testing.assert_array_equal(read[f"{prefix}down_proj[expert=1]"], down[1])
+
+
+def test_keys_and_values_for_a_decoder_of_gpt2():
+    k, v = random(4, 4), random(4, 4)
+    name = "h.0.crossattention.c_attn.weight"
+    read, identities = found({name: np.concatenate([k, v]).T})
+    np.testing.assert_array_equal(read[f"{name}[cross_k]"], k)
+    np.testing.assert_array_equal(read[f"{name}[cross_v]"], v)
+    assert identities[f"{name}[cross_v]"] == (0, "cross_v", None)
+
+
 def test_experts_whose_gate_and_up_alternate():
     """gpt-oss: its experts have biases, and its gate is in every other column."""
     block = "model.layers.0.mlp.experts."
