@@ -151,7 +151,7 @@ def test_experts_in_one_tensor(transposed):
     [("mlp", False, False), ("mlp", True, True), ("feed_forward", False, True)],
 )
 def test_experts_whose_sizes_do_not_tell_which_way_round_they_are(block, biases, transposed):
-    """transformers 5 has OLMoE as (experts, out, in); gpt-oss is (experts, in, out) and has biases, Llama 4 has none."""
+    """transformers 5 has OLMoE as (experts, out, in); gpt-oss is (experts, in, out) with biases, Llama 4 has none."""
     prefix = f"model.layers.0.{block}.experts."
     gate_up, down = random(3, 8, 8), random(3, 8, 8)
     tensors = {"model.embed_tokens.weight": random(7, 8), f"{prefix}gate_up_proj": gate_up, f"{prefix}down_proj": down}
