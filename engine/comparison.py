@@ -26,7 +26,7 @@ from polarax.devices import (
 )
 from polarax.environment import describe_environment
 from polarax.errors import RunError, UsageError
-from polarax.loaders import Checkpoint, CheckpointError, RoleMap, Wanted, open_checkpoint, parse_role_map
+from polarax.loaders import Checkpoint, CheckpointError, RoleMap, Wanted, open_checkpoint, parse_role_map, read_views
 from polarax.measure import measure_stack
 from polarax.metrics import CONTROL_REACH_LIMIT, columns, parse_metrics, status_kind
 from polarax.plan import Plan, plan_comparison
@@ -339,7 +339,8 @@ class _Reading:
         plain = [index for index, view in enumerate(views) if view.is_plain and not stack.transposed[index]]
         wanted = [Wanted(views[index].tensor, views[index].slices, self._operand[index]) for index in plain]
         self._in_place = dict(zip(plain, checkpoint.read_many(wanted), strict=True)) if wanted else {}
-        self._others = {index: view.read(checkpoint) for index, view in enumerate(views) if index not in self._in_place}
+        others = [index for index in range(len(views)) if index not in self._in_place]
+        self._others = dict(zip(others, read_views([views[index] for index in others], checkpoint), strict=True))
 
     def result(self):
         """The matrices as one array (size, m, n), m >= n."""

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from polarax.loaders import View, open_checkpoint, pair_checkpoints
+from polarax.loaders import View, open_checkpoint, pair_checkpoints, read_views
 from polarax.loaders.matrices import take_inventory
 from polarax.loaders.matrices.axes import Meaning, matrices
 from polarax.loaders.matrices.splits import Part
@@ -206,6 +206,24 @@ def test_only_the_rows_of_a_part_are_read(save, tmp_path, monkeypatch):
     head = next(pair.base for pair in pairs if pair.role == "head").first_rows(2)
     np.testing.assert_array_equal(head.read(checkpoint).result(), tensors["lm_head.weight"][:2])
     assert sizes == [4 * 2 * HIDDEN]
+
+
+def test_a_tensor_whose_heads_alternate_is_read_once(save, tmp_path, monkeypatch):
+    q, k, v = parts(HEADS)
+    name = "gpt_neox.layers.1.attention.query_key_value.weight"
+    other = "gpt_neox.layers.1.attention.dense.weight"
+    save(tmp_path / "model.safetensors", {name: per_head(q, k, v), other: q})
+    (tmp_path / "config.json").write_text(json.dumps(NEOX))
+    checkpoint = open_checkpoint(tmp_path)
+    views = [view for views in take_inventory(checkpoint).views.values() for view in views]
+    sizes = []
+    read = checkpoint._store.read
+    monkeypatch.setattr(checkpoint._store, "read", lambda file, a, b: sizes.append(b - a) or read(file, a, b))
+    expected = {f"{name}[q]": q, f"{name}[k]": k, f"{name}[v]": v, other: q}
+    for view, matrix in zip(views, read_views(views, checkpoint), strict=True):
+        np.testing.assert_array_equal(matrix.result(), expected.pop(view.name))
+    assert not expected
+    assert sorted(sizes) == [q.nbytes, 3 * q.nbytes]
 
 
 def _expected(tensors, name):
