@@ -85,7 +85,12 @@ LLAMA = Architecture(
         "embed_tokens": "embed",
         "shared_head.head": "head",
     },
-    outside={"embed_tokens": "embed", "lm_head": "head", **_OTHER_HEADS},
+    outside={
+        "embed_tokens": "embed",
+        "embedder": "embed",
+        "lm_head": "head",
+        **_OTHER_HEADS,
+    },  # embedder: gemma.pytorch
 )
 
 OPT = Architecture(

@@ -4,7 +4,7 @@ Rules for a `kernel` say (out, in) like all others, which is how a `Checkpoint` 
 axes, and of stacked layers, are told by `polarax.loaders.matrices.flax_kernels`.
 """
 
-from polarax.loaders.architectures.rules import Architecture, Rule, Table
+from polarax.loaders.architectures.rules import OTHER, Architecture, Rule, Table
 
 
 def _attention(name: str) -> dict[str, str]:
@@ -93,7 +93,7 @@ GEMMA = Architecture(
         "mlp.up_proj": "up",
         "mlp.down_proj": "down",
     },
-    outside={"embedder.input_embedding": "embed"},
+    outside={"embedder.input_embedding": "embed", "embedder.mm_input_projection.w": Rule(OTHER, "i o")},
 )
 
 

@@ -193,6 +193,7 @@ Q3 = Identity(3, "q", None)
         ("model.layers.2.mlp.gate.weight", Identity(2, "router", None)),
         ("model.layers.61.shared_head.head.weight", Identity(61, "head", None)),
         ("score.weight", Identity(None, "head", None)),
+        ("embedder.weight", Identity(None, "embed", None)),
         ("params/params/decoder/layers_3/self_attention_global/query/kernel", Identity(7, "q", None)),
         ("params/params/decoder/layers_3/self_attention_local/query/kernel", Identity(6, "q", None)),
         ("blk.3.attn_k_b.weight", Identity(3, "k_b", None)),
