@@ -231,7 +231,9 @@ def _beside_bytes(pair: Pair) -> int:
     """Memory beside a stack that reading this pair's matrices into it takes."""
     if pair.shape == _tall(pair) and pair.base.is_plain and pair.post.is_plain:
         return 0
-    one = math.prod(pair.shape) * max(pair.dtype_base.itemsize, pair.dtype_post.itemsize)
+    sides = ((pair.base, pair.dtype_base), (pair.post, pair.dtype_post))
+    # What is read of the tensor; several matrices may be cut from it.
+    one = max(math.prod(view.factors or pair.shape) * dtype.itemsize for view, dtype in sides)
     return max(one, min(BESIDE_BYTES, _LARGEST_STACK * one))
 
 

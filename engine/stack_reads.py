@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from polarax.errors import RunError
-from polarax.loaders import Checkpoint, CheckpointError, View, Wanted
+from polarax.loaders import Checkpoint, CheckpointError, View, Wanted, read_views
 from polarax.plan import BESIDE_BYTES, Stack
 
 # Bytes that XLA's programs on CPU want their operands aligned to (kMinAlign of its CPU runtime): others are copied.
@@ -105,8 +105,9 @@ def _read_side(checkpoint, views: Sequence[View], stack: Stack, operand: np.ndar
     def finish():
         most = max(1, BESIDE_BYTES // operand[0].nbytes)
         for start in range(0, len(beside), most):
-            reads = [(index, views[index].read(checkpoint)) for index in beside[start : start + most]]
-            for index, read in reads:
+            together = beside[start : start + most]
+            reads = read_views([views[index] for index in together], checkpoint)
+            for index, read in zip(together, reads, strict=True):
                 matrix = read.result()
                 operand[index] = matrix.T if stack.transposed[index] else matrix
         for read in in_place:

@@ -3,7 +3,7 @@
 from polarax.loaders.architectures import ROLES, Identity, identify
 from polarax.loaders.checkpoint import Checkpoint, CheckpointError, Read, Wanted
 from polarax.loaders.formats import open_checkpoint
-from polarax.loaders.matrices import RoleMap, View, parse_role_map
+from polarax.loaders.matrices import RoleMap, View, parse_role_map, read_views
 from polarax.loaders.pairing import Pair, Skipped, pair_checkpoints
 from polarax.loaders.writing import write_checkpoint
 
@@ -22,5 +22,6 @@ __all__ = [
     "open_checkpoint",
     "pair_checkpoints",
     "parse_role_map",
+    "read_views",
     "write_checkpoint",
 ]

@@ -36,8 +36,14 @@ _PLAIN = {
 }
 
 # Architectures whose queries and keys llama.cpp's converter reorders, for rotary embeddings that turn neighbours
-# instead of halves: the classes of convert_hf_to_gguf.py that call LlamaModel.permute. Llama 4 is not among them.
-_PERMUTED = {"llama", "deci", "granite", "granitemoe", "arcee", "smollm3", "baichuan", "xverse", "minicpm", "internlm2"}
+# instead of halves: the classes in its conversion/*.py that call `permute` (or `_reverse_hf_permute`, the same), or
+# that leave LlamaModel's `undo_permute = True` and its `modify_tensors` as they are. Llama 4, Apertus, Afmoe and
+# DeepSeek from V2 on are not among them.
+_PERMUTED = {
+    *("llama", "llama-embed", "mistral3", "arcee", "smollm3", "deci", "nanbeige"),
+    *("granite", "granitemoe", "granitehybrid", "granite_swa"),
+    *("baichuan", "xverse", "minicpm", "internlm2", "olmo", "arctic", "chameleon", "llada", "deepseek", "bailingmoe"),
+}
 _REORDERED = re.compile(r"blk\.([0-9]{1,6})\.attn_([qk])\.weight")
 
 _SHARD = re.compile(r"(.*)-([0-9]{5})-of-([0-9]{5})\.gguf")

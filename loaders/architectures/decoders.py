@@ -3,7 +3,7 @@
 Each table follows the module names of the code in Hugging Face transformers (models/<name>/modeling_<name>.py).
 """
 
-from polarax.loaders.architectures.rules import Architecture, Rule, Table
+from polarax.loaders.architectures.rules import OTHER, Architecture, Rule, Table
 
 # Models whose language model sits beside a vision tower put one of these before it.
 _MULTIMODAL = (
@@ -18,9 +18,8 @@ _FALCON_QKV = Rule("qkv", "p i", "falcon")
 _PER_HEAD_QKV = Rule("qkv", "p i", "heads")
 _BLOCK_QKV = Rule("qkv", "p i", "blocks")
 
-# Experts in one tensor: (E, in, 2 x hidden) in Llama 4, (E, 2 x hidden, in) in transformers 5 for the others.
-_EXPERTS_GATE_UP = Rule("gate_up", "E i p|E p i", "experts")
-_EXPERTS_DOWN = Rule("down", "E i o|E o i")
+# What models have in place of a head over the vocabulary: rewards and classes, spans of answers.
+_OTHER_HEADS = {"score": "head", "classifier": "head", "qa_outputs": "head"}
 
 _EXPERTS: Table = {
     "gate": "router",
@@ -31,8 +30,6 @@ _EXPERTS: Table = {
     "experts.{expert}.w1": "gate",
     "experts.{expert}.w3": "up",
     "experts.{expert}.w2": "down",
-    "experts.gate_up_proj": _EXPERTS_GATE_UP,
-    "experts.down_proj": _EXPERTS_DOWN,
     "shared_expert.gate_proj": "gate",
     "shared_expert.up_proj": "up",
     "shared_expert.down_proj": "down",
@@ -40,6 +37,15 @@ _EXPERTS: Table = {
     "shared_experts.up_proj": "up",
     "shared_experts.down_proj": "down",
     "shared_expert_gate": "shared_router",
+}
+
+# Experts in one tensor: (E, 2 x hidden, in) as transformers 5 has Mixtral, Qwen and DeepSeek in memory; (E, in, 2 x
+# hidden) in Llama 4, gpt-oss and the first Qwen3-VL. What comes first is meant where the residual stream does not tell.
+_STACKED_EXPERTS: Table = {
+    "mlp.experts.gate_up_proj": Rule("gate_up", "E p i|E i p", "experts"),
+    "mlp.experts.down_proj": Rule("down", "E o i|E i o"),
+    "feed_forward.experts.gate_up_proj": Rule("gate_up", "E i p|E p i", "experts"),
+    "feed_forward.experts.down_proj": Rule("down", "E i o|E o i"),
 }
 
 # Llama and the families that kept its names: Mistral, Mixtral, Qwen2, Qwen2.5, Qwen3, Gemma 1 to 3, Phi-2, Phi-3,
@@ -74,8 +80,17 @@ LLAMA = Architecture(
             for block in ("mlp", "block_sparse_moe", "feed_forward")
             for name, r in _EXPERTS.items()
         },
+        **_STACKED_EXPERTS,
+        # A layer that predicts one token more (DeepSeek-V3) has its own copies of both.
+        "embed_tokens": "embed",
+        "shared_head.head": "head",
     },
-    outside={"embed_tokens": "embed", "lm_head": "head"},
+    outside={
+        "embed_tokens": "embed",
+        "embedder": "embed",
+        "lm_head": "head",
+        **_OTHER_HEADS,
+    },  # embedder: gemma.pytorch
 )
 
 OPT = Architecture(
@@ -90,7 +105,8 @@ OPT = Architecture(
         "fc1": "up",
         "fc2": "down",
     },
-    outside={"embed_tokens": "embed", "embed_positions": "position", "lm_head": "head"},
+    outside={"embed_tokens": "embed", "embed_positions": "position", "lm_head": "head", **_OTHER_HEADS},
+    tied=True,
     model_types=("opt",),
 )
 
@@ -104,7 +120,7 @@ GPT_NEOX = Architecture(
         "mlp.dense_h_to_4h": "up",
         "mlp.dense_4h_to_h": "down",
     },
-    outside={"embed_in": "embed", "embed_out": "head"},
+    outside={"embed_in": "embed", "embed_out": "head", "lm_head": "head", **_OTHER_HEADS},  # lm_head: transformers 5
 )
 
 # BLOOM, whose queries, keys and values alternate head by head, and Falcon, which has that and two other orders.
@@ -118,7 +134,8 @@ FALCON = Architecture(
         "mlp.dense_h_to_4h": "up",
         "mlp.dense_4h_to_h": "down",
     },
-    outside={"word_embeddings": "embed", "lm_head": "head"},
+    outside={"word_embeddings": "embed", "lm_head": "head", **_OTHER_HEADS},
+    tied=True,
 )
 
 # Conv1D keeps its weight as (in, out).
@@ -130,11 +147,13 @@ GPT2 = Architecture(
         "attn.c_attn": Rule("qkv", "i p", "thirds"),
         "attn.c_proj": Rule("o", "i o"),
         "crossattention.q_attn": Rule("cross_q", "i o"),
+        "crossattention.c_attn": Rule(OTHER, "i p", "cross_kv"),
         "crossattention.c_proj": Rule("cross_o", "i o"),
         "mlp.c_fc": Rule("up", "i o"),
         "mlp.c_proj": Rule("down", "i o"),
     },
-    outside={"wte": "embed", "wpe": "position", "lm_head": "head"},
+    outside={"wte": "embed", "wpe": "position", "lm_head": "head", **_OTHER_HEADS},
+    tied=True,
     model_types=("gpt2",),
 )
 
@@ -150,6 +169,7 @@ GPT_BIGCODE = Architecture(
         "mlp.c_proj": "down",
     },
     outside=GPT2.outside,
+    tied=True,
     model_types=("gpt_bigcode",),
 )
 

@@ -47,9 +47,33 @@ BERT = Architecture(
         "encoder.relative_attention_bias": "position",  # MPNet
         "pooler.dense": "pooler",
         "classifier": "head",
+        "classifier.dense": "pooler",  # RoBERTa, MPNet
+        "classifier.out_proj": "head",
+        "cls_classifier": "head",  # DeiT
+        "distillation_classifier": "head",
+        "qa_outputs": "head",
         "cls.predictions.decoder": "head",
+        "cls.seq_relationship": "head",
         "lm_head.decoder": "head",
+        "generator_lm_head": "head",  # ELECTRA
     },
+    tied=True,
+)
+
+# As transformers 5 has it in memory; it saves the names above.
+VIT = Architecture(
+    "ViT",
+    prefixes=("", "vit.", "deit."),
+    layers=("layers.",),
+    in_layer={
+        "attention.q_proj": "q",
+        "attention.k_proj": "k",
+        "attention.v_proj": "v",
+        "attention.o_proj": "o",
+        "mlp.fc1": "up",
+        "mlp.fc2": "down",
+    },
+    outside={},
 )
 
 DISTILBERT = Architecture(
@@ -69,8 +93,10 @@ DISTILBERT = Architecture(
         "embeddings.position_embeddings": "position",
         "pre_classifier": "pooler",
         "classifier": "head",
+        "qa_outputs": "head",
         "vocab_projector": "head",
     },
+    tied=True,
     model_types=("distilbert",),
 )
 
@@ -98,6 +124,7 @@ T5 = Architecture(
         "lm_head": "head",
     },
     copies={"encoder.embed_tokens": "shared", "decoder.embed_tokens": "shared"},
+    tied=True,
 )
 
-ENCODERS = (BERT, DISTILBERT, T5)
+ENCODERS = (BERT, VIT, DISTILBERT, T5)

@@ -4,7 +4,7 @@ Rules for a `kernel` say (out, in) like all others, which is how a `Checkpoint` 
 axes, and of stacked layers, are told by `polarax.loaders.matrices.flax_kernels`.
 """
 
-from polarax.loaders.architectures.rules import Architecture, Rule, Table
+from polarax.loaders.architectures.rules import OTHER, Architecture, Rule, Table
 
 
 def _attention(name: str) -> dict[str, str]:
@@ -13,22 +13,54 @@ def _attention(name: str) -> dict[str, str]:
     return {f"{name}.{part}": role for part, role in parts.items()}
 
 
-# The layers' axis is the second one (param_scan_axis=1), unless each layer is by itself. Experts have names of arrays.
+_LATENT_ATTENTION = {"wq_a": "q_a", "wq_b": "q_b", "wkv_a": "kv_a", "wkv_b": "kv_b"}
+
+
+def _feed_forward(name: str) -> dict[str, str]:
+    """MaxText's feed-forward layer; `wi` where it has no gate."""
+    parts = {"wi": "up", "wi_0": "gate", "wi_1": "up", "wo": "down"}
+    return {f"{name}.{part}": role for part, role in parts.items()}
+
+
+def _experts(name: str) -> Table:
+    """MaxText's router, and the arrays of its experts."""
+    arrays = {"wi_0": "gate", "wi_1": "up", "wo": "down"}
+    return {f"{name}.gate": "router", **{f"{name}.{part}": Rule(role, "E i o") for part, role in arrays.items()}}
+
+
+def _alternating(place: int, suffix: str) -> Table:
+    """Gemma 2, of which MaxText makes one layer of two: one whose attention is local, one whose is not."""
+    names = {**_attention(f"self_attention_{suffix}"), **_feed_forward(f"mlp_{suffix}")}
+    return {name: Rule(role, turn=(place, 2)) for name, role in names.items()}
+
+
+# The layers' axis is the second one (param_scan_axis=1), unless each layer is by itself. The names are those of
+# checkpoint_conversion/utils/param_mapping.py and layers/moe.py in MaxText's repository.
 MAXTEXT = Architecture(
     "MaxText",
     prefixes=("", "params."),
-    layers=("decoder.layers.",),
+    layers=(
+        "decoder.layers.layers.",  # Gemma 3, gpt-oss, Llama 4: blocks of layers that alternate
+        "decoder.layers_remainder.layers.",  # Gemma 3: those that fill no block
+        "decoder.layers.",
+        "decoder.dense_layers.",  # DeepSeek: those without experts
+        "decoder.moe_layers.",
+    ),
     in_layer={
         **_attention("self_attention"),
         **_attention("attention"),
-        "mlp.wi": "up",
-        "mlp.wi_0": "gate",
-        "mlp.wi_1": "up",
-        "mlp.wo": "down",
-        "MoeBlock_0.gate": "router",
-        "MoeBlock_0.wi_0": Rule("gate", "E i o"),
-        "MoeBlock_0.wi_1": Rule("up", "E i o"),
-        "MoeBlock_0.wo": Rule("down", "E i o"),
+        **_attention("GptOssAttention"),
+        **{f"self_attention.{name}": role for name, role in _LATENT_ATTENTION.items()},
+        **_alternating(0, "local"),
+        **_alternating(1, "global"),
+        **_feed_forward("mlp"),
+        **_feed_forward("DeepSeekMoeBlock_0.shared_experts"),
+        **_feed_forward("Llama4MoEBlock_0.shared_experts"),
+        **_experts("MoeBlock_0"),  # Mixtral
+        **_experts("moe_block"),  # Qwen3
+        **_experts("GptOssMlp"),
+        **_experts("DeepSeekMoeBlock_0.MoeBlock_0"),
+        **_experts("Llama4MoEBlock_0.MoeBlock_0"),
     },
     outside={
         "token_embedder": "embed",
@@ -36,6 +68,11 @@ MAXTEXT = Architecture(
         "decoder.logits_dense": "head",
     },
     layer_axis=1,
+    follows={
+        "decoder.moe_layers.": "decoder.dense_layers.",
+        "decoder.layers_remainder.layers.": "decoder.layers.layers.",
+    },
+    blocks=("decoder.layers.layers.",),
 )
 
 # The Gemma library of Google DeepMind, and the example in Flax's repository. Queries are (heads, in, size of a head).
@@ -56,7 +93,7 @@ GEMMA = Architecture(
         "mlp.up_proj": "up",
         "mlp.down_proj": "down",
     },
-    outside={"embedder.input_embedding": "embed"},
+    outside={"embedder.input_embedding": "embed", "embedder.mm_input_projection.w": Rule(OTHER, "i o")},
 )
 
 

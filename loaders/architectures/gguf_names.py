@@ -9,7 +9,7 @@ from polarax.loaders.architectures.rules import Architecture, Rule
 GGUF = Architecture(
     "GGUF",
     prefixes=("",),
-    layers=("blk.",),
+    layers=("blk.", "enc.blk.", "dec.blk."),
     in_layer={
         "attn_q": "q",
         "attn_k": "k",
@@ -20,6 +20,14 @@ GGUF = Architecture(
         "attn_q_b": "q_b",
         "attn_kv_a_mqa": "kv_a",
         "attn_kv_b": "kv_b",
+        "attn_k_b": Rule("k_b", "o i o"),  # (heads, latent, size of a head)
+        "attn_v_b": Rule("v_b", "o o i"),
+        "attn_o": "o",  # T5
+        "attn_rel_b": "position",
+        "cross_attn_q": "cross_q",
+        "cross_attn_k": "cross_k",
+        "cross_attn_v": "cross_v",
+        "cross_attn_o": "cross_o",
         "ffn_gate": "gate",
         "ffn_up": Rule("up", "p i", "up"),  # of Phi-3 it is gate and up in one
         "ffn_down": "down",
@@ -35,6 +43,8 @@ GGUF = Architecture(
         "ffn_gate_shexp": "gate",
         "ffn_up_shexp": "up",
         "ffn_down_shexp": "down",
+        "nextn.embed_tokens": "embed",  # a layer that predicts one token more
+        "nextn.shared_head_head": "head",
     },
     outside={
         "token_embd": "embed",

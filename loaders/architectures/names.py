@@ -17,7 +17,10 @@ class Recognised(NamedTuple):
     rule: Rule | None  # None if no table has one for it
     architecture: Architecture | None  # None if the name is in no table and in no layer of one
     prefix: str = ""  # what stood before the name in the table
-    stacked: bool = False  # the tensor holds all layers: there is no number where a layer's would be
+    stacked: bool = False  # the tensor holds several layers
+    layers: str = ""  # which of the table's `layers` it is in; "" outside of them
+    first: int = 0  # of several layers: the number of the first
+    step: int = 1  # and from one to the next
 
 
 UNKNOWN = Recognised(Identity(None, OTHER, None), None, None)
@@ -46,16 +49,18 @@ def _recognise(architecture: Architecture, prefix: str, name: str) -> Recognised
         if not name.startswith(layers):
             continue
         number = _NUMBER.match(name, len(layers))
-        if number is None:
-            rule = architecture.in_layer.get(name[len(layers) :])
-            if rule is not None:
-                return Recognised(Identity(None, rule.role, None), rule, architecture, prefix, stacked=True)
-            continue
-        inside = name[number.end() :]
+        inside = name[number.end() if number else len(layers) :]
         expert = EXPERT.search(inside)
         if expert is not None:
             inside = inside[: expert.start(1)] + "{expert}" + inside[expert.end(1) :]
         rule = architecture.in_layer.get(inside)
-        identity = Identity(int(number[1]), rule.role if rule else OTHER, int(expert[1]) if expert else None)
-        return Recognised(identity, rule, architecture, prefix)
+        role, of_expert = rule.role if rule else OTHER, int(expert[1]) if expert else None
+        turn, turns = rule.turn if rule else (0, 1)
+        if number is None and rule is None:
+            continue
+        if number is None or layers in architecture.blocks:
+            first = turn if number is None else int(number[1])
+            return Recognised(Identity(None, role, of_expert), rule, architecture, prefix, True, layers, first, turns)
+        identity = Identity(int(number[1]) * turns + turn, role, of_expert)
+        return Recognised(identity, rule, architecture, prefix, layers=layers)
     return None

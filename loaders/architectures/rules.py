@@ -19,6 +19,8 @@ ROLES: tuple[str, ...] = (
     "q_b",  # latent attention: queries from it
     "kv_a",  # latent attention: down to the latent vector of keys and values
     "kv_b",  # latent attention: keys and values from it
+    "k_b",  # the two by themselves, as GGUF keeps them
+    "v_b",
     "o",  # attention: output projection
     "cross_q",  # the same four of a decoder's attention to the encoder
     "cross_k",
@@ -56,6 +58,7 @@ class Rule(NamedTuple):
     role: str  # of the whole where it is not split
     axes: str = "o i"
     split: str = ""  # one of `polarax.loaders.matrices.splits.SPLITS`
+    turn: tuple[int, int] = (0, 1)  # (1, 2): the second of two layers that share a number
 
 
 Table: TypeAlias = Mapping[str, str | Rule]
@@ -71,9 +74,13 @@ class Architecture:
         layers: What may stand before a layer's number.
         in_layer: Name inside a layer to rule; "{expert}" stands for an expert's number.
         outside: Name outside the layers to rule.
-        copies: Name outside the layers to the name whose values it always has.
+        copies: Name to the name outside the layers whose values it always has.
+        tied: The head is the embedding, unless config.json says that it is not.
         model_types: Where config.json says one of these, this table is asked first.
         layer_axis: Where the layers' axis is in a tensor that holds all layers.
+        follows: One of `layers` to another, from whose last layer it counts on.
+        blocks: Those of `layers` whose number is a place in a block of layers that repeats; the tensor holds the layers
+            at that place in all blocks.
     """
 
     def __init__(
@@ -85,8 +92,11 @@ class Architecture:
         in_layer: Table,
         outside: Table,
         copies: Mapping[str, str] | None = None,
+        tied: bool = False,
         model_types: tuple[str, ...] = (),
         layer_axis: int = 0,
+        follows: Mapping[str, str] | None = None,
+        blocks: tuple[str, ...] = (),
     ):
         self.name = name
         self.prefixes = prefixes
@@ -94,8 +104,11 @@ class Architecture:
         self.in_layer = _rules(in_layer)
         self.outside = _rules(outside)
         self.copies = dict(copies or {})
+        self.tied = tied
         self.model_types = model_types
         self.layer_axis = layer_axis
+        self.follows = dict(follows or {})
+        self.blocks = blocks
 
 
 def _rules(table: Table) -> dict[str, Rule]:

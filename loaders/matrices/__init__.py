@@ -2,7 +2,7 @@
 
 from polarax.loaders.matrices.inventory import Inventory, identities, take_inventory
 from polarax.loaders.matrices.role_map import RoleMap, RoleMapSource, parse_role_map
-from polarax.loaders.matrices.view import View
+from polarax.loaders.matrices.view import View, read_views
 
 __all__ = [
     "Inventory",
@@ -11,5 +11,6 @@ __all__ = [
     "View",
     "identities",
     "parse_role_map",
+    "read_views",
     "take_inventory",
 ]

@@ -53,6 +53,8 @@ def matrices(
     parts: Sequence[Part] | None,
     layer: int | None,
     expert: int | None,
+    first_layer: int = 0,
+    layer_step: int = 1,
 ) -> Iterator[View]:
     """Every matrix of a tensor.
 
@@ -64,6 +66,8 @@ def matrices(
         parts: Of the axis "p"; None leaves it whole.
         layer: Where the name tells; an axis "L" does otherwise.
         expert: The same, for an axis "E".
+        first_layer: Number of the first layer of an axis "L".
+        layer_step: From each layer of it to the next.
     """
     stacks = [range(size) if axis in _STACKED else (None,) for size, axis in zip(shape, meaning.axes, strict=True)]
     for positions in itertools.product(*stacks):
@@ -71,8 +75,9 @@ def matrices(
         label = ""
         for axis, position in zip(meaning.axes, positions, strict=True):
             if position is not None and _STACKED[axis]:
-                found[_STACKED[axis]] = position
-                label += f"[{_STACKED[axis]}={position}]"
+                number = first_layer + layer_step * position if axis == "L" else position
+                found[_STACKED[axis]] = number
+                label += f"[{_STACKED[axis]}={number}]"
         base = [slice(None) if position is None else slice(position, position + 1) for position in positions]
         for part in parts or (None,):
             view = _view(tensor, shape, meaning, base, part)

@@ -19,7 +19,7 @@ _KEY = re.compile(r"[^./]+")
 _STACK = re.compile(r"(?:layers?|blocks?|stack|scan|encoderblock|^h$)", re.IGNORECASE)
 _SPREADS_OUT = {"query", "key", "value", "q", "k", "v", "wq", "wk", "wv", "q_proj", "k_proj", "v_proj"}
 _GATHERS = {"out", "o", "wo", "o_proj", "out_proj", "c_proj", "proj", "output", "attention_output", "attn_out"}
-_SPREADING_ROLES = {"q", "k", "v", "cross_q", "cross_k", "cross_v"}
+_SPREADING_ROLES = {"q", "k", "v", "q_b", "kv_b", "cross_q", "cross_k", "cross_v"}
 _GATHERING_ROLES = {"o", "cross_o"}
 
 

@@ -9,6 +9,7 @@ from polarax.loaders.checkpoint import Checkpoint
 from polarax.loaders.matrices.axes import Meaning, matrices
 from polarax.loaders.matrices.flax_kernels import is_kernel_name, kernel_axes, layer_stacks, layers_in
 from polarax.loaders.matrices.heads import heads_of, hidden_size, language_model
+from polarax.loaders.matrices.layer_numbers import number_layers
 from polarax.loaders.matrices.role_map import RoleMap
 from polarax.loaders.matrices.splits import SPLITS, Part, Surroundings
 from polarax.loaders.matrices.view import View
@@ -60,10 +61,11 @@ class _Lister:
         # Each of its words begins so, and to look for that is quick: large models have some 90,000 names.
         self._names = tuple(name for name in checkpoint.names() if "opt" not in name or not _OPTIMIZER.search(name))
         self._stacks = layer_stacks(checkpoint)
-        self._recognised = {name: recognise(name) for name in self._names}
-        if any(_asks_config(found) for found in self._recognised.values()):
+        recognised = {name: recognise(name) for name in self._names}
+        if any(_asks_config(found) for found in recognised.values()):
             model_type = self.config.get("model_type")
-            self._recognised = {name: recognise(name, model_type) for name in self._names}
+            recognised = {name: recognise(name, model_type) for name in self._names}
+        self._recognised = number_layers(recognised, checkpoint.shape)
         self._inputs: dict[tuple[int | None, str], int] = {}
         self._hidden: int | None = None
         self._embeddings: dict[str, str] = {}  # their names by their plain names
@@ -126,7 +128,7 @@ class _Lister:
         if found.rule is not None and len(meaning.axes) == 2 and not _may_be_matrix(found.rule):
             role = OTHER  # something else of the same name
         parts = self._parts(name, shape, meaning, found)
-        return tuple(matrices(name, shape, meaning, role, parts, layer, expert))
+        return tuple(matrices(name, shape, meaning, role, parts, layer, expert, found.first, found.step))
 
     def _meaning(self, name: str, shape: tuple[int, ...], found: Recognised) -> Meaning | None:
         rule, rank = found.rule, len(shape)
@@ -142,7 +144,7 @@ class _Lister:
                 meaning = meaning.stacked(place)
                 fitting += [meaning] if meaning.fits(shape) and not (kernel and rank == 3) else []
         if fitting:
-            return fitting[0] if len(fitting) == 1 else self._choose(fitting, shape, found.identity.role)
+            return fitting[0] if len(fitting) == 1 else self._choose(fitting, name, shape, found.identity.role)
         if kernel and rank > 2:
             return kernel_axes(self._checkpoint, name, found.identity.role, stacked, place)
         if stacked and rank == 2:
@@ -151,8 +153,10 @@ class _Lister:
             return _PLAIN
         return None
 
-    def _choose(self, fitting: list[Meaning], shape: tuple[int, ...], role: str) -> Meaning:
+    def _choose(self, fitting: list[Meaning], name: str, shape: tuple[int, ...], role: str) -> Meaning:
         """Of several meanings the one whose residual side has the residual stream's size; the first if that ties."""
+        if self._has_expert_biases(name):
+            fitting = [meaning for meaning in fitting if meaning.axes[-1] != "i"] or fitting
         hidden = self._hidden or hidden_size(self.config)
         if hidden is not None:
             agreeing = [
@@ -176,13 +180,18 @@ class _Lister:
             heads_of(self.config),
             self._inputs.get((layer, "o")),
             self._inputs.get((layer, "down")),
-            name + "_bias" in self._checkpoint,
+            self._has_expert_biases(name),
         )
         return SPLITS[found.rule.split](size, around)
+
+    def _has_expert_biases(self, name: str) -> bool:
+        """As only gpt-oss has, whose experts are (in, out) and alternate gate and up."""
+        return name + "_bias" in self._checkpoint
 
     def _tied(self, views: Mapping[str, tuple[View, ...]]) -> dict[str, str]:
         """Heads and embeddings that are the same as another embedding, with its name."""
         embeddings = [name for name in views if self._role(name) == "embed"]
+        embeddings.sort(key=lambda name: self._recognised[name].identity.layer is not None)
         heads = [name for name in views if self._role(name) == "head"]
         tied: dict[str, str] = {}
         for name in embeddings:
@@ -202,8 +211,12 @@ class _Lister:
         return tied
 
     def _ties_by_config(self, head: str, embedding: str) -> bool:
-        same_shape = self._checkpoint.shape(head) == self._checkpoint.shape(embedding)
-        return same_shape and self.config.get("tie_word_embeddings") is True
+        if self._checkpoint.shape(head) != self._checkpoint.shape(embedding):
+            return False
+        # config.json leaves out what is its family's default.
+        architecture = self._recognised[embedding].architecture  # a name like "lm_head" is in many a table
+        default = architecture is not None and architecture.tied and "model_type" in self.config
+        return self.config.get("tie_word_embeddings", default) is True
 
     def _role(self, name: str) -> str:
         found = self._recognised.get(name)

@@ -127,6 +127,7 @@ def _up(size: int, around: Surroundings) -> tuple[Part, ...] | None:
 SPLITS: Mapping[str, Split] = {
     "halves": _equal("gate", "up"),
     "kv": _equal("k", "v"),
+    "cross_kv": _equal("cross_k", "cross_v"),
     "thirds": _thirds,
     "blocks": _blocks,
     "heads": _heads,

@@ -1,6 +1,7 @@
 """A matrix inside a stored tensor: what to read of it, and how to turn that into (out, in)."""
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -62,3 +63,23 @@ class View(NamedTuple):
         if self.slices is None and self.is_plain:
             return narrowed._replace(slices=(slice(0, rows),))
         return narrowed
+
+
+def read_views(views: Sequence[View], checkpoint: Checkpoint) -> list[Read]:
+    """Starts to read several matrices; a tensor all of which several of them need is read once.
+
+    Queries, keys and values that alternate head by head lie all over their tensor.
+
+    Raises:
+        CheckpointError: As `View.read`.
+    """
+    whole: dict[str, Read] = {}
+    reads = []
+    for view in views:
+        if view.slices is not None:
+            reads.append(view.read(checkpoint))
+            continue
+        if view.tensor not in whole:
+            whole[view.tensor] = checkpoint.read(view.tensor)
+        reads.append(whole[view.tensor].then(view.arrange))
+    return reads

@@ -14,6 +14,8 @@ from polarax.loaders import ROLES, Identity, identify, open_checkpoint
 from polarax.loaders.architectures import ARCHITECTURES
 from polarax.loaders.matrices import take_inventory
 
+# Names and shapes are facts, taken from where each model's "source" says; some models' are given twice, as one library
+# publishes them and as another one, or the same one in memory, calls them.
 PUBLISHED = json.loads(pathlib.Path(__file__).with_name("published_models.json").read_text())
 
 
@@ -64,7 +66,8 @@ def test_every_tensor_of_a_published_model_is_a_matrix_or_has_a_reason(name, inv
     assert set(inventory.views) | set(inventory.reasons) == set(shapes)
     assert set(inventory.views).isdisjoint(inventory.reasons)
     for tensor, reason in inventory.reasons.items():
-        words = rf"{len(shapes[tensor])}-D( bias| scale)?: not a matrix"
+        rank = len(shapes[tensor])
+        words = rf"{rank}-D( bias| scale)?: not a matrix|{rank - 1}-D in each layer: not a matrix"
         assert re.fullmatch(words, reason), tensor
 
 
@@ -85,6 +88,8 @@ def test_every_layer_of_a_published_model_is_complete(name, inventory_of):
         if view.role not in ("other", "position") and view.layer is not None
     )
     assert counts and set(counts.values()) == {1}
+    layers = {layer for _, layer, _, _ in counts}
+    assert layers == set(range(len(layers)))
     for layers in PUBLISHED[name]["layers"].values():
         if "experts" in layers:
             experts = collections.Counter(expert for _, _, role, expert in counts if role == "down")
@@ -99,6 +104,53 @@ def test_matrices_within_tensors_of_a_published_model(name, inventory_of):
     expected |= {part: tuple(shape) for part, shape in model.get("outside_parts", {}).items()}
     found = {view.name: view.shape for view in views_of(inventory_of(name)) if view.name in expected}
     assert found == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "places"),
+    [  # Where Hugging Face's layers are in MaxText: checkpoint_conversion/utils/param_mapping.py in its repository.
+        (
+            "MaxText deepseek2-16b, layers scanned",
+            {0: ("dense_layers", 0), 1: ("moe_layers", 0), 26: ("moe_layers", 25)},
+        ),
+        ("MaxText gpt-oss-20b, layers scanned", {0: ("layers_0", 0), 1: ("layers_1", 0), 22: ("layers_0", 11)}),
+        ("MaxText gemma2-2b, layers scanned", {0: ("local", 0), 1: ("global", 0), 25: ("global", 12)}),
+        ("MaxText gemma3-4b, layers scanned", {5: ("layers_5", 0), 6: ("layers_0", 1), 29: ("layers_5", 4)}),
+    ],
+)
+def test_layers_of_maxtext_are_numbered_as_the_model_has_them(name, places, inventory_of):
+    queries = {view.layer: view for view in views_of(inventory_of(name)) if view.role == "q"}
+    for layer, (container, index) in places.items():
+        assert container in queries[layer].tensor
+        slices = queries[layer].slices  # None where there is one layer
+        assert slices is None or slices[1] == slice(index, index + 1)
+
+
+def test_layers_of_maxtext_that_fill_no_block_are_the_last(inventory_of):
+    queries = {
+        view.tensor.split(".")[3]: view.layer
+        for view in views_of(inventory_of("MaxText gemma3-4b, layers scanned"))
+        if view.role == "q" and "remainder" in view.tensor
+    }
+    assert queries == {f"layers_{number}": 30 + number for number in range(4)}
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "tied"),
+    [
+        ("tiiuae/falcon-7b", {"model_type": "falcon"}, True),  # the default of its family, which config.json leaves out
+        ("tiiuae/falcon-7b", {"model_type": "falcon", "tie_word_embeddings": False}, False),
+        ("tiiuae/falcon-7b", {}, False),  # nothing says what it is
+        ("facebook/opt-350m", {"model_type": "opt"}, True),
+        ("meta-llama/Meta-Llama-3-8B", {"model_type": "llama"}, False),
+        ("meta-llama/Meta-Llama-3-8B", {"model_type": "llama", "tie_word_embeddings": True}, True),
+        ("EleutherAI/pythia-160m", {"model_type": "gpt_neox"}, False),
+    ],
+)
+def test_a_head_that_is_tied(name, config, tied):
+    found = take_inventory(tree_of(PUBLISHED[name]), config=config).tied
+    heads = {head: embedding.rsplit(".", 2)[-2] for head, embedding in found.items()}
+    assert heads == ({"lm_head.weight": "word_embeddings" if "falcon" in name else "embed_tokens"} if tied else {})
 
 
 @pytest.mark.parametrize("name", [name for name, model in PUBLISHED.items() if "config" in model])
@@ -139,6 +191,13 @@ Q3 = Identity(3, "q", None)
         ("bert.embeddings.word_embeddings.embedding", Identity(None, "embed", None)),
         ("model.layers.2.mlp.experts.17.down_proj.weight", Identity(2, "down", 17)),
         ("model.layers.2.mlp.gate.weight", Identity(2, "router", None)),
+        ("model.layers.61.shared_head.head.weight", Identity(61, "head", None)),
+        ("score.weight", Identity(None, "head", None)),
+        ("embedder.weight", Identity(None, "embed", None)),
+        ("params/params/decoder/layers_3/self_attention_global/query/kernel", Identity(7, "q", None)),
+        ("params/params/decoder/layers_3/self_attention_local/query/kernel", Identity(6, "q", None)),
+        ("blk.3.attn_k_b.weight", Identity(3, "k_b", None)),
+        ("dec.blk.3.cross_attn_q.weight", Identity(3, "cross_q", None)),
         # Known layers with unknown tensors in them.
         ("model.layers.3.self_attn.q_norm.weight", Identity(3, "other", None)),
         ("encoder.layer.3.crossattention.output.LayerNorm.weight", Identity(3, "other", None)),

@@ -133,7 +133,16 @@ def test_rows_of_reordered_queries_are_those_of_the_original(llama, tmp_path):
         np.testing.assert_array_equal(checkpoint.read("blk.1.attn_k.weight", index).result(), original[index])
 
 
-@pytest.mark.parametrize("architecture", ["qwen2", "llama4", "gemma2"])
+@pytest.mark.parametrize("architecture", ["mistral3", "granitehybrid", "olmo", "deepseek", "bailingmoe", "llama-embed"])
+def test_architectures_whose_converter_reorders_as_well(llama, tmp_path, architecture):
+    """Classes of llama.cpp's conversion/*.py that call `permute`, or leave LlamaModel's `modify_tensors` as it is."""
+    checkpoint = open_checkpoint(write(tmp_path / "m.gguf", converted(llama), architecture=architecture))
+    for name in ("q_proj", "k_proj"):
+        original = llama[f"model.layers.1.self_attn.{name}.weight"]
+        np.testing.assert_array_equal(checkpoint.read(f"blk.1.attn_{name[0]}.weight").result(), original)
+
+
+@pytest.mark.parametrize("architecture", ["qwen2", "llama4", "gemma2", "apertus", "afmoe", "deepseek2"])
 def test_other_architectures_keep_their_order(llama, tmp_path, architecture):
     tensors = {gguf_name(name): array for name, array in llama.items()}
     checkpoint = open_checkpoint(write(tmp_path / "m.gguf", tensors, architecture=architecture))
@@ -168,6 +177,23 @@ def test_fused_matrices_and_experts(tmp_path):
         (1, "up", 2),
         (1, "gate", 2),
     }
+
+
+def test_latent_attention_in_two_parts(tmp_path):
+    """DeepseekV2Model of llama.cpp's conversion/deepseek.py takes kv_b_proj apart, and turns its keys."""
+    rng = np.random.default_rng(0)
+    heads, nope, value, latent = 3, 4, 5, 6
+    kv_b = rng.normal(size=(heads, nope + value, latent)).astype(np.float32)
+    tensors = {
+        "blk.2.attn_k_b.weight": np.ascontiguousarray(kv_b[:, :nope].swapaxes(1, 2)),
+        "blk.2.attn_v_b.weight": np.ascontiguousarray(kv_b[:, nope:]),
+    }
+    checkpoint = open_checkpoint(write(tmp_path / "m.gguf", tensors, architecture="deepseek2"))
+    pairs, skipped = pair_checkpoints(checkpoint, checkpoint)
+    assert skipped == []
+    read = {pair.role: pair.base.read(checkpoint).result() for pair in pairs}
+    np.testing.assert_array_equal(read["k_b"], kv_b[:, :nope].reshape(-1, latent))
+    np.testing.assert_array_equal(read["v_b"], kv_b[:, nope:].reshape(-1, latent))
 
 
 def test_shards_and_folders(llama, tmp_path):

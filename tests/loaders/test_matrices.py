@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from polarax.loaders import View, open_checkpoint, pair_checkpoints
+from polarax.loaders import View, open_checkpoint, pair_checkpoints, read_views
 from polarax.loaders.matrices import take_inventory
 from polarax.loaders.matrices.axes import Meaning, matrices
 from polarax.loaders.matrices.splits import Part
@@ -146,6 +146,34 @@ def test_experts_in_one_tensor(transposed):
     assert identities[f"{block}down_proj[expert=2]"] == (2, "down", 2)
 
 
+@pytest.mark.parametrize(
+    ("block", "biases", "transposed"),
+    [("mlp", False, False), ("mlp", True, True), ("feed_forward", False, True)],
+)
+def test_experts_whose_sizes_do_not_tell_which_way_round_they_are(block, biases, transposed):
+    """transformers 5 has OLMoE as (experts, out, in); gpt-oss is (experts, in, out) with biases, Llama 4 has none."""
+    prefix = f"model.layers.0.{block}.experts."
+    gate_up, down = random(3, 8, 8), random(3, 8, 8)
+    tensors = {"model.embed_tokens.weight": random(7, 8), f"{prefix}gate_up_proj": gate_up, f"{prefix}down_proj": down}
+    if biases:
+        tensors |= {f"{prefix}{name}_bias": random(3, 8) for name in ("gate_up_proj", "down_proj")}
+    read, _ = found(tensors)
+    if transposed:
+        gate_up, down = gate_up.swapaxes(1, 2), down.swapaxes(1, 2)
+    gate = gate_up[1, ::2] if biases else gate_up[1, :4]
+    np.testing.assert_array_equal(read[f"{prefix}gate_up_proj[expert=1][gate]"], gate)
+    np.testing.assert_array_equal(read[f"{prefix}down_proj[expert=1]"], down[1])
+
+
+def test_keys_and_values_for_a_decoder_of_gpt2():
+    k, v = random(4, 4), random(4, 4)
+    name = "h.0.crossattention.c_attn.weight"
+    read, identities = found({name: np.concatenate([k, v]).T})
+    np.testing.assert_array_equal(read[f"{name}[cross_k]"], k)
+    np.testing.assert_array_equal(read[f"{name}[cross_v]"], v)
+    assert identities[f"{name}[cross_v]"] == (0, "cross_v", None)
+
+
 def test_experts_whose_gate_and_up_alternate():
     """gpt-oss: its experts have biases, and its gate is in every other column."""
     block = "model.layers.0.mlp.experts."
@@ -178,6 +206,24 @@ def test_only_the_rows_of_a_part_are_read(save, tmp_path, monkeypatch):
     head = next(pair.base for pair in pairs if pair.role == "head").first_rows(2)
     np.testing.assert_array_equal(head.read(checkpoint).result(), tensors["lm_head.weight"][:2])
     assert sizes == [4 * 2 * HIDDEN]
+
+
+def test_a_tensor_whose_heads_alternate_is_read_once(save, tmp_path, monkeypatch):
+    q, k, v = parts(HEADS)
+    name = "gpt_neox.layers.1.attention.query_key_value.weight"
+    other = "gpt_neox.layers.1.attention.dense.weight"
+    save(tmp_path / "model.safetensors", {name: per_head(q, k, v), other: q})
+    (tmp_path / "config.json").write_text(json.dumps(NEOX))
+    checkpoint = open_checkpoint(tmp_path)
+    views = [view for views in take_inventory(checkpoint).views.values() for view in views]
+    sizes = []
+    read = checkpoint._store.read
+    monkeypatch.setattr(checkpoint._store, "read", lambda file, a, b: sizes.append(b - a) or read(file, a, b))
+    expected = {f"{name}[q]": q, f"{name}[k]": k, f"{name}[v]": v, other: q}
+    for view, matrix in zip(views, read_views(views, checkpoint), strict=True):
+        np.testing.assert_array_equal(matrix.result(), expected.pop(view.name))
+    assert not expected
+    assert sorted(sizes) == [q.nbytes, 3 * q.nbytes]
 
 
 def _expected(tensors, name):

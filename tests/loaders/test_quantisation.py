@@ -45,6 +45,26 @@ def test_a_weight_and_its_companions_are_recognised(dtypes, kind):
     assert all(reason.startswith("quantised: ") for _, reason in skipped)
 
 
+def test_a_layer_of_deepseek_v3_as_published():
+    """FP8 with a scale for each 128 x 128 block, but the router: README_WEIGHTS.md in its repository."""
+    layer = "model.layers.3."
+    linear = {"self_attn.q_a_proj": (1536, 7168), "mlp.experts.255.down_proj": (7168, 2048)}
+    linear["self_attn.kv_a_proj_with_mqa"] = (576, 7168)  # 4.5 blocks of rows
+    tensors = {f"{layer}mlp.gate.weight": np.broadcast_to(np.zeros((), ml_dtypes.bfloat16), (256, 7168))}
+    for name, (rows, columns) in linear.items():
+        tensors[f"{layer}{name}.weight"] = np.broadcast_to(np.zeros((), F8), (rows, columns))
+        blocks = (-(-rows // 128), -(-columns // 128))
+        tensors[f"{layer}{name}.weight_scale_inv"] = np.broadcast_to(np.float32(1), blocks)
+    checkpoint = open_checkpoint(tensors)
+    pairs, skipped = pair_checkpoints(checkpoint, checkpoint)
+    assert [(pair.name, pair.role) for pair in pairs] == [(f"{layer}mlp.gate.weight", "router")]
+    reasons = dict(skipped)
+    for name in linear:
+        scale = f"{layer}{name}.weight_scale_inv"
+        assert reasons[f"{layer}{name}.weight"] == f"quantised: float8_e4m3fn with the scale {scale}"
+        assert reasons[scale] == f"quantised: part of {layer}{name}.weight (one byte and a scale)"
+
+
 @pytest.mark.parametrize(
     "dtypes",
     [
