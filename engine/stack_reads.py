@@ -3,7 +3,7 @@
 import collections
 import concurrent.futures
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -93,7 +93,9 @@ class _Buffer:
         return self._bytes.view(dtype).reshape(shape)
 
 
-def _read_side(checkpoint, views: Sequence[View], stack: Stack, operand: np.ndarray):
+def _read_side(
+    checkpoint: Checkpoint, views: Sequence[View], stack: Stack, operand: np.ndarray
+) -> Callable[[], np.ndarray]:
     """Starts to read one side of a stack; returns the function that waits for it."""
     operand[len(views) :] = 0  # pads a last stack that is short
     plain = [index for index, view in enumerate(views) if view.is_plain and not stack.transposed[index]]
