@@ -15,7 +15,7 @@ from benchmarks.options import Options
 from benchmarks.shapes import shrunk
 
 # COUNT, rows, columns: 2 x 4.1 GiB in bfloat16, and 2 x 20 MiB in the short form.
-_STACKS = ((1800, 512, 2048), (16, 5632, 2048), (2, 32768, 2048), (600, 512, 512))
+_STACKS = ((2000, 4096, 256), (4, 5632, 2048), (1, 32768, 2048))
 _SHORT_STACKS = ((8, 512, 1024), (1, 2048, 512))
 _MEMORY_GIB, _SHORT_MEMORY_GIB = 1.0, 0.25
 # What polarax starts with: JAX's backend included.
