@@ -22,7 +22,7 @@ from polarax.plan import Stack
 
 # Matrices to measure by: large enough for a rate near that of a model's, small enough for a second in all.
 _SIZE_CPU, _SIZE_ACCELERATOR = 512, 2048
-_REPEATS = 3  # the fastest counts: the others were disturbed
+_REPEATS = 2  # the faster one counts: the other was disturbed
 
 # Parts of a data sheet's peak that are assumed to be reached. In eigenproblems: cuSOLVER stays below 3% on an H100 (H.
 # Wang et al., Extracting the Potential of Emerging Hardware Accelerators for Symmetric Eigenvalue Decomposition, 2024).
