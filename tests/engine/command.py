@@ -28,8 +28,11 @@ def shell(*arguments, **options):
 
 
 def assert_one_line(done, *words, code=2):
-    """That a command ended with one line on standard error, which says these words."""
+    """That a command ended with one line on standard error, which says these words; a warning may come before it."""
     assert done.code == code, done
+    warnings, found, error = done.err.rpartition("polarax: ")
+    assert found and all("memory_gib" in line for line in warnings.splitlines()), done.err
+    done = done._replace(err=f"polarax: {error}")
     assert done.err.startswith("polarax: ") and done.err.endswith("\n")
     assert done.err.count("\n") == 1, done.err
     assert "Traceback" not in done.err and done.out == ""

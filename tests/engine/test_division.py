@@ -15,7 +15,7 @@ def stacks_of(shapes):
     """One stack for each matrix: memory allows no more."""
     tree = {f"w{place}": np.broadcast_to(np.float32(1), shape) for place, shape in enumerate(shapes)}
     checkpoint = polarax.open_checkpoint(tree)
-    stacks = plan_comparison(checkpoint, checkpoint, Selection(), memory_bytes=1, working_bytes=8).stacks
+    stacks = plan_comparison(checkpoint, checkpoint, Selection(), memory_bytes=1).stacks
     assert len(stacks) == len(shapes)
     return stacks
 

@@ -198,7 +198,7 @@ class TestEveryMoment:
     @classmethod
     def write_run(cls, path, kind="new", overwrite=False):
         checkpoint = open_checkpoint(cls.TREE)
-        plan = plan_comparison(checkpoint, checkpoint, Selection(), memory_bytes=0, working_bytes=8)
+        plan = plan_comparison(checkpoint, checkpoint, Selection(), memory_bytes=0)
         description = {"flags": {"kind": kind}, "started": "today"}
         path = claim_directory(path, description, overwrite=overwrite)
         columns, place = ["name", "drift"], {"a": 1, "b": 0}

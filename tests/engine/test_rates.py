@@ -18,7 +18,7 @@ def stacks_of(shapes):
     checkpoint = polarax.open_checkpoint(
         {f"w{place}": np.broadcast_to(np.float32(1), shape) for place, shape in enumerate(shapes)}
     )
-    return plan_comparison(checkpoint, checkpoint, Selection(), memory_bytes=2**30, working_bytes=8).stacks
+    return plan_comparison(checkpoint, checkpoint, Selection(), memory_bytes=2**30).stacks
 
 
 def test_seconds_of_a_pair_by_hand():

@@ -190,15 +190,14 @@ class TestFinished:
 class TestInterrupted:
     def test_a_later_stack_that_cannot_be_read(self, tmp_path, three_stacks, monkeypatch):
         (base_path, post_path), base, _ = three_stacks
-        read = polarax.loaders.View.read
+        arrange = polarax.loaders.View.arrange
 
-        def fail_later(view, checkpoint):
-            return read(view, checkpoint).then(fail if view.tensor == "x" else lambda matrix: matrix)
+        def fail_later(view, array):
+            if view.tensor == "x":
+                raise polarax.RunError("simulated")
+            return arrange(view, array)
 
-        def fail(_):
-            raise polarax.RunError("simulated")
-
-        monkeypatch.setattr(polarax.loaders.View, "read", fail_later)  # "x" is wide: it is not read into its place
+        monkeypatch.setattr(polarax.loaders.View, "arrange", fail_later)  # "x" is wide: it is not read into its place
         with pytest.raises(polarax.RunError, match="simulated"):
             polarax.compare(base_path, post_path, tmp_path / "run", metrics="scaling", progress=False)
         run = polarax.Run.open(tmp_path / "run")
