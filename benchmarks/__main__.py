@@ -31,6 +31,7 @@ _SHARES = {
     "pairs": 70,
     "reading": 40,
     "memory": 25,
+    "planning": 10,
 }
 
 

@@ -35,7 +35,7 @@ _NAMES = {
 }
 
 
-def model_tensors(model: str, layers: int | None) -> Iterator[tuple[str, int, int]]:
+def model_tensors(model: str, layers: int | None, most_experts: int = _MOST_EXPERTS) -> Iterator[tuple[str, int, int]]:
     """Name, rows and columns of every linear layer of the last `layers` layers (all for None).
 
     The last ones, so that a mixture whose leading layers are dense shows its experts; numbered from 0.
@@ -50,7 +50,7 @@ def model_tensors(model: str, layers: int | None) -> Iterator[tuple[str, int, in
                 position = config.num_hidden_layers - wanted + layer
                 if dense != (position < config.first_k_dense_replace):
                     continue
-            for expert in range(min(linear.per_layer, _MOST_EXPERTS)):
+            for expert in range(min(linear.per_layer, most_experts)):
                 name = _NAMES[linear.role].replace("#", str(expert))
                 yield f"model.layers.{layer}.{name}.weight", linear.rows, linear.cols
 

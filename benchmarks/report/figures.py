@@ -234,6 +234,9 @@ def _reading_verdicts(records):
             whole, *alone = (own[name]["samples"] for name in own)
             over = statistics.median(mine / max(others) for mine, *others in zip(whole, *alone, strict=True))
             found.append(Verdict(case, "at most 1.1 x the longer one alone", f"{over:.2f} x", over <= 1.1))
+        if case.startswith("plan"):
+            taken = median_seconds(in_case[0])
+            found.append(Verdict(case, "under 5 s", f"{taken:.1f} s", taken < 5))
         for record in in_case:
             if "idle_bytes" in record:
                 share = (record["peak_bytes"] - record["idle_bytes"]) / record["budget_bytes"]

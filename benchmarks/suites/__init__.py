@@ -8,5 +8,5 @@ MODULES = {
     "batch": ("batch",),
     "growth": ("growth", "devices"),
     "pairs": ("commands", "pairs"),
-    "reading": ("reading", "memory"),
+    "reading": ("reading", "memory", "planning"),
 }

@@ -274,10 +274,12 @@ def test_reading_is_judged_within_rounds():
         _timed("reading", "whole", "reading alone", [4.0, 1.0]),
         _timed("reading", "memory", "polarax compare", [9.0], idle_bytes=100, peak_bytes=325, budget_bytes=200),
     ]
-    rate, overlap, memory = figures.verdicts(gathered(records))
+    records.append(_timed("reading", "plan of 9 tensors", "polarax plan", [4.0, 6.0, 3.0]))
+    rate, overlap, memory, plan = figures.verdicts(gathered(records))
     assert (rate.measured, rate.met) == ("90%", True)
     assert (overlap.measured, overlap.met) == ("1.05 x", True)  # 1 x and 1.1 x
     assert (memory.measured, memory.met) == ("112%", False)
+    assert (plan.measured, plan.met) == ("4.0 s", True)
     text = page(_results(gathered(records)))
     assert "| warm | at least 80% of plain reads | 90% | met |" in text
     assert "## Reading and memory" in text
