@@ -18,13 +18,13 @@ from polarax.selection import Selection
 # What the decomposition of one pair holds at once. By Gram matrices: n x n arrays, blocks of rows, both in float64, and
 # the pair as it is stored once more; by thin SVDs: m x n arrays, base, post, change, their factors, copies in LAPACK's
 # layout and its workspace. Counted in XLA's buffer assignment, and measured as peak resident memory.
-_SQUARE_ARRAYS, _BLOCK_ARRAYS = 13, 4
+_SQUARE_ARRAYS, _BLOCK_ARRAYS = 15, 9
 _WHOLE_ARRAYS = 12
 _BLOCK_ROWS = 1024  # of a block, or n
 
-# Of the memory given, what compiled programs take (200 MB and more, measured), and what compiling the next ones besides
+# Of the memory given, what compiled programs and libraries take (some 350 MB, measured), and what compiling the next ones besides
 # takes while a stack is computed, which is done only if there is plenty; at most this share of it all.
-_PROGRAM_BYTES, _COMPILING_BYTES = 2**28, 2**29
+_PROGRAM_BYTES, _COMPILING_BYTES = 3 * 2**27, 2**29
 _PLENTY_BYTES = 2**31
 _PROGRAM_SHARE = 4
 

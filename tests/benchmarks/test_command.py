@@ -51,7 +51,7 @@ def test_short_form_runs_end_to_end(run_benchmarks, tmp_path):
     """The smallest form there is: what has no time is left out and named; nothing may fail."""
     done = run_benchmarks(
         "--short",
-        "--seconds=30",
+        "--seconds=60",
         "--shrink=64",
         "--repeats=1",
         "--methods=lapack",
@@ -66,7 +66,7 @@ def test_short_form_runs_end_to_end(run_benchmarks, tmp_path):
     left_out = {problem["suite"] for problem in results["problems"]}
     assert measured | left_out == set(SUITES)
     assert len(measured) >= 3
-    assert results["command"].startswith("python -m benchmarks --short --seconds=30")
+    assert results["command"].startswith("python -m benchmarks --short --seconds=60")
     assert str(tmp_path) not in json.dumps(results)
     assert results["environment"]["backend"] == "cpu"
 
