@@ -22,8 +22,8 @@ _SQUARE_ARRAYS, _BLOCK_ARRAYS = 15, 9
 _WHOLE_ARRAYS = 12
 _BLOCK_ROWS = 1024  # of a block, or n
 
-# Of the memory given, what compiled programs and libraries take (some 350 MB, measured), and what compiling the next ones besides
-# takes while a stack is computed, which is done only if there is plenty; at most this share of it all.
+# Of the memory given, what compiled programs and libraries take (some 350 MB, measured), and what compiling the next
+# ones besides takes while a stack is computed, which is done only if there is plenty; at most this share of it all.
 _PROGRAM_BYTES, _COMPILING_BYTES = 3 * 2**27, 2**29
 _PLENTY_BYTES = 2**31
 _PROGRAM_SHARE = 4
