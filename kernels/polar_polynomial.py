@@ -60,8 +60,10 @@ def polynomial_polar(x: jax.Array) -> Iterated:
     norm = frobenius(x)[..., None, None]
     factor = x / jnp.where(norm > 0, norm, 1)  # first, so that squares stay in range
     gram = matmul(transpose(factor), factor)
-    # ||G||_F >= s_1^2 is at most sqrt(n) too large, its square root n^(1/4): two steps more than with s_1 itself.
-    bound = jnp.sqrt(frobenius(gram))[..., None, None]
+    # ||G||_F >= s_1^2 is at most sqrt(n) too large, its square root n^(1/4): two steps more than with s_1 itself. The
+    # largest row sum is a bound too, and closer where x is nearly orthonormal.
+    row_sums = jnp.max(jnp.sum(jnp.abs(gram), axis=-1), axis=-1)
+    bound = jnp.sqrt(jnp.minimum(frobenius(gram), row_sums))[..., None, None]
     bound = jnp.where(bound > 0, bound, 1)
     factor, gram = factor / bound, gram / bound**2
     schedule, ends = minimax_schedule(_SMALLEST[x.dtype.name])
