@@ -60,17 +60,14 @@ def polynomial_polar(x: jax.Array) -> Iterated:
     norm = frobenius(x)[..., None, None]
     factor = x / jnp.where(norm > 0, norm, 1)  # first, so that squares stay in range
     gram = matmul(transpose(factor), factor)
-    # ||G||_F >= s_1^2 is at most sqrt(n) too large, its square root n^(1/4): two steps more than with s_1 itself. The
-    # largest row sum is a bound too, and closer where x is nearly orthonormal.
-    row_sums = jnp.max(jnp.sum(jnp.abs(gram), axis=-1), axis=-1)
-    bound = jnp.sqrt(jnp.minimum(frobenius(gram), row_sums))[..., None, None]
+    # ||G||_F >= s_1^2 is at most sqrt(n) too large, its square root n^(1/4): two steps more than with s_1 itself.
+    bound = jnp.sqrt(frobenius(gram))[..., None, None]
     bound = jnp.where(bound > 0, bound, 1)
     factor, gram = factor / bound, gram / bound**2
     schedule, ends = minimax_schedule(_SMALLEST[x.dtype.name])
     # Every matrix starts at the last interval that still holds all its singular values, and ends with Newton-Schulz.
-    smallest = one_at_a_time(_smallest_bound, gram)
-    first = jnp.sum(jnp.asarray(ends) <= smallest[..., None], axis=-1, dtype=jnp.int32)
-    first = jnp.where(smallest >= _NEWTON_SCHULZ_FROM, len(schedule), jnp.maximum(first, 1) - 1)
+    first = jnp.sum(jnp.asarray(ends) <= one_at_a_time(_smallest_bound, gram)[..., None], axis=-1, dtype=jnp.int32)
+    first = jnp.maximum(first, 1) - 1
     steps = jnp.asarray((*schedule, *(_EXTRA_STEPS * [_NEWTON_SCHULZ])), x.dtype)
 
     def unfinished(state):
@@ -133,15 +130,7 @@ def minimax_quintic(low: float) -> tuple[float, float, float]:
 
 
 def _smallest_bound(gram):
-    """Lower bound on the smallest singular value, (): by Gershgorin's discs if they are small, else by the inverse."""
-    diagonal = jnp.diagonal(gram)
-    discs = jnp.min(2 * diagonal - jnp.sum(jnp.abs(gram), axis=-1))  # of a Gram matrix, whose diagonal is not negative
-    by_discs = jnp.sqrt(jnp.maximum(discs, 0))
-    return lax.cond(by_discs >= _NEWTON_SCHULZ_FROM, lambda _: by_discs, _smallest_bound_by_inverse, gram)
-
-
-def _smallest_bound_by_inverse(gram):
-    """1 / sqrt(trace(G^-1)), (); 0 where rounding may have made it."""
+    """Lower bound on the smallest singular value, (): 1 / sqrt(trace(G^-1)); 0 where rounding may have made it."""
     lower = lax.linalg.cholesky(gram, symmetrize_input=False)
     identity = jnp.eye(gram.shape[-1], dtype=gram.dtype)
     inverse = lax.linalg.triangular_solve(lower, identity, left_side=True, lower=True)  # G^-1 = L^-T L^-1
