@@ -21,8 +21,8 @@ from polarax.selection import Selection
 # layout and its workspace. Counted in XLA's buffer assignment, and measured as peak resident memory.
 _SQUARE_ARRAYS, _BLOCK_ARRAYS = 13, 4
 _WHOLE_ARRAYS = 12
-# And the m x n arrays that drawing a random change takes: base, change, the draw and what it is made of.
-_DRAWN_ARRAYS = 8
+# What drawing random changes and reading them takes besides, of m x n arrays and of n x n: XLA's buffer assignment.
+_DRAWN_ARRAYS, _DRAWN_SQUARE_ARRAYS = 6, 6
 _BLOCK_ROWS = 1024  # of a block, or n
 
 # Of the memory given, what compiled programs take (200 MB and more, measured), and what compiling the next ones besides
@@ -226,7 +226,7 @@ def _stack(
 
 def _work_bytes(dtype: str, method: str, draws: int, pair: Pair) -> int:
     m, n = _tall(pair)
-    drawn = _DRAWN_ARRAYS * np.dtype(dtype).itemsize * m * n if draws else 0
+    drawn = 8 * n * (_DRAWN_ARRAYS * m + _DRAWN_SQUARE_ARRAYS * n) if draws else 0
     if method in ("auto", "gram"):
         return 8 * n * (_SQUARE_ARRAYS * n + _BLOCK_ARRAYS * min(m, max(n, _BLOCK_ROWS))) + _stored_bytes(pair) + drawn
     return _WHOLE_ARRAYS * np.dtype(dtype).itemsize * m * n + drawn

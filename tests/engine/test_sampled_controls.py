@@ -139,7 +139,7 @@ def test_rows_without_numbers_stay_without(frame):
 
 
 @pytest.mark.parametrize(
-    "options", [{"memory_gib": 1e-6}, {"include": "noise|wide"}, {"include": "wide|noise", "metrics": "scaling,budget"}]
+    "options", [{"memory_gib": 1e-6}, {"include": "noise|wide"}, {"include": "wide|noise", "metrics": "scaling"}]
 )
 def test_a_draw_is_the_same_however_the_run_is_divided(compared, frame, options):
     found = compared(**options)
@@ -155,10 +155,10 @@ def test_a_stack_taken_as_a_batch_draws_the_same(planted):
     names = ("noise", "together")
     base, post = (np.stack([planted[name][side] for name in names]) for side in (0, 1))
     keys = np.stack([matrix_key(SEED, name) for name in names])
-    read = functools.partial(measure_stack, groups=("rotation", "budget"), draws=3)
+    read = functools.partial(measure_stack, groups=("rotation",), draws=3)
     with jax.enable_x64(True):
         one_by_one, batch = (read(base, post, keys, batched=batched) for batched in (False, True))
-    for column in sampled_columns(["rotation", "budget"]):
+    for column in sampled_columns(["rotation"]):
         np.testing.assert_allclose(batch[column], one_by_one[column], rtol=1e-6, err_msg=column)
 
 
@@ -235,11 +235,11 @@ def test_a_plan_counts_draws():
 
 
 def test_memory_does_not_grow_with_the_number_of_draws():
-    stack = jax.ShapeDtypeStruct((1, 300, 200), jnp.float32)
+    stack = jax.ShapeDtypeStruct((1, 60, 40), jnp.float32)
     keys = jax.ShapeDtypeStruct((1, 2), jnp.uint32)
     taken = []
     for draws in (2, 50):
         with jax.enable_x64(True):
-            lowered = measure_stack.lower(stack, stack, keys, groups=("rotation", "fit"), draws=draws, batched=False)
+            lowered = measure_stack.lower(stack, stack, keys, groups=("scaling",), draws=draws, batched=False)
             taken.append(lowered.compile().memory_analysis().temp_size_in_bytes)
-    assert taken[1] < taken[0] + 8 * 300 * 200
+    assert taken[1] < taken[0] + 8 * 60 * 40

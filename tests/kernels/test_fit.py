@@ -41,7 +41,7 @@ def fitted(base, post, method="auto"):
 
 def found(base, post, dtype="float64", **how):
     with jax.enable_x64(dtype == "float64"):
-        return fitted(base.astype(dtype), post.astype(dtype), **how)
+        return jax.device_get(fitted(base.astype(dtype), post.astype(dtype), **how))
 
 
 def turned_together(base, angle):
