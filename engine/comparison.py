@@ -30,20 +30,27 @@ from polarax.errors import UsageError
 from polarax.loaders import Checkpoint, RoleMap, open_checkpoint, parse_role_map
 from polarax.loaders.store import local_path
 from polarax.measure import measure_stack
-from polarax.metrics import CONTROL_REACH_LIMIT, columns, parse_metrics, status_kind
+from polarax.metrics import CONTROL_REACH_LIMIT, columns, parse_metrics, sampled_metrics, status_kind
 from polarax.plan import Plan, plan_comparison
 from polarax.progress import Progress
 from polarax.run import Run
 from polarax.run_directory import RunWriter, claim_directory
+from polarax.sampled_controls import matrix_key
 from polarax.selection import Selection
 from polarax.stack_reads import StackReads
 
 DTYPES = ("auto", "float64", "float32")
 DEFAULT_TOP_K = 16  # leading singular vectors compared, as in docs/definitions.md
 DEFAULT_MEMORY_GIB = 4.0
+DEFAULT_CONTROL_DRAWS = 0  # the closed forms are free
+DEFAULT_SEED = 0
 
 # Readings of a matrix that are arrays, written beside matrices.csv.
 _ARRAYS = ("s_base", "s_post", "s_change", "cosines_left", "cosines_right")
+
+
+# Columns about the rounding of the stored dtypes.
+_OF_STORED_DTYPE = {"rounding_share", "nf_rounding", "spectral_norm_rounding"}
 
 
 class Request(NamedTuple):
@@ -60,6 +67,13 @@ class Request(NamedTuple):
     memory_gib: float
     role_map: RoleMap | None
     common_rows: bool
+    control_draws: int
+    seed: int
+
+    @property
+    def sampled(self) -> bool:
+        """Whether random changes are drawn: they are asked for, and a metric has use for them."""
+        return self.control_draws > 0 and bool(sampled_metrics(self.groups))
 
 
 def compare(
@@ -78,6 +92,8 @@ def compare(
     memory_gib: float = DEFAULT_MEMORY_GIB,
     role_map: str | os.PathLike | Mapping[str, Any] | None = None,
     common_rows: bool = False,
+    control_draws: int = DEFAULT_CONTROL_DRAWS,
+    seed: int = DEFAULT_SEED,
     overwrite: bool = False,
     progress: bool = True,
 ) -> Run:
@@ -92,7 +108,7 @@ def compare(
         exclude: Regular expressions; a matrix is left out if one is found in its name.
         roles: Roles to compare, such as "q,o"; all by default.
         layers: Layers to compare, such as "0,3-5"; all by default.
-        metrics: Groups of metrics: change, scaling, rotation, budget, overlap, shape; all by default.
+        metrics: Groups of metrics: change, scaling, rotation, budget, fit, overlap, shape; all by default.
         dtype: Working precision, "float64" or "float32"; "auto" is float64 where that is fast.
         top_k: Leading singular vectors whose subspaces are compared.
         method: How to decompose, one of `polarax.kernels.SVD_METHODS`.
@@ -100,6 +116,9 @@ def compare(
             named on standard error before any work, and computed alone.
         role_map: A table of names of your own, or the JSON file it is in: see `polarax.loaders.parse_role_map`.
         common_rows: Compare embeddings and heads of different vocabularies on the rows that both have.
+        control_draws: Random changes of each kind to draw for every matrix, as sampled controls beside the closed
+            forms; each takes about half the time of the comparison itself.
+        seed: What they are drawn from, at least 0.
         overwrite: Replace a run that is already at `out`.
         progress: Show progress on standard error.
 
@@ -122,6 +141,8 @@ def compare(
         memory_gib=memory_gib,
         role_map=role_map,
         common_rows=common_rows,
+        control_draws=control_draws,
+        seed=seed,
     )
     return run_request(request, out, overwrite=overwrite, progress=progress)
 
@@ -140,7 +161,8 @@ def run_request(
         out = temporary.name
     description = _describe(request)
     path = claim_directory(out, description, overwrite=overwrite)
-    with contextlib.closing(RunWriter(path, description, columns(request.groups), request.plan.skipped)) as writer:
+    header = columns(request.groups, sampled=request.sampled)
+    with contextlib.closing(RunWriter(path, description, header, request.plan.skipped)) as writer:
         place = {name: index for index, name in enumerate(request.plan.names)}
         stacks = writer.unfinished(request.plan.stacks, place)
         if progress and request.plan.warning:
@@ -163,6 +185,8 @@ def check_request(
     memory_gib: float,
     role_map: str | os.PathLike | Mapping[str, Any] | None = None,
     common_rows: bool = False,
+    control_draws: int = DEFAULT_CONTROL_DRAWS,
+    seed: int = DEFAULT_SEED,
 ) -> Request:
     """Opens both checkpoints and plans the comparison; reads headers alone and writes nothing.
 
@@ -179,6 +203,9 @@ def check_request(
         raise UsageError(f"Unknown method {method!r}. Expected one of {', '.join(kernels.SVD_METHODS)}.")
     if not 0 < memory_gib < math.inf:
         raise UsageError(f"memory_gib must be positive and finite. Got {memory_gib}.")
+    for name, number in (("control_draws", control_draws), ("seed", seed)):
+        if number < 0:
+            raise UsageError(f"{name} must be at least 0. Got {number}.")
     dtype, method = working_dtype(dtype), working_method(method)
     table = parse_role_map(role_map)
     with without_garbage_collection():
@@ -193,11 +220,25 @@ def check_request(
             lanes=most_lanes(),
             role_map=table,
             common_rows=common_rows,
+            draws=control_draws if sampled_metrics(groups) else 0,
         )
     if not plan.stacks:
         reasons = "; ".join(f"{row.name}: {row.reason}" for row in plan.skipped[:3])
         raise UsageError(f"No matrix can be compared. All {len(plan.skipped)} tensors are skipped: {reasons}.")
-    return Request(*opened, plan, selection, groups, top_k, dtype, method, memory_gib, table, common_rows)
+    return Request(
+        *opened,
+        plan,
+        selection,
+        groups,
+        top_k,
+        dtype,
+        method,
+        memory_gib,
+        table,
+        common_rows,
+        control_draws,
+        seed,
+    )
 
 
 def _open_both(base: Any, post: Any) -> tuple[Checkpoint, Checkpoint]:
@@ -241,6 +282,8 @@ def _describe(request):
             "memory_gib": request.memory_gib,
             "role_map": request.role_map.describe() if request.role_map else None,
             "common_rows": request.common_rows,
+            "control_draws": request.control_draws,
+            "seed": request.seed,
         },
         "matrices": request.plan.matrices,
         "environment": describe_environment(),
@@ -269,7 +312,7 @@ def _run_stacks(request, stacks, place, writer, progress):
         for stack, following in zip(stacks, (*stacks[1:], None), strict=True):
             before = dict(seconds)
             with _timed(seconds, "read"):
-                operands = next(read)
+                operands = (*next(read), *_keys(request, stack))
             programs.of(stack)
             with _timed(seconds, "compute"), shared_cores(max(stack.lanes, jax.local_device_count())):
                 lanes = programs.start(pool, stack, operands)
@@ -277,7 +320,7 @@ def _run_stacks(request, stacks, place, writer, progress):
                     programs.of(following)
                 readings = _as_stored(_joined([lane.result() for lane in lanes]), stack)
             del operands  # its memory is filled again
-            rows = [_row(pair, readings, index) for index, pair in enumerate(stack.pairs)]
+            rows = [_row(pair, readings, index, request.sampled) for index, pair in enumerate(stack.pairs)]
             arrays = {name: readings[name] for name in _ARRAYS if name in readings}
             writer.write_stack(stack, rows, arrays, [place[pair.name] for pair in stack.pairs])
             progress.advance(stack, *(seconds[what] - before[what] for what in ("read", "compute")))
@@ -303,12 +346,15 @@ class _Programs:
                     jax.ShapeDtypeStruct(shape, dtype, sharding=self._sharding)
                     for dtype in (pair.dtype_base, pair.dtype_post)
                 ]
+                if self._request.sampled:
+                    operands.append(jax.ShapeDtypeStruct((shape[0], 2), np.uint32, sharding=self._sharding))
                 lowered = measure_stack.lower(
                     *operands,
                     groups=self._request.groups,
                     top_k=self._request.top_k,
                     dtype=self._request.dtype,
                     method=self._request.method,
+                    draws=self._request.control_draws,
                     mesh=self._mesh,
                     batched=takes_batches(),
                 )
@@ -328,6 +374,15 @@ class _Programs:
     def _run(self, program, operands):
         with jax.enable_x64(True):  # a setting of each thread
             return jax.device_get(program(*(_place(operand, self._sharding) for operand in operands)))
+
+
+def _keys(request, stack):
+    """One array, (size, 2): what each pair's random changes are drawn from; nothing if there are none."""
+    if not request.sampled:
+        return ()
+    keys = np.zeros((stack.size, 2), np.uint32)
+    keys[: len(stack.pairs)] = [matrix_key(request.seed, pair.name) for pair in stack.pairs]
+    return (keys,)
 
 
 def _joined(lanes):
@@ -352,15 +407,15 @@ def _place(operand, sharding):
     return operand if sharding is None else jax.device_put(operand, sharding)
 
 
-def _row(pair, readings, index):
+def _row(pair, readings, index, sampled):
     """One row of matrices.csv: plain Python values."""
     own = {name: values[index].item() for name, values in readings.items() if values.ndim == 1}
     status = _status(own, min(pair.shape))
     if status_kind(status) in ("not finite", "zero"):  # what was computed means nothing
         own = dict.fromkeys(own, math.nan)
-    if (pair.stored_base, pair.stored_post) != (pair.dtype_base.name, pair.dtype_post.name) and "rounding_share" in own:
-        own["rounding_share"] = math.nan  # it is of the dtype that was read, not of the quantised type it was stored in
-    reach = own["control_reach"]
+    if (pair.stored_base, pair.stored_post) != (pair.dtype_base.name, pair.dtype_post.name):
+        # They are of the dtype that was read, not of the quantised type it was stored in.
+        own |= {column: math.nan for column in _OF_STORED_DTYPE & own.keys()}
     return {
         "name": pair.name,
         "layer": pair.layer,
@@ -372,8 +427,17 @@ def _row(pair, readings, index):
         "dtype_post": pair.stored_post,
         "status": status,
         **own,
-        "control": "closed form" if reach <= CONTROL_REACH_LIMIT else "out of range" if reach == reach else "",
+        "control": _control(own["control_reach"], sampled),
     }
+
+
+def _control(reach, sampled):
+    """Which control a row is judged by; "" where there is none."""
+    if math.isnan(reach):
+        return ""
+    if sampled:
+        return "sampled"
+    return "closed form" if reach <= CONTROL_REACH_LIMIT else "out of range"
 
 
 def _status(readings, full_rank):

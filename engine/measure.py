@@ -8,22 +8,26 @@ import jax.numpy as jnp
 from jax import lax
 
 from polarax import kernels
+from polarax.metrics import sampled_metrics
+from polarax.sampled_controls import sampled_controls
 
 Readings = dict[str, jax.Array]
 
 # Groups that read the singular vectors; without them the singular values are enough.
-_GROUPS_WITH_VECTORS = {"rotation", "budget", "overlap"}
+_GROUPS_WITH_VECTORS = {"rotation", "budget", "fit", "overlap"}
 
 
-@functools.partial(jax.jit, static_argnames=("groups", "top_k", "dtype", "method", "mesh", "batched"))
+@functools.partial(jax.jit, static_argnames=("groups", "top_k", "dtype", "method", "draws", "mesh", "batched"))
 def measure_stack(
     base: jax.Array,
     post: jax.Array,
+    keys: jax.Array | None = None,
     *,
     groups: tuple[str, ...],
     top_k: int = 16,
     dtype: str = "float64",
     method: str = "auto",
+    draws: int = 0,
     mesh: jax.sharding.Mesh | None = None,
     batched: bool = True,
 ) -> Readings:
@@ -32,10 +36,12 @@ def measure_stack(
     Args:
         base: (count, m, n) in the stored dtype.
         post: (count, m, n) in its stored dtype.
+        keys: (count, 2), uint32: what each pair's random changes are drawn from (`matrix_key`); only with draws.
         groups: Metric groups of `polarax.metrics.GROUPS`.
         top_k: Size of the leading subspaces compared.
         dtype: Working dtype, "float64" (under an enabled x64 scope) or "float32".
         method: How to decompose, one of `polarax.kernels.SVD_METHODS`.
+        draws: Random changes of each kind to draw for the sampled controls.
         mesh: Devices to divide the stack over, along its one axis; count must be a multiple of their number. Each
             works on its share alone.
         batched: Take the stack as one batch, as accelerators want it; otherwise matrix by matrix, which on CPU keeps
@@ -46,29 +52,33 @@ def measure_stack(
         `s_base`, `s_post`, with "shape" also `s_change`, each (count, r), with "overlap" also `cosines_left` and
         `cosines_right`, each (count, k).
     """
-    measure = functools.partial(_measure, groups=groups, top_k=top_k, dtype=dtype, method=method)
+    measure = functools.partial(_measure, groups=groups, top_k=top_k, dtype=dtype, method=method, draws=draws)
+    stacks = (base, post) if keys is None else (base, post, keys)
 
-    def measure_share(base, post):
-        return measure(base, post) if batched else lax.map(lambda pair: measure(*pair), (base, post))
+    def measure_share(*stacks):
+        return measure(*stacks) if batched else lax.map(lambda pair: measure(*pair), stacks)
 
     if mesh is None:
-        return measure_share(base, post)
+        return measure_share(*stacks)
     along_stack = jax.sharding.PartitionSpec(*mesh.axis_names)
     sharded = jax.shard_map(measure_share, mesh=mesh, in_specs=along_stack, out_specs=along_stack, check_vma=False)
-    return sharded(base, post)
+    return sharded(*stacks)
 
 
 def _measure(
     base_stored: jax.Array,
     post_stored: jax.Array,
+    keys: jax.Array | None = None,
     *,
     groups: tuple[str, ...],
     top_k: int,
     dtype: str,
     method: str,
+    draws: int,
 ) -> Readings:
     shape = (base_stored.shape[-2], base_stored.shape[-1])
-    with_change_values = "shape" in groups
+    draws = draws if sampled_metrics(groups) else 0
+    with_change_values = "shape" in groups or draws > 0
     pair = None
     if _GROUPS_WITH_VECTORS & set(groups):
         pair = kernels.frames(base_stored, post_stored, change_values=with_change_values, dtype=dtype, method=method)
@@ -95,13 +105,41 @@ def _measure(
     if "change" in groups:
         readings |= _change(base_stored, post_stored, s_base, change_norm)
     if "scaling" in groups:
-        readings |= _scaling(s_base, s_post, jnp.minimum(rank_base, rank_post), control)
+        readings |= _scaling(s_base, s_post, control, shape=shape)
     if pair is not None:
-        readings |= _rotation(pair, control, groups, top_k)
+        readings |= _rotation(pair, control, groups)
+    if pair is not None and "overlap" in groups:
+        readings |= _overlap(kernels.overlap_of_frames(pair, k=top_k))
     if "shape" in groups:
         assert s_change is not None
         readings |= _shape({"base": s_base, "post": s_post, "change": s_change})
+    if draws:
+        assert keys is not None and s_change is not None
+        drawn = sampled_controls(
+            functools.partial(_headlines, groups=groups),
+            base_stored,
+            post_stored,
+            s_change,
+            keys,
+            draws=draws,
+            dtype=dtype,
+            method=method,
+        )
+        for metric, control_of in drawn.items():
+            for kind, (mean, std) in control_of.items():
+                readings |= {
+                    f"{metric}_{kind}": mean,
+                    f"{metric}_{kind}_std": std,
+                    f"{metric}_{kind}_z": _z(readings[metric], mean, std, change_norm),
+                }
     return readings
+
+
+def _headlines(pair: kernels.Frames, groups: tuple[str, ...]) -> Readings:
+    """The metrics of a pair whose control is sampled, by the same functions as all others."""
+    control = kernels.closed_form_controls(pair.s_base, pair.change_norm, shape=pair.shape)
+    readings = _scaling(pair.s_base, pair.s_post, control, shape=pair.shape) | _rotation(pair, control, groups)
+    return {metric: readings[metric] for metric in sampled_metrics(groups)}
 
 
 def _nonfinite(x: jax.Array, dtype: str, s_base: jax.Array, s_post: jax.Array) -> jax.Array:
@@ -114,15 +152,19 @@ def _nonfinite(x: jax.Array, dtype: str, s_base: jax.Array, s_post: jax.Array) -
 
 
 def _change(base: jax.Array, post: jax.Array, s_base: jax.Array, change_norm: jax.Array) -> Readings:
-    noise = jnp.maximum(*(kernels.rounding_noise(x, x.dtype) for x in (base, post)))
+    shape = (base.shape[-2], base.shape[-1])
+    noise = jnp.maximum(*(kernels.rounding_noise(x, x.dtype) for x in (base, post))).astype(change_norm.dtype)
     return {
         "drift": change_norm / kernels.frobenius(s_base[..., None, :]),
         "unchanged": kernels.unchanged_share(base, post),
-        "rounding_share": _over(noise.astype(change_norm.dtype), change_norm, change_norm),
+        "rounding_share": _over(noise, change_norm, change_norm),
+        "nf_rounding": kernels.closed_form_controls(s_base, noise, shape=shape).nf,
+        "spectral_norm_rounding": kernels.noise_spectral_norm(noise, shape),
     }
 
 
-def _scaling(s_base: jax.Array, s_post: jax.Array, rank: jax.Array, control: kernels.Controls) -> Readings:
+def _scaling(s_base: jax.Array, s_post: jax.Array, control: kernels.Controls, *, shape: tuple[int, int]) -> Readings:
+    rank = jnp.minimum(*(kernels.numerical_rank(values, *shape) for values in (s_base, s_post)))
     scaling = kernels.scaling(s_base, s_post, rank=rank)
     return {
         **scaling._asdict(),
@@ -133,8 +175,8 @@ def _scaling(s_base: jax.Array, s_post: jax.Array, rank: jax.Array, control: ker
     }
 
 
-def _rotation(pair: kernels.Frames, control: kernels.Controls, groups: tuple[str, ...], top_k: int) -> Readings:
-    """What needs the singular vectors: the groups rotation, budget and overlap."""
+def _rotation(pair: kernels.Frames, control: kernels.Controls, groups: tuple[str, ...]) -> Readings:
+    """What needs the singular vectors and has a control: the groups rotation, budget and fit."""
     readings: Readings = {}
     if "rotation" in groups:
         nf = kernels.rotation_difference(pair)
@@ -147,12 +189,17 @@ def _rotation(pair: kernels.Frames, control: kernels.Controls, groups: tuple[str
         }
     if "budget" in groups:
         readings |= _budget(kernels.budget_of_frames(pair), control)
-    if "overlap" in groups:
-        overlap = kernels.overlap_of_frames(pair, k=top_k)
-        readings |= {f"overlap_{side}": getattr(overlap, side) for side in ("left", "right")}
-        names = ("intruders_left", "intruders_right", "cosines_left", "cosines_right")
-        readings |= {name: getattr(overlap, name) for name in names}
+    if "fit" in groups:
+        readings |= {f"fit_{name}": value for name, value in kernels.fit_of_frames(pair)._asdict().items()}
+        readings["fit_error_null"] = control.fit_error
     return readings
+
+
+def _overlap(overlap: kernels.Overlap) -> Readings:
+    names = ("intruders_left", "intruders_right", "cosines_left", "cosines_right")
+    return {f"overlap_{side}": getattr(overlap, side) for side in ("left", "right")} | {
+        name: getattr(overlap, name) for name in names
+    }
 
 
 def _budget(budget: kernels.DriftBudget, control: kernels.Controls) -> Readings:
@@ -179,6 +226,14 @@ def _shape(spectra: Mapping[str, jax.Array]) -> Readings:
         else:
             readings[f"power_law_{which}"] = kernels.power_law(values).exponent
     return readings
+
+
+def _z(value: jax.Array, mean: jax.Array, std: jax.Array, change: jax.Array) -> jax.Array:
+    """Distance from the mean of draws in their standard deviations; NaN where these are rounding errors.
+
+    What is sampled has no unit and is of the size of 1, or its deviation far from eps.
+    """
+    return _over(value - mean, jnp.where(std > 4 * jnp.finfo(std.dtype).eps, std, 0), change)
 
 
 def _over(value: jax.Array, unit: jax.Array, change: jax.Array) -> jax.Array:

@@ -6,6 +6,7 @@ The formulas and their sources are in docs/definitions.md.
 from collections.abc import Iterable
 
 from polarax.errors import UsageError
+from polarax.kernels import RANDOM_CHANGES
 
 # Columns that every run has, in front.
 IDENTITY_COLUMNS = (
@@ -19,6 +20,8 @@ GROUPS: dict[str, dict[str, str]] = {
         "drift": "size of the change, ||W_post - W_base|| / ||W_base||",
         "unchanged": "share of entries bitwise equal in both",
         "rounding_share": "expected rounding noise of the coarser stored dtype over the size of the change",
+        "nf_rounding": "nf that this noise alone would give",
+        "spectral_norm_rounding": "largest singular value of this noise",
     },
     "scaling": {
         "alpha": "least-squares scale of the singular values",
@@ -52,6 +55,13 @@ GROUPS: dict[str, dict[str, str]] = {
         "coordination_null_std": "standard deviation of coordination under the control",
         "coordination_z": "coordination / its standard deviation under the control",
     },
+    "fit": {
+        "fit_error": "what one rotation of both sides and one scale leave of the post, over ||W_post||",
+        "fit_error_null": "control of fit_error",
+        "fit_alpha": "the scale of that fit",
+        "fit_error_unchanged": "what the base itself leaves, ||W_post - W_base|| / ||W_post||",
+        "fit_error_scaled": "what the best multiple of the base leaves",
+    },
     "overlap": {
         "overlap_left": "overlap of the leading left subspaces, 1 for the same",
         "overlap_right": "overlap of the leading right subspaces, 1 for the same",
@@ -75,10 +85,26 @@ GROUPS: dict[str, dict[str, str]] = {
     },
 }  # fmt: skip
 
+# group -> metrics whose control can be sampled, by drawing random changes.
+SAMPLED = {
+    "scaling": ("alpha", "ratio_cv"),
+    "rotation": ("nf",),
+    "budget": ("budget_scaling", "budget_outside", "coordination"),
+    "fit": ("fit_error",),
+}
+
+# For each of them and each kind of random change: metric_kind, metric_kind_std, metric_kind_z.
+SAMPLED_SUFFIXES = {
+    "": "mean over the draws",
+    "_std": "population standard deviation over the draws",
+    "_z": "(metric - mean) / standard deviation",
+}
+
 # Columns that every run has, at the end: they say how far the first-order controls can be trusted.
 CONTROL_COLUMNS = {
     "control_reach": "condition number of the base times drift",
-    "control": "'closed form', or 'out of range' where control_reach passes 1 and nf_null and ratio_cv_null are rough",
+    "control": "'closed form'; 'out of range' where control_reach passes 1 and nf_null and ratio_cv_null are rough; "
+    "'sampled' where random changes were drawn",
 }
 
 # What a status starts with, and how such rows are counted.
@@ -105,10 +131,31 @@ def parse_metrics(given: str | Iterable[str] | None) -> tuple[str, ...]:
     return tuple(group for group in GROUPS if not words or group in words)
 
 
-def columns(groups: Iterable[str]) -> tuple[str, ...]:
-    """Every column of matrices.csv for these groups, in order."""
+def columns(groups: Iterable[str], *, sampled: bool = False) -> tuple[str, ...]:
+    """Every column of matrices.csv for these groups, in order.
+
+    Args:
+        groups: Metric groups.
+        sampled: Whether random changes are drawn.
+    """
+    groups = tuple(groups)
     measured = [column for group in groups for column in GROUPS[group]]
-    return (*IDENTITY_COLUMNS, *measured, *CONTROL_COLUMNS)
+    return (*IDENTITY_COLUMNS, *measured, *(sampled_columns(groups) if sampled else ()), *CONTROL_COLUMNS)
+
+
+def sampled_metrics(groups: Iterable[str]) -> tuple[str, ...]:
+    """The metrics of these groups whose control can be sampled."""
+    return tuple(metric for group in groups for metric in SAMPLED.get(group, ()))
+
+
+def sampled_columns(groups: Iterable[str]) -> tuple[str, ...]:
+    """The columns that random changes add to these groups."""
+    return tuple(
+        f"{metric}_{kind}{suffix}"
+        for metric in sampled_metrics(groups)
+        for kind in RANDOM_CHANGES
+        for suffix in SAMPLED_SUFFIXES
+    )
 
 
 def status_kind(status: str) -> str:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from polarax.kernels import RANDOM_CHANGES
 from polarax.loaders import Checkpoint, Pair, RoleMap, Skipped, pair_checkpoints
 from polarax.selection import Selection
 
@@ -20,6 +21,8 @@ from polarax.selection import Selection
 # layout and its workspace. Counted in XLA's buffer assignment, and measured as peak resident memory.
 _SQUARE_ARRAYS, _BLOCK_ARRAYS = 15, 9
 _WHOLE_ARRAYS = 12
+# What drawing random changes and reading them takes besides, of m x n arrays and of n x n: XLA's buffer assignment.
+_DRAWN_ARRAYS, _DRAWN_SQUARE_ARRAYS = 6, 6
 _BLOCK_ROWS = 1024  # of a block, or n
 
 # Of the memory given, what compiled programs and libraries take (some 350 MB, measured), and what compiling the next
@@ -44,6 +47,7 @@ class Stack(NamedTuple):
     size: int  # length of the stack, >= len(pairs): the rest is padding, so that one program serves a shape
     lanes: int = 1  # equal parts of it that are computed side by side, each by the same program
     work_bytes: int = 0  # estimated memory that one pair takes while it is computed
+    draws: int = 0  # random changes of each kind, for the sampled controls
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -73,7 +77,7 @@ class Stack(NamedTuple):
     @property
     def operations(self) -> float:
         """Floating-point operations, nominal."""
-        return len(self.pairs) * pair_operations(*self.shape)
+        return len(self.pairs) * pair_operations(*self.shape, draws=self.draws)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,6 +155,7 @@ def plan_comparison(
     lanes: int = 1,
     role_map: RoleMap | None = None,
     common_rows: bool = False,
+    draws: int = 0,
 ) -> Plan:
     """Plans a comparison without reading any tensor.
 
@@ -165,6 +170,7 @@ def plan_comparison(
         lanes: Parts of a stack to compute side by side on one device, where memory allows.
         role_map: The user's own table of names.
         common_rows: Compare embeddings of different vocabularies on the rows that both have.
+        draws: Random changes of each kind, for the sampled controls.
 
     Raises:
         CheckpointError: The checkpoints have no name in common.
@@ -172,13 +178,16 @@ def plan_comparison(
     """
     pairs, skipped = pair_checkpoints(base, post, role_map=role_map, common_rows=common_rows)
     chosen, left_out = selection.split(pairs)
-    stacks = _stack(chosen, memory_bytes, functools.partial(_work_bytes, dtype, method), devices, lanes)
+    work_of = functools.partial(_work_bytes, dtype, method, draws)
+    stacks = (stack._replace(draws=draws) for stack in _stack(chosen, memory_bytes, work_of, devices, lanes))
     names = tuple(pair.name for pair in chosen)
     return Plan(tuple(stacks), names, (*skipped, *left_out), memory_bytes)
 
 
-def pair_operations(rows: int, cols: int) -> float:
+def pair_operations(rows: int, cols: int, *, draws: int = 0) -> float:
     """Nominal floating-point operations of one pair: two thin SVDs with vectors and one without.
+
+    With draws, one SVD with vectors and the products of a pair for each of their three kinds besides.
 
     6 m n^2 + 20 n^3 with vectors and 2 m n^2 + 2 n^3 without (R-SVD; Golub and Van Loan, Matrix Computations, 4th
     edition, section 8.6), and five products. A common yardstick for rates, not what a given algorithm spends.
@@ -186,7 +195,7 @@ def pair_operations(rows: int, cols: int) -> float:
     m, n = max(rows, cols), min(rows, cols)
     with_vectors, values_alone = 6 * m * n**2 + 20 * n**3, 2 * m * n**2 + 2 * n**3
     products = 2 * m * n**2 * 2 + 2 * n**3 * 3
-    return float(2 * with_vectors + values_alone + products)
+    return float(2 * with_vectors + values_alone + products + len(RANDOM_CHANGES) * draws * (with_vectors + products))
 
 
 def _stack(
@@ -215,11 +224,12 @@ def _stack(
             number += 1
 
 
-def _work_bytes(dtype: str, method: str, pair: Pair) -> int:
+def _work_bytes(dtype: str, method: str, draws: int, pair: Pair) -> int:
     m, n = _tall(pair)
+    drawn = 8 * n * (_DRAWN_ARRAYS * m + _DRAWN_SQUARE_ARRAYS * n) if draws else 0
     if method in ("auto", "gram"):
-        return 8 * n * (_SQUARE_ARRAYS * n + _BLOCK_ARRAYS * min(m, max(n, _BLOCK_ROWS))) + _stored_bytes(pair)
-    return _WHOLE_ARRAYS * np.dtype(dtype).itemsize * m * n
+        return 8 * n * (_SQUARE_ARRAYS * n + _BLOCK_ARRAYS * min(m, max(n, _BLOCK_ROWS))) + _stored_bytes(pair) + drawn
+    return _WHOLE_ARRAYS * np.dtype(dtype).itemsize * m * n + drawn
 
 
 def _program_bytes(memory_bytes: int) -> int:

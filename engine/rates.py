@@ -18,6 +18,7 @@ from jax import lax
 
 from polarax.devices import most_lanes, shared_cores, takes_batches, working_dtype
 from polarax.errors import UsageError
+from polarax.kernels import RANDOM_CHANGES
 from polarax.plan import Stack
 
 # Matrices to measure by: large enough for a rate near that of a model's, small enough for a second in all.
@@ -45,8 +46,11 @@ class Rates(NamedTuple):
         total = 0.0
         for stack in stacks:
             m, n = stack.shape
-            products = 6 * m * n**2 + 10 * n**3
-            total += len(stack.pairs) * (products / self.products + 3 * _eigen_operations(n) / self.decompositions)
+            # A random change takes what a second post would: one eigenproblem of three.
+            more = len(RANDOM_CHANGES) * stack.draws
+            products = (6 + 4 * more) * m * n**2 + (10 + 10 * more) * n**3
+            decompositions = (3 + more) * _eigen_operations(n)
+            total += len(stack.pairs) * (products / self.products + decompositions / self.decompositions)
         return total
 
 

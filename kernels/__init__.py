@@ -7,11 +7,13 @@ float16 are computed in float32). `docs/definitions.md` has the formulas and the
 from polarax.kernels.align import Alignment, align, rotation_difference
 from polarax.kernels.controls import Controls, closed_form_controls
 from polarax.kernels.drift_budget import DriftBudget, budget_of_frames, drift_budget, split_change
-from polarax.kernels.frames import Frames, frames, joint_signs
+from polarax.kernels.fit import Fit, fit_of_frames
+from polarax.kernels.frames import Frames, frames, joint_signs, map_frames
 from polarax.kernels.overlap import Overlap, overlap, overlap_of_frames
 from polarax.kernels.polar import POLAR_METHODS, Polar, polar
 from polarax.kernels.products import frobenius
-from polarax.kernels.rounding import rounding_noise, unchanged_share
+from polarax.kernels.random_changes import RANDOM_CHANGES, random_change
+from polarax.kernels.rounding import noise_spectral_norm, rounding_noise, unchanged_share
 from polarax.kernels.scaling import Scaling, scaling
 from polarax.kernels.sequential import after, one_at_a_time
 from polarax.kernels.spectrum_shape import PowerLaw, effective_rank, power_law, stable_rank
@@ -19,10 +21,12 @@ from polarax.kernels.svd import SVD_METHODS, Svd, numerical_rank, singular_value
 
 __all__ = [
     "POLAR_METHODS",
+    "RANDOM_CHANGES",
     "SVD_METHODS",
     "Alignment",
     "Controls",
     "DriftBudget",
+    "Fit",
     "Frames",
     "Overlap",
     "Polar",
@@ -35,15 +39,19 @@ __all__ = [
     "closed_form_controls",
     "drift_budget",
     "effective_rank",
+    "fit_of_frames",
     "frames",
     "frobenius",
     "joint_signs",
+    "map_frames",
+    "noise_spectral_norm",
     "numerical_rank",
     "one_at_a_time",
     "overlap",
     "overlap_of_frames",
     "polar",
     "power_law",
+    "random_change",
     "rotation_difference",
     "rounding_noise",
     "scaling",

@@ -63,7 +63,10 @@ def drift_budget(
 
 def budget_of_frames(pair: Frames) -> DriftBudget:
     """The budget of a pair whose frames are at hand."""
-    return split_change(pair.change, pair.change_norm)
+    budget = split_change(pair.change, pair.change_norm)
+    # Nothing is outside of a square matrix of full rank, not even rounding errors.
+    square = (pair.rank_base == max(pair.shape)) & (budget.outside >= 0)
+    return budget._replace(outside=jnp.where(square, 0, budget.outside))
 
 
 def split_change(in_frame: jax.Array, change_norm: jax.Array) -> DriftBudget:

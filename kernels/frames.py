@@ -9,6 +9,8 @@ arbitrary in any SVD; their rows and columns are zero here, so that no number de
 
 import dataclasses
 import functools
+from collections.abc import Callable
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +28,9 @@ from polarax.kernels.products import frobenius, matmul, promote_pair, transpose
 from polarax.kernels.sequential import after, by_leading_axes
 from polarax.kernels.svd import check_method, numerical_rank, singular_values, svd
 from polarax.kernels.triangle import triangle_by_blocks
+
+Item = TypeVar("Item")
+Readings = TypeVar("Readings")
 
 # Rows over the columns of base and posts together: from here on they are reduced by QR before a thin SVD. The products
 # saved are about those that QR takes at twice the size.
@@ -116,11 +121,80 @@ def frames(
     return jax.tree.map(lambda x: jnp.moveaxis(x, batch, 0), found)
 
 
+def map_frames(
+    read: Callable[[Frames], Readings],
+    base: jax.typing.ArrayLike,
+    make_post: Callable[[Item], jax.Array],
+    items: Item,
+    /,
+    *,
+    dtype: jax.typing.DTypeLike,
+    method: str = "auto",
+) -> Readings:
+    """`read` of the frames of a base and many posts, each made when its turn comes: the memory is that of one.
+
+    The base is decomposed once where "gram" decomposes it, and for every post elsewhere.
+
+    Args:
+        read: What is kept of a pair's `Frames`.
+        base: (..., m, n), floating-point.
+        make_post: Maps an item to a post of the base's shape, in `dtype`.
+        items: A pytree of arrays with the items along their first axis.
+        dtype: Of the frames, float32 or float64.
+        method: As for `frames`.
+
+    Returns:
+        The readings of all items, stacked along a new first axis.
+
+    Raises:
+        ValueError: Unknown method.
+    """
+    check_method(method)
+    base, dtype = jnp.asarray(base), jnp.dtype(dtype)
+    wide = base.shape[-2] < base.shape[-1]
+
+    def post_of(item):
+        post = make_post(item)
+        return transpose(post) if wide else post
+
+    def kept(found):
+        return read(_turned(found) if wide else found)
+
+    def pair_by_pair(method, base, items):
+        related = functools.partial(_by_svd, change_values=False, dtype=dtype, method=method)
+        return lax.map(lambda item: kept(related(base, post_of(item))), items)
+
+    def by_gram(base, items):
+        with jax.enable_x64(True):
+            relate = _gram_relation(base, _unit(base, base), False, dtype)
+
+            def of_item(item):
+                post = post_of(item)
+                found, resolved = relate(post)
+                if method == "auto" and dtype == jnp.float64:
+                    by_lapack = functools.partial(_by_svd, change_values=False, dtype=dtype, method="lapack")
+                    found = lax.cond(jnp.all(resolved), lambda *_: found, by_lapack, base, post)
+                return kept(found)
+
+            return lax.map(of_item, items)
+
+    tall = transpose(base) if wide else base
+    if method in ("lapack", "polar"):
+        return pair_by_pair(method, tall, items)
+    if method == "gram":
+        return by_gram(tall, items)
+    return lax.platform_dependent(tall, items, tpu=functools.partial(pair_by_pair, "polar"), default=by_gram)
+
+
 def _related(base, post, **how):
     """Frames of a stack (..., m, n) and its post, or its posts (..., p, m, n)."""
     if base.shape[-2] >= base.shape[-1]:
         return _related_tall(base, post, **how)
-    found = _related_tall(transpose(base), transpose(post), **how)
+    return _turned(_related_tall(transpose(base), transpose(post), **how))
+
+
+def _turned(found):
+    """The frames of the transposes."""
     return dataclasses.replace(
         found, shape=found.shape[::-1], left=found.right, right=found.left, change=transpose(found.change)
     )
@@ -204,61 +278,65 @@ def _triangles(base, post, dtype):
 
 def _by_gram(base, post, *, change_values, dtype):
     """Frames, and for each pair whether every singular value was large enough for this route."""
-    shape = base.shape[-2:]
     with jax.enable_x64(True):
-        unit = _unit(base, post)
-        scale = jnp.ones(base.shape[:-2]) if unit is None else unit
-        identity = jnp.eye(shape[1])
+        return _each_post(base, post, _gram_relation(base, _unit(base, post), change_values, dtype))
 
-        def convert(x):
-            return x.astype(jnp.float64) if unit is None else x.astype(jnp.float64) / unit[..., None, None]
 
-        def cleaned(gram_matrix, finite):
-            return jnp.where(finite[..., None, None], gram_matrix, identity)
+def _gram_relation(base, unit, change_values, dtype):
+    """Decomposes the base; the function that maps a post to frames and whether they are resolved. In float64 scope."""
+    shape = base.shape[-2:]
+    scale = jnp.ones(base.shape[:-2]) if unit is None else unit
+    identity = jnp.eye(shape[1])
 
-        gram_base = stored_gram(base, convert)
-        norm_base = _root_of_trace(gram_base)
-        finite_base = jnp.isfinite(norm_base)
-        gram_base = cleaned(gram_base, finite_base)
-        frame_base = right_frame(gram_base, functools.partial(stored_gram, base, convert))
-        s_base = frame_base.values
+    def convert(x):
+        return x.astype(jnp.float64) if unit is None else x.astype(jnp.float64) / unit[..., None, None]
 
-        def relate(post):
-            gram_change, across = change_grams(base, post, convert)
-            norm_change = _root_of_trace(gram_change)
-            finite = finite_base & jnp.isfinite(norm_change)
-            gram_change, across = cleaned(gram_change, finite), cleaned(across, finite)
-            # By difference, unless that is small enough for the base's rounding errors to show in it.
-            gram_post = gram_base + across + transpose(across) + gram_change
-            much_smaller = _root_of_trace(gram_post) < _SMALL_POST * norm_base
-            gram_post = lax.cond(
-                jnp.any(much_smaller & finite),
-                lambda: cleaned(stored_gram(post, convert), finite),
-                lambda: gram_post,
-            )
-            frame_post = right_frame(gram_post, functools.partial(stored_gram, post, convert))
-            s_post = frame_post.values
-            rows_of = functools.partial(change_rows, base, post, convert)
-            in_frame = change_in_frame(frame_base, across, rows_of)
-            right = matmul(transpose(frame_base.vectors), frame_post.vectors)
-            grown = in_frame + s_base[..., :, None] * identity
-            left = matmul(grown, right) / jnp.where(s_post > 0, s_post, 1)[..., None, :]
-            found = _masked(
-                shape,
-                s_base * scale[..., None],
-                s_post * scale[..., None],
-                left=left,
-                right=right,
-                in_frame=in_frame * scale[..., None, None],
-                change_norm=norm_change * scale,
-                s_change=eigenvalue_roots(gram_change) * scale[..., None] if change_values else None,
-                dtype=dtype,
-            )
-            poisoned = jax.tree.map(lambda x: _poison(x, finite), found)
-            rounded = jax.tree.map(lambda x: x.astype(dtype) if x.dtype == jnp.float64 else x, poisoned)
-            return rounded, frame_base.resolved & frame_post.resolved
+    def cleaned(gram_matrix, finite):
+        return jnp.where(finite[..., None, None], gram_matrix, identity)
 
-        return _each_post(base, post, relate)
+    gram_base = stored_gram(base, convert)
+    norm_base = _root_of_trace(gram_base)
+    finite_base = jnp.isfinite(norm_base)
+    gram_base = cleaned(gram_base, finite_base)
+    frame_base = right_frame(gram_base, functools.partial(stored_gram, base, convert))
+    s_base = frame_base.values
+
+    def relate(post):
+        gram_change, across = change_grams(base, post, convert)
+        norm_change = _root_of_trace(gram_change)
+        finite = finite_base & jnp.isfinite(norm_change)
+        gram_change, across = cleaned(gram_change, finite), cleaned(across, finite)
+        # By difference, unless that is small enough for the base's rounding errors to show in it.
+        gram_post = gram_base + across + transpose(across) + gram_change
+        much_smaller = _root_of_trace(gram_post) < _SMALL_POST * norm_base
+        gram_post = lax.cond(
+            jnp.any(much_smaller & finite),
+            lambda: cleaned(stored_gram(post, convert), finite),
+            lambda: gram_post,
+        )
+        frame_post = right_frame(gram_post, functools.partial(stored_gram, post, convert))
+        s_post = frame_post.values
+        rows_of = functools.partial(change_rows, base, post, convert)
+        in_frame = change_in_frame(frame_base, across, rows_of)
+        right = matmul(transpose(frame_base.vectors), frame_post.vectors)
+        grown = in_frame + s_base[..., :, None] * identity
+        left = matmul(grown, right) / jnp.where(s_post > 0, s_post, 1)[..., None, :]
+        found = _masked(
+            shape,
+            s_base * scale[..., None],
+            s_post * scale[..., None],
+            left=left,
+            right=right,
+            in_frame=in_frame * scale[..., None, None],
+            change_norm=norm_change * scale,
+            s_change=eigenvalue_roots(gram_change) * scale[..., None] if change_values else None,
+            dtype=dtype,
+        )
+        poisoned = jax.tree.map(lambda x: _poison(x, finite), found)
+        rounded = jax.tree.map(lambda x: x.astype(dtype) if x.dtype == jnp.float64 else x, poisoned)
+        return rounded, frame_base.resolved & frame_post.resolved
+
+    return relate
 
 
 def _unit(base, post):

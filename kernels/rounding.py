@@ -46,6 +46,16 @@ def rounding_noise(x: jax.Array, dtype: jax.typing.DTypeLike, /) -> jax.Array:
     return reduce_row_blocks(lambda rows: _noise(rows, jnp.finfo(dtype)), x, combine=jnp.hypot)
 
 
+def noise_spectral_norm(norm: jax.Array, shape: tuple[int, int], /) -> jax.Array:
+    """Largest singular value of noise of Frobenius norm `norm`, (...): sd (sqrt(m) + sqrt(n)), sd = norm / sqrt(m n).
+
+    The limit for independent entries of one variance, normal or not (Yin, Bai and Krishnaiah 1988, Probability Theory
+    and Related Fields 78); small matrices stay a few percent below it.
+    """
+    rows, cols = shape
+    return norm * ((math.sqrt(rows) + math.sqrt(cols)) / math.sqrt(rows * cols))
+
+
 def _noise(x, info):
     x = promote(x)
     of_x = jnp.finfo(x.dtype)

@@ -2,7 +2,15 @@
 
 from absl import flags
 
-from polarax.comparison import DEFAULT_MEMORY_GIB, DEFAULT_TOP_K, DTYPES, Request, check_request
+from polarax.comparison import (
+    DEFAULT_CONTROL_DRAWS,
+    DEFAULT_MEMORY_GIB,
+    DEFAULT_SEED,
+    DEFAULT_TOP_K,
+    DTYPES,
+    Request,
+    check_request,
+)
 from polarax.errors import UsageError
 from polarax.kernels import SVD_METHODS
 from polarax.metrics import GROUPS
@@ -48,6 +56,14 @@ def define_comparison_flags(values: flags.FlagValues) -> None:
         "Compare embeddings and heads of different vocabularies on the rows that both have.",
         flag_values=values,
     )
+    flags.DEFINE_integer(
+        "control_draws",
+        DEFAULT_CONTROL_DRAWS,
+        "Random changes of each kind (isotropic, the change's spectrum in random directions, its entries shuffled) to "
+        "draw for every matrix, as sampled controls.",
+        flag_values=values,
+    )
+    flags.DEFINE_integer("seed", DEFAULT_SEED, "What random changes are drawn from.", flag_values=values)
     flags.DEFINE_float(
         "memory_gib",
         DEFAULT_MEMORY_GIB,
@@ -81,4 +97,6 @@ def request_from_flags(values: flags.FlagValues, *, post_required: bool = True) 
         memory_gib=values.memory_gib,
         role_map=values.role_map or None,
         common_rows=values.common_rows,
+        control_draws=values.control_draws,
+        seed=values.seed,
     )

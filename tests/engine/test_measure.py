@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.linalg
+import scipy.stats
 
 import polarax
 from polarax.measure import measure_stack
@@ -26,6 +27,7 @@ TOLERANCES = {
     "budget_discordant": (0, 1e-6),
     "budget_outside": (0, 1e-6),
     "unchanged": (1e-6, 0),  # float32
+    "fit_error_null": (2e-3, 0),  # by quadrature
 }
 OTHERWISE = (1e-5, 1e-9)
 
@@ -49,6 +51,9 @@ def reference(base, post, k=16):
         "unchanged": np.mean(stored_base.view(np.uint16) == stored_post.view(np.uint16)),
         "rounding_share": max(rounding_noise(base), rounding_noise(post)) / norm,
     }
+    readings["spectral_norm_rounding"] = (
+        max(rounding_noise(base), rounding_noise(post)) * (math.sqrt(rows) + math.sqrt(cols)) / math.sqrt(rows * cols)
+    )
 
     # Scaling.
     ratio = s_post / s_base
@@ -86,8 +91,20 @@ def reference(base, post, k=16):
     readings |= {f"budget_{part}": share for part, share in shares.items()}
     readings["coordination"] = (shares["coordinated"] - shares["discordant"]) / rotated
 
-    # Overlap of the leading subspaces.
+    # The framework's fit and the trivial models, in full.
     q_left, q_right = u_base.T @ u_post, vt_base @ vt_post.T
+    signs = np.where(np.diag(q_left) + np.diag(q_right) < 0, -1, 1)
+    turn, _ = scipy.linalg.polar((q_left + q_right) * signs)
+    turned = (u_base @ turn * s_base) @ (turn.T @ vt_base)
+    post_norm = np.linalg.norm(post)
+    for name, model in (("fit_error", turned), ("fit_error_scaled", base)):
+        scale = np.sum(model * post) / np.sum(model**2)
+        readings[name] = np.linalg.norm(post - scale * model) / post_norm
+        if name == "fit_error":
+            readings["fit_alpha"] = scale
+    readings["fit_error_unchanged"] = norm / post_norm
+
+    # Overlap of the leading subspaces.
     k = min(k, rank)
     for side, q in (("left", q_left), ("right", q_right)):
         best = np.max(np.abs(q), axis=0)
@@ -112,13 +129,15 @@ def reference(base, post, k=16):
         "power_law_base": power_law_exponent(s_base),
         "power_law_post": power_law_exponent(s_post),
     }
+    rounding = readings["rounding_share"] * norm
+    readings["nf_rounding"], _ = nf_closed_form(s_base, rounding, rows, cols)
     return readings | closed_form_controls(readings, s_base, norm, rows, cols)
 
 
-def closed_form_controls(readings, s_base, norm, rows, cols):
-    """What an isotropic change of this norm would show, as kernels/controls.py documents it."""
-    entries, rank = rows * cols, min(rows, cols)
-    sd = norm / math.sqrt(entries)
+def nf_closed_form(s_base, norm, rows, cols):
+    """nf_null and its standard deviation under an isotropic change of this norm."""
+    rank = min(rows, cols)
+    sd = norm / math.sqrt(rows * cols)
     free = max(rows, cols) - rank  # dimensions outside the base's space
     squares, variance = 0.0, 0.0
     for i in range(rank):
@@ -132,11 +151,27 @@ def closed_form_controls(readings, s_base, norm, rows, cols):
         slope = (1 - s_base[i] / math.sqrt(grown)) * s_base[i] / grown**1.5
         variance += slope**2 * 2 * free * sd**4
     nf = math.sqrt(squares / rank)
-    nf_std = math.sqrt(variance) / rank / (2 * nf)
+    return nf, math.sqrt(variance) / rank / (2 * nf)
+
+
+def closed_form_controls(readings, s_base, norm, rows, cols):
+    """What an isotropic change of this norm would show, as kernels/controls.py documents it."""
+    entries, rank = rows * cols, min(rows, cols)
+    sd = norm / math.sqrt(entries)
+    free = max(rows, cols) - rank
+    nf, nf_std = nf_closed_form(s_base, norm, rows, cols)
     growth = np.sqrt(1 + free * sd**2 / s_base**2)
     ratio_variance = (1 - 1 / rank) * np.mean(sd**2 / s_base**2) + np.var(growth)
     base_norm = math.sqrt(np.sum(s_base**2))
     rotations = rank * (rank - 1) / 2
+    # What a rotation of both sides leaves of a pair, by a fine sum over the normal entry between them.
+    normal = scipy.stats.norm.ppf((np.arange(4000) + 0.5) / 4000) * sd / math.sqrt(2)
+    left_over = sum(
+        np.mean(2 * (np.hypot((s_base[i] - s_base[j]) / 2, normal) - (s_base[j] - s_base[i]) / 2) ** 2)
+        for i in range(rank)
+        for j in range(i)
+    )
+    unfitted = (rotations + rank - 1 + entries - rank**2) * sd**2 + left_over
     controls = {
         "nf_null": nf,
         "nf_null_std": nf_std,
@@ -150,6 +185,7 @@ def closed_form_controls(readings, s_base, norm, rows, cols):
         "budget_discordant_null": rotations / entries,
         "budget_outside_null": 1 - rank**2 / entries,
         "coordination_null_std": 1 / math.sqrt(rotations + 1),
+        "fit_error_null": math.sqrt(unfitted / (base_norm**2 + norm**2)),
         "control_reach": s_base[0] / s_base[-1] * norm / base_norm,
     }
     controls["alpha_z"] = (readings["alpha"] - controls["alpha_null"]) / controls["alpha_null_std"]

@@ -3,7 +3,15 @@
 import pytest
 
 from polarax import UsageError
-from polarax.metrics import CONTROL_COLUMNS, GROUPS, IDENTITY_COLUMNS, columns, parse_metrics
+from polarax.metrics import (
+    CONTROL_COLUMNS,
+    GROUPS,
+    IDENTITY_COLUMNS,
+    SAMPLED,
+    columns,
+    parse_metrics,
+    sampled_columns,
+)
 
 
 @pytest.mark.parametrize("given", [None, "", [], (), " , "])
@@ -50,6 +58,18 @@ def test_a_control_stands_right_behind_what_it_controls():
 
 def test_headline_numbers_have_a_control():
     everything = columns(GROUPS)
-    for metric in ("alpha", "ratio_cv", "nf", "budget_scaling", "budget_outside"):
+    for metric in ("alpha", "ratio_cv", "nf", "budget_scaling", "budget_outside", "fit_error"):
         assert f"{metric}_null" in everything
     assert "coordination_null_std" in everything  # its mean is 0
+
+
+def test_sampled_columns_are_of_metrics_that_there_are():
+    for group, metrics in SAMPLED.items():
+        assert set(metrics) <= set(GROUPS[group])
+    everything = columns(GROUPS, sampled=True)
+    assert len(set(everything)) == len(everything)
+    assert [column for column in everything if column not in columns(GROUPS)] == list(sampled_columns(GROUPS))
+    assert sampled_columns(["rotation"]) == tuple(
+        f"nf_{kind}{suffix}" for kind in ("isotropic", "spectrum", "shuffled") for suffix in ("", "_std", "_z")
+    )
+    assert columns(["shape", "change"], sampled=True) == columns(["shape", "change"])

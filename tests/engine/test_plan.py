@@ -13,7 +13,7 @@ from polarax.plan import pair_operations, plan_comparison
 from polarax.selection import Selection
 
 
-def plan(base, post, *, memory_bytes=2**32, devices=1, lanes=1, **selection):
+def plan(base, post, *, memory_bytes=2**32, devices=1, lanes=1, draws=0, **selection):
     return plan_comparison(
         polarax.open_checkpoint(base),
         polarax.open_checkpoint(post),
@@ -21,6 +21,7 @@ def plan(base, post, *, memory_bytes=2**32, devices=1, lanes=1, **selection):
         memory_bytes=memory_bytes,
         devices=devices,
         lanes=lanes,
+        draws=draws,
     )
 
 

@@ -161,6 +161,8 @@ class TestFinished:
             "memory_gib": 4.0,
             "role_map": None,
             "common_rows": False,
+            "control_draws": 0,
+            "seed": 0,
         }
         environment = description["environment"]
         assert environment["versions"]["polarax"] == polarax.__version__

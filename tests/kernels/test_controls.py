@@ -6,6 +6,7 @@ import pytest
 
 from polarax import kernels
 from tests.kernels import matrices
+from tests.kernels.test_fit import reference as fit_reference
 
 SHAPES = ((24, 24), (40, 16), (16, 40))
 WELL_CONDITIONED = "mild"  # condition number 5
@@ -90,6 +91,93 @@ def test_ratio_cv(shape):
     np.testing.assert_allclose(controls(base, 0.02).ratio_cv, np.sqrt(np.mean(cv**2)), rtol=0.1)
 
 
+def with_condition(condition, shape):
+    """A base whose singular values fall geometrically; "equal" ones for 1."""
+    values = np.geomspace(1, 1 / condition, min(shape))
+    return matrices.with_spectrum(values, *shape, matrices.generator("condition", condition, shape))
+
+
+class TestTwoPercent:
+    """Closed forms against 200 draws, over drift sizes, shapes and condition numbers in the range they are stated for.
+
+    Where the first-order part of a draw has a known mean, what it happened to be is taken out: 200 draws are few.
+    """
+
+    REACHES = (0.01, 0.1, 1.0)  # of condition number times drift
+    CONDITIONS = (3, 30, 300)
+    SHAPES = ((32, 32), (60, 24), (24, 60))
+
+    @pytest.fixture(scope="class")
+    def sample(self):
+        """base, its SVD, drift, draws; r x r frames of the draws. Made once for all tests."""
+        made = {}
+
+        def make(shape, condition, reach):
+            key = shape, condition, reach
+            if key not in made:
+                base = with_condition(condition, shape)
+                drift = reach / condition
+                change = draws(base, drift, 200, key)
+                u, s, vt = np.linalg.svd(base, full_matrices=False)
+                made[key] = base, s, drift, change, np.swapaxes(u, 0, 1) @ change @ vt.T
+            return made[key]
+
+        return make
+
+    @pytest.mark.parametrize("reach", REACHES)
+    @pytest.mark.parametrize("condition", CONDITIONS)
+    @pytest.mark.parametrize("shape", SHAPES, ids=str)
+    def test_nf(self, sample, shape, condition, reach):
+        base, s, drift, change, in_frame = sample(shape, condition, reach)
+        sums = s[:, None] + s[None, :]
+        off = ~np.eye(len(s), dtype=bool)
+        first = np.sum(((in_frame - np.swapaxes(in_frame, 1, 2)) / sums) ** 2, axis=(1, 2)) / len(s)
+        variance = drift**2 * np.sum(s**2) / base.size
+        mean = np.sum((2 * variance / sums**2)[off]) / len(s)
+        square = np.mean(sampled_nf(base, change) ** 2 - first) + mean
+        np.testing.assert_allclose(controls(base, drift).nf, np.sqrt(square), rtol=0.02)
+
+    @pytest.mark.parametrize("reach", REACHES)
+    @pytest.mark.parametrize("condition", CONDITIONS)
+    @pytest.mark.parametrize("shape", SHAPES, ids=str)
+    def test_budget(self, sample, shape, condition, reach):
+        base, s, drift, change, in_frame = sample(shape, condition, reach)
+        total = np.sum(change**2, axis=(1, 2))
+        symmetric = (in_frame + np.swapaxes(in_frame, 1, 2)) / 2 * (1 - np.eye(len(s)))
+        control = controls(base, drift)
+        shares = {
+            "coordinated": np.sum(symmetric**2, axis=(1, 2)) / total,
+            "outside": 1 - np.sum(in_frame**2, axis=(1, 2)) / total,
+        }
+        for part, share in shares.items():
+            found = getattr(control, f"budget_{part}")
+            np.testing.assert_allclose(found, np.mean(share), rtol=0.02, atol=1e-12, err_msg=part)
+
+    @pytest.mark.parametrize("reach", [0.01, 0.05])
+    @pytest.mark.parametrize("condition", CONDITIONS)
+    @pytest.mark.parametrize("shape", SHAPES, ids=str)
+    def test_ratio_cv(self, sample, shape, condition, reach):
+        """Up to reach sqrt(r) = 0.5: beyond, neighbouring singular values repel each other."""
+        base, s, drift, change, in_frame = sample(shape, condition, reach)
+        assert reach * np.sqrt(len(s)) < 0.5
+        ratio = np.linalg.svd(base + change, compute_uv=False) / s
+        first = np.diagonal(in_frame, axis1=1, axis2=2) / s
+        variance = drift**2 * np.sum(s**2) / base.size
+        mean = (1 - 1 / len(s)) * np.mean(variance / s**2)
+        square = np.mean(np.var(ratio, axis=1) / np.mean(ratio, axis=1) ** 2 - np.var(first, axis=1)) + mean
+        np.testing.assert_allclose(controls(base, drift).ratio_cv, np.sqrt(square), rtol=0.02)
+
+    @pytest.mark.parametrize("reach", REACHES)
+    @pytest.mark.parametrize("condition", [1, *CONDITIONS])
+    @pytest.mark.parametrize("shape", SHAPES, ids=str)
+    def test_fit_error(self, sample, shape, condition, reach):
+        """Also where all singular values are equal, of which a rotation of both sides changes nothing."""
+        reach = reach if condition > 1 else reach / 3
+        base, _, drift, change, _ = sample(shape, condition, reach)
+        errors = [fit_reference(base, base + one).error for one in change]
+        np.testing.assert_allclose(controls(base, drift).fit_error, np.sqrt(np.mean(np.square(errors))), rtol=0.02)
+
+
 @pytest.mark.parametrize("size", [2, 3, 10, 24])
 def test_coordination_std(size):
     """Symmetric and skew parts of a Gaussian matrix, drawn and measured."""
@@ -161,7 +249,7 @@ def test_no_change_no_base():
     assert control.nf[0] == control.nf_std[0] == control.ratio_cv[0] == control.alpha_std[0] == 0
     assert control.reach[0] == 0
     assert control.alpha[0] == 1
-    for name in ("nf", "nf_std", "ratio_cv", "alpha", "alpha_std", "reach"):
+    for name in ("nf", "nf_std", "ratio_cv", "alpha", "alpha_std", "fit_error", "reach"):
         assert np.all(np.isnan(getattr(control, name)[1:])), name
     for name in ("budget_scaling", "budget_coordinated", "budget_outside", "coordination_std"):
         assert np.isnan(getattr(control, name)).tolist() == [False, True, True, False], name

@@ -3,6 +3,7 @@
 import re
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -94,3 +95,57 @@ def test_more_posts_are_no_more_programs():
 def test_shapes_that_do_not_fit():
     with pytest.raises(ValueError, match="one shape"):
         kernels.frames(np.ones((3, 2)), np.ones((4, 3, 3)))
+
+
+def _readings(pair):
+    return {
+        "s_post": pair.s_post,
+        "nf": kernels.rotation_difference(pair),
+        "coordination": kernels.budget_of_frames(pair).coordination,
+        "shape": jnp.asarray(pair.shape),
+    }
+
+
+@pytest.mark.parametrize("method", kernels.SVD_METHODS)
+@pytest.mark.parametrize("shape", [(2, 12, 7), (2, 7, 12), (2, 5, 5)])
+def test_posts_that_are_made_in_turn(shape, method):
+    base, posts = _posts(shape, 3)
+    changes = posts - base
+    with jax.enable_x64(True):
+        found = kernels.map_frames(
+            _readings, base, lambda change: base + change, jnp.asarray(changes), dtype="float64", method=method
+        )
+    np.testing.assert_array_equal(found["shape"], [shape[-2:]] * 3)
+    for post in range(3):
+        for place in range(2):
+            pair = singular_frames.reference(base[place], posts[post, place])
+            shares = singular_frames.budget(pair)
+            turned = [shares["coordinated"], shares["discordant"]]
+            np.testing.assert_allclose(found["s_post"][post, place], pair.s_post, rtol=1e-11)
+            np.testing.assert_allclose(found["nf"][post, place], singular_frames.nf(pair), rtol=1e-8)
+            expected = (turned[0] - turned[1]) / sum(turned)
+            np.testing.assert_allclose(found["coordination"][post, place], expected, rtol=1e-8)
+
+
+def test_posts_made_in_turn_that_gram_matrices_do_not_resolve():
+    base, posts = _posts((9, 5), 2)
+    posts[1][:, 4] = posts[1][:, 3]
+    with jax.enable_x64(True):
+        found = kernels.map_frames(_readings, base, lambda post: post, jnp.asarray(posts), dtype="float64")
+    for post in range(2):
+        expected = np.linalg.svd(posts[post], compute_uv=False)
+        np.testing.assert_allclose(found["s_post"][post], expected, rtol=1e-11, atol=1e-14)
+
+
+def test_the_base_of_posts_made_in_turn_is_decomposed_once():
+    """Outside of the loop over the posts."""
+    base, posts = _posts((6, 4), 2)
+
+    def in_turn(base, posts):
+        read = kernels.rotation_difference
+        return kernels.map_frames(read, base, lambda post: post, posts, dtype="float64", method="gram")
+
+    with jax.enable_x64(True):
+        text = jax.jit(in_turn).lower(base, posts).as_text()
+    before, loop = (len(re.findall(r"@lapack_\w*syevd\w*", part)) for part in text.split("stablehlo.while", 1))
+    assert before == loop > 0

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+import scipy.linalg
 
 from polarax import kernels
 from tests.kernels import matrices
@@ -68,6 +69,31 @@ def test_noise_of_stacks():
     expected = [[kernels.rounding_noise(y[0], "bfloat16")] for y in x]
     for way in (kernels.rounding_noise, jax.jit(kernels.rounding_noise, static_argnums=1)):
         np.testing.assert_allclose(way(x, "bfloat16"), expected, rtol=1e-6)
+
+
+# What rounding alone would show.
+
+
+@pytest.mark.parametrize("shape", [(96, 96), (200, 64), (64, 200)], ids=str)
+def test_spectrum_and_nf_of_rounding_alone(shape):
+    """A post that is the base rounded to bfloat16, of several bases; nf by numpy's polar factors."""
+    nf, spectral_norm, expected_nf, expected_norm = [], [], [], []
+    for seed in range(8):
+        base = matrices.with_spectrum(
+            np.linspace(1, 0.2, min(shape)), *shape, matrices.generator("rounding", shape, seed)
+        )
+        change = base.astype(ml_dtypes.bfloat16).astype(np.float64) - base
+        with jax.enable_x64(True):
+            norm = kernels.rounding_noise(base, "bfloat16")
+            values = np.linalg.svd(base, compute_uv=False)
+            expected_nf.append(kernels.closed_form_controls(values, norm, shape=shape).nf)
+            expected_norm.append(kernels.noise_spectral_norm(norm, shape))
+        tall = (lambda x: x) if shape[0] >= shape[1] else np.transpose
+        factors = [scipy.linalg.polar(tall(x))[0] for x in (base + change, base)]
+        nf.append(np.linalg.norm(factors[0].T @ factors[1] - np.eye(min(shape))) / np.sqrt(min(shape)))
+        spectral_norm.append(np.linalg.norm(change, 2))
+    np.testing.assert_allclose(np.mean(expected_nf), np.sqrt(np.mean(np.square(nf))), rtol=0.03)
+    np.testing.assert_allclose(np.mean(expected_norm), np.mean(spectral_norm), rtol=0.06)
 
 
 # Unchanged entries.
