@@ -43,7 +43,10 @@ DEFAULT_TOP_K = 16  # leading singular vectors compared, as in docs/definitions.
 DEFAULT_MEMORY_GIB = 4.0
 
 # Readings of a matrix that are arrays, written beside matrices.csv.
-_ARRAYS = ("s_base", "s_post", "s_change", "cosines_left", "cosines_right")
+_ARRAYS = (
+    *("s_base", "s_post", "s_change", "cosines_left", "cosines_right"),
+    *("rotation_left", "rotation_right", "rotation_difference"),
+)
 
 
 class Request(NamedTuple):

@@ -44,7 +44,8 @@ def measure_stack(
     Returns:
         Column name -> (count,) for the metrics of the groups and what their controls and status need; and the arrays
         `s_base`, `s_post`, with "shape" also `s_change`, each (count, r), with "overlap" also `cosines_left` and
-        `cosines_right`, each (count, k).
+        `cosines_right`, each (count, k), with "rotation" also `rotation_left`, `rotation_right` and
+        `rotation_difference`, each (count, k, k), k at most 64.
     """
     measure = functools.partial(_measure, groups=groups, top_k=top_k, dtype=dtype, method=method)
 
@@ -144,6 +145,7 @@ def _rotation(pair: kernels.Frames, control: kernels.Controls, groups: tuple[str
             "nf_null_std": control.nf_std,
             "nf_excess": _over(nf, control.nf, pair.change_norm),
             "nf_z": _over(nf - control.nf, control.nf_std, pair.change_norm),
+            **_pictures(pair),
         }
     if "budget" in groups:
         readings |= _budget(kernels.budget_of_frames(pair), control)
@@ -153,6 +155,12 @@ def _rotation(pair: kernels.Frames, control: kernels.Controls, groups: tuple[str
         names = ("intruders_left", "intruders_right", "cosines_left", "cosines_right")
         readings |= {name: getattr(overlap, name) for name in names}
     return readings
+
+
+def _pictures(pair: kernels.Frames) -> Readings:
+    """|Q_U|, |Q_V| and |Q_U - Q_V| as pictures, for people to look at: float32 is enough."""
+    turned = {"left": pair.left, "right": pair.right, "difference": pair.left - pair.right}
+    return {f"rotation_{which}": kernels.block_magnitudes(x).astype(jnp.float32) for which, x in turned.items()}
 
 
 def _budget(budget: kernels.DriftBudget, control: kernels.Controls) -> Readings:
