@@ -41,11 +41,13 @@ def write_pictures(run: Run, *, plots: bool, page: bool, matrices: Sequence[str]
         UsageError: A package is not installed, or a matrix is not in the run.
         RunError: A file cannot be written.
     """
+    from polarax.report.chosen import choose_matrices
     from polarax.report.page import write_report
     from polarax.report.plots import draw_plots, write_plots
 
     if not (plots or page):
         return
+    choose_matrices(run.frame(), matrices)  # a wrong name is told before anything is drawn
     figures = draw_plots(run)
     if plots:
         for path in write_plots(run, run.path / PLOTS_FOLDER, figures):
