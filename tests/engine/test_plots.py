@@ -317,9 +317,10 @@ class TestOneMatrix:
         np.testing.assert_allclose(below.lines[1].get_ydata(), (post / base)[index - 1])
 
     def test_the_band_is_two_deviations_of_the_control(self, llama_run):
-        _, below = plot_spectra(llama_run, self.NAME).axes
-        base, _ = llama_run.spectra(self.NAME)
-        row = llama_run.frame().set_index("name").loc[self.NAME]
+        name = "model.layers.1.self_attn.q_proj.weight"  # noise was added: the ratios leave room for the band
+        _, below = plot_spectra(llama_run, name).axes
+        base, _ = llama_run.spectra(name)
+        row = llama_run.frame().set_index("name").loc[name]
         first = 2 * row["drift"] * np.linalg.norm(base) / 48 / base[0]
         np.testing.assert_allclose(band_of(below, 0)[1], [1 - first, 1 + first])
 
