@@ -15,6 +15,7 @@ from absl import flags
 # command -> what it does; polarax.commands.<command> has define_flags(flag_values) and run(flag_values) -> exit code.
 COMMANDS = {
     "compare": "compare two checkpoints and write a run directory",
+    "report": "write the page and the pictures of a run",
     "plan": "say what compare would do, from the headers alone",
 }
 

@@ -46,7 +46,10 @@ DEFAULT_CONTROL_DRAWS = 0  # the closed forms are free
 DEFAULT_SEED = 0
 
 # Readings of a matrix that are arrays, written beside matrices.csv.
-_ARRAYS = ("s_base", "s_post", "s_change", "cosines_left", "cosines_right")
+_ARRAYS = (
+    *("s_base", "s_post", "s_change", "cosines_left", "cosines_right"),
+    *("rotation_left", "rotation_right", "rotation_difference"),
+)
 
 
 # Columns about the rounding of the stored dtypes.

@@ -50,7 +50,8 @@ def measure_stack(
     Returns:
         Column name -> (count,) for the metrics of the groups and what their controls and status need; and the arrays
         `s_base`, `s_post`, with "shape" also `s_change`, each (count, r), with "overlap" also `cosines_left` and
-        `cosines_right`, each (count, k).
+        `cosines_right`, each (count, k), with "rotation" also `rotation_left`, `rotation_right` and
+        `rotation_difference`, each (count, k, k), k at most 64.
     """
     measure = functools.partial(_measure, groups=groups, top_k=top_k, dtype=dtype, method=method, draws=draws)
     stacks = (base, post) if keys is None else (base, post, keys)
@@ -108,6 +109,8 @@ def _measure(
         readings |= _scaling(s_base, s_post, control, shape=shape)
     if pair is not None:
         readings |= _rotation(pair, control, groups)
+    if pair is not None and "rotation" in groups:
+        readings |= _pictures(pair)
     if pair is not None and "overlap" in groups:
         readings |= _overlap(kernels.overlap_of_frames(pair, k=top_k))
     if "shape" in groups:
@@ -200,6 +203,12 @@ def _overlap(overlap: kernels.Overlap) -> Readings:
     return {f"overlap_{side}": getattr(overlap, side) for side in ("left", "right")} | {
         name: getattr(overlap, name) for name in names
     }
+
+
+def _pictures(pair: kernels.Frames) -> Readings:
+    """|Q_U|, |Q_V| and |Q_U - Q_V| as pictures, for people to look at: float32 is enough."""
+    turned = {"left": pair.left, "right": pair.right, "difference": pair.left - pair.right}
+    return {f"rotation_{which}": kernels.block_magnitudes(x).astype(jnp.float32) for which, x in turned.items()}
 
 
 def _budget(budget: kernels.DriftBudget, control: kernels.Controls) -> Readings:

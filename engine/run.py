@@ -8,6 +8,7 @@ import os
 import pathlib
 import re
 import tempfile
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,6 +25,8 @@ from polarax.run_directory import (
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from polarax.report.notebook import RunPlots
 
 _TEXT_COLUMNS = {"name", "role", "dtype_base", "dtype_post", "status", "control"}
 _INTEGER = re.compile(r"-?[0-9]+")
@@ -99,7 +102,9 @@ class Run:
         return self.array(name, "s_base"), self.array(name, "s_post")
 
     def array(self, name: str, kind: str) -> np.ndarray:
-        """One matrix's array: "s_base", "s_post", "s_change" (r,), "cosines_left", "cosines_right" (k,); float64.
+        """One matrix's array, float64: "s_base", "s_post", "s_change", "cosines_left" and so on.
+
+        docs/run_directory.md lists them with their shapes.
 
         Raises:
             KeyError: No matrix of this name has been measured, or the run has no such array.
@@ -112,6 +117,16 @@ class Run:
         if not folder.is_dir():
             raise KeyError(f"The run at {self.path} has no array {kind!r} for {name!r}.")
         return read_array(folder, row).astype(np.float64)
+
+    def arrays(self, kind: str) -> Iterator[tuple[str, np.ndarray]]:
+        """(name, array) of every matrix that has this array, stack by stack; float64.
+
+        Much faster than `array` for each name: a stack is read once.
+        """
+        for names in sorted((self.path / ARRAYS_FOLDER).glob(f"*/{NAMES_FILE}")):
+            if (names.parent / kind).is_dir():
+                rows = read_array(names.parent / kind).astype(np.float64)
+                yield from zip(json.loads(names.read_text(encoding="utf-8")), rows, strict=True)
 
     def summary(self) -> dict:
         """Model level: per role every headline number beside its control, and what stands out in plain words."""
@@ -126,6 +141,18 @@ class Run:
             for row, name in enumerate(json.loads(names.read_text(encoding="utf-8"))):
                 rows[name] = (names.parent.name, row)
         return rows
+
+    @property
+    def plot(self) -> "RunPlots":
+        """Pictures as matplotlib figures: `run.plot.nf()`, `run.plot.scaling(role="q")` and so on."""
+        from polarax.report.notebook import RunPlots
+
+        return RunPlots(self)
+
+    def _repr_html_(self) -> str:
+        from polarax.report.notebook import run_html
+
+        return run_html(self)
 
     def __repr__(self) -> str:
         state = "finished" if self.finished else "interrupted"

@@ -7,6 +7,7 @@ skipped.csv     name, reason
 summary.json    model level
 arrays/NNNN-MxN/  spectra and principal angles of one stack (zarr3), and names.json: which row is whose
 plots/          pictures
+report.html     the run as a page
 """
 
 import contextlib
@@ -35,11 +36,12 @@ SUMMARY_FILE = "summary.json"
 ARRAYS_FOLDER = "arrays"
 NAMES_FILE = "names.json"
 PLOTS_FOLDER = "plots"
+REPORT_FILE = "report.html"
 LOCK_FILE = ".lock"
 
 _PARTIAL = ".partial"  # ends the name of a file until it is whole
 
-_CONTENTS = (MATRICES_FILE, SKIPPED_FILE, SUMMARY_FILE, ARRAYS_FOLDER, PLOTS_FOLDER, RUN_FILE)
+_CONTENTS = (MATRICES_FILE, SKIPPED_FILE, SUMMARY_FILE, ARRAYS_FOLDER, PLOTS_FOLDER, REPORT_FILE, RUN_FILE)
 # What a run leaves that ended before it had a run.json, or while it replaced a file.
 _LEFTOVERS = (LOCK_FILE, *(name + _PARTIAL for name in _CONTENTS))
 

@@ -5,6 +5,7 @@ float16 are computed in float32). `docs/definitions.md` has the formulas and the
 """
 
 from polarax.kernels.align import Alignment, align, rotation_difference
+from polarax.kernels.block_magnitudes import block_magnitudes
 from polarax.kernels.controls import Controls, closed_form_controls
 from polarax.kernels.drift_budget import DriftBudget, budget_of_frames, drift_budget, split_change
 from polarax.kernels.fit import Fit, fit_of_frames
@@ -35,6 +36,7 @@ __all__ = [
     "Svd",
     "after",
     "align",
+    "block_magnitudes",
     "budget_of_frames",
     "closed_form_controls",
     "drift_budget",

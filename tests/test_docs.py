@@ -17,6 +17,7 @@ import polarax
 from polarax.cli import COMMANDS
 from polarax.loaders import ROLES
 from polarax.metrics import CONTROL_COLUMNS, GROUPS, IDENTITY_COLUMNS, sampled_columns
+from polarax.report.plots import files
 from polarax.report.reading import THRESHOLDS
 from polarax.report.table import table_by_role
 
@@ -25,7 +26,8 @@ README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").rglob("*.md"))]
 COLUMNS = {*IDENTITY_COLUMNS, *CONTROL_COLUMNS, *(c for group in GROUPS.values() for c in group)}
 ARRAYS = {"s_base", "s_post", "s_change", "cosines_left", "cosines_right"}
-PLOTS = {"scaling", "nf", "drift_budget"}
+ARRAYS |= {"rotation_left", "rotation_right", "rotation_difference"}
+PLOTS = set(files.PLOTS)
 LARGEST_PICTURE = 150_000  # bytes
 
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)

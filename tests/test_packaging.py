@@ -22,7 +22,18 @@ NOT_INSTALLED = {"benchmarks", "docs", "tests"}
 # What a package may import of polarax; engine may import all of it.
 MAY_IMPORT = {"polarax.kernels": "polarax.kernels", "polarax.loaders": "polarax.loaders"}
 # Needed by an extra only: the public API is imported without them.
-OF_EXTRAS = ("boto3", "gguf", "hypothesis", "matplotlib", "moto", "pytest", "tokenizers", "torch", "transformers")
+OF_EXTRAS = (
+    "boto3",
+    "gguf",
+    "hypothesis",
+    "jinja2",
+    "matplotlib",
+    "moto",
+    "pytest",
+    "tokenizers",
+    "torch",
+    "transformers",
+)
 TIMEOUT = 120  # seconds for any one subprocess; the slowest takes about ten
 
 

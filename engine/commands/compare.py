@@ -1,8 +1,8 @@
 """Usage: polarax compare --base=BASE --post=POST --out=RUN.
 
 Decomposes every 2-D weight of two checkpoints and writes a run directory: matrices.csv (one row per matrix, each
-headline number beside its control), spectra, summary, plots. Prints the table by role and what stands out. The same
-command again goes on where a run was interrupted.
+headline number beside its control), spectra, summary, plots and a report. Prints the table by role and what stands out.
+The same command again goes on where a run was interrupted.
 """
 
 import textwrap
@@ -10,6 +10,7 @@ import textwrap
 from absl import flags
 
 from polarax.commands.comparison_flags import define_comparison_flags, request_from_flags
+from polarax.commands.report import write_pictures
 from polarax.comparison import run_request
 from polarax.devices import enable_compilation_cache
 from polarax.errors import UsageError
@@ -26,7 +27,8 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string(
         "compilation_cache", "~/.cache/polarax", "Folder that keeps compiled programs; '' for none.", flag_values=values
     )
-    flags.DEFINE_boolean("plots", True, "Draw the plots (needs matplotlib).", flag_values=values)
+    flags.DEFINE_boolean("plots", True, "Draw pictures (needs matplotlib).", flag_values=values)
+    flags.DEFINE_boolean("report", True, "Write report.html of the pictures (needs jinja2).", flag_values=values)
 
 
 def run(values: flags.FlagValues) -> int:
@@ -42,18 +44,11 @@ def run(values: flags.FlagValues) -> int:
     for sentence in summary["reading"]:
         print(textwrap.fill(sentence, 110, subsequent_indent="  "))
     print()
-    if values.plots:
-        for line in _draw(result):
+    try:
+        for line in write_pictures(result, plots=values.plots, page=values.plots and values.report):
             print(line)
+    except UsageError as error:  # a package is not installed: the numbers are there all the same
+        print(error)
     seconds = result.description["seconds"]
     print(f"Run: {result.path} ({', '.join(f'{what} {taken:.1f} s' for what, taken in seconds.items())})")
     return 0
-
-
-def _draw(result):
-    from polarax.report.plots import write_plots
-
-    try:
-        return [f"Plot: {path}" for path in write_plots(result, result.path / "plots")]
-    except UsageError as error:  # no matplotlib: the numbers are there all the same
-        return [str(error)]

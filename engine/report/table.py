@@ -21,6 +21,14 @@ def table_by_role(summary: Mapping) -> str:
     Args:
         summary: `Run.summary()`.
     """
+    rows, notes = rows_by_role(summary)
+    lines = [_line(row, [max(map(len, column)) for column in zip(*rows, strict=True)]) for row in rows]
+    lines.insert(1, "-" * max(map(len, lines)))
+    return "\n".join([*lines, *notes])
+
+
+def rows_by_role(summary: Mapping) -> tuple[list[list[str]], list[str]]:
+    """The cells of `table_by_role`, headings first, and the notes below it."""
     roles = summary["roles"]
     shown = [headline for headline in _HEADLINES if any(headline[1] in role for role in roles.values())]
     has_drift = any("drift" in role for role in roles.values())
@@ -38,12 +46,10 @@ def table_by_role(summary: Mapping) -> str:
             rough = rough or bool(mark)
             row += [_number(role, metric, form), mark + _control(role, form, control, spread)]
         rows.append(row)
-    lines = [_line(row, [max(map(len, column)) for column in zip(*rows, strict=True)]) for row in rows]
-    lines.insert(1, "-" * max(map(len, lines)))
     notes = ["Medians over a role's matrices; control: what a random change of the same size would show."]
     if rough:
         notes.append("~ rough for some of them: condition number times drift above 1 (column control_reach).")
-    return "\n".join([*lines, *notes])
+    return rows, notes
 
 
 def _control(role, form, control, spread):

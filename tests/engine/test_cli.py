@@ -360,7 +360,7 @@ class TestHelp:
     @pytest.mark.parametrize(
         ("command", "flags"),
         [
-            ("compare", "out overwrite plots compilation_cache"),
+            ("compare", "out overwrite plots report compilation_cache"),
             ("plan", "names device hosts"),
         ],
     )
@@ -429,6 +429,18 @@ class TestCompare:
         for name in ("scaling", "nf", "drift_budget"):
             path = tmp_path / "run" / "plots" / f"{name}.png"
             assert path.stat().st_size > 1000 and f"Plot: {path}" in done.out
+        report = tmp_path / "run" / "report.html"
+        assert report.stat().st_size > 1000 and f"Report: {report}" in done.out
+
+    def test_plots_without_a_report(self, compare, tmp_path):
+        assert compare("--plots", "--noreport").code == 0
+        assert (tmp_path / "run" / "plots").is_dir() and not (tmp_path / "run" / "report.html").exists()
+
+    def test_without_jinja2_there_are_still_plots(self, compare, tmp_path, monkeypatch):
+        monkeypatch.setitem(sys.modules, "jinja2", None)
+        done = compare("--plots")
+        assert done.code == 0 and "The report needs jinja2: pip install 'polarax[report]'." in done.out.splitlines()
+        assert list((tmp_path / "run" / "plots").iterdir())
 
     def test_without_matplotlib_it_says_so_in_one_line_and_succeeds(self, compare, tmp_path, monkeypatch):
         for name in [name for name in sys.modules if name.split(".")[0] == "matplotlib"]:

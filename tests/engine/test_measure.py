@@ -112,7 +112,10 @@ def reference(base, post, k=16):
             f"overlap_{side}": np.sum(q[:k, :k] ** 2) / k,
             f"cosines_{side}": scipy.linalg.svdvals(q[:k, :k]),
             f"intruders_{side}": int(np.sum(best[: min(10, rank)] < 0.5)),
+            f"rotation_{side}": np.abs(q),  # up to 64 singular values: a block is an entry
         }
+    signs = np.sign(np.diag(q_left) + np.diag(q_right))
+    readings["rotation_difference"] = np.abs(q_left * signs - q_right * signs)
 
     # Shape.
     for which, values in (("base", s_base), ("post", s_post), ("change", s_change)):
@@ -225,6 +228,7 @@ def expected(llama):
 def test_the_reference_covers_every_column(llama_run, expected):
     columns = set(llama_run.frame().columns) - set(IDENTITY_COLUMNS)
     arrays = {"s_base", "s_post", "s_change", "cosines_left", "cosines_right"}
+    arrays |= {f"rotation_{which}" for which in ("left", "right", "difference")}
     for readings in expected.values():
         assert columns | arrays == set(readings)
 
@@ -274,6 +278,15 @@ def test_principal_angles_agree_with_the_reference(llama_run, expected):
         for kind in ("cosines_left", "cosines_right"):
             found = llama_run.array(name, kind)
             np.testing.assert_allclose(found, readings[kind], atol=1e-9)
+
+
+def test_pictures_of_the_rotations_agree_with_the_reference(llama_run, expected):
+    for kind in ("rotation_left", "rotation_right", "rotation_difference"):
+        found = dict(llama_run.arrays(kind))
+        assert set(found) == set(expected)
+        for name, readings in expected.items():
+            np.testing.assert_allclose(found[name], readings[kind], atol=1e-5, err_msg=f"{name} {kind}")
+            np.testing.assert_array_equal(found[name], llama_run.array(name, kind))
 
 
 @pytest.mark.parametrize("k", [1, 3, 100])

@@ -1,0 +1,56 @@
+"""Usage: polarax report --run=RUN.
+
+Writes report.html into the folder of a run, finished or interrupted: one self-contained page with the reading, pictures
+and a sortable table of all matrices; and the pictures by themselves, as PNG and SVG, into its folder plots.
+"""
+
+from collections.abc import Iterator, Sequence
+
+from absl import flags
+
+from polarax.errors import UsageError
+from polarax.run import Run
+from polarax.run_directory import PLOTS_FOLDER
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    """Defines the command's flags."""
+    flags.DEFINE_string("run", None, "Folder of the run, as compare wrote it.", flag_values=values)
+    flags.DEFINE_multi_string(
+        "matrix",
+        [],
+        "Name of a matrix to draw by itself; may be repeated. By default those that stand out, and one of each role",
+        flag_values=values,
+    )
+    flags.DEFINE_boolean("plots", True, "Write the pictures as files too.", flag_values=values)
+
+
+def run(values: flags.FlagValues) -> int:
+    """Reports; returns the exit code."""
+    if not values.run:
+        raise UsageError("--run is missing: the folder of a run.")
+    for line in write_pictures(Run.open(values.run), plots=values.plots, page=True, matrices=values.matrix):
+        print(line)
+    return 0
+
+
+def write_pictures(run: Run, *, plots: bool, page: bool, matrices: Sequence[str] = ()) -> Iterator[str]:
+    """Writes the pictures of a run as files, its page, or both; yields a line on each file as it is there.
+
+    Raises:
+        UsageError: A package is not installed, or a matrix is not in the run.
+        RunError: A file cannot be written.
+    """
+    from polarax.report.chosen import choose_matrices
+    from polarax.report.page import write_report
+    from polarax.report.plots import draw_plots, write_plots
+
+    if not (plots or page):
+        return
+    choose_matrices(run.frame(), matrices)  # a wrong name is told before anything is drawn
+    figures = draw_plots(run)
+    if plots:
+        for path in write_plots(run, run.path / PLOTS_FOLDER, figures):
+            yield f"Plot: {path}"
+    if page:
+        yield f"Report: {write_report(run, matrices=matrices, figures=figures)}"

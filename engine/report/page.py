@@ -1,0 +1,164 @@
+"""report.html: a run as one self-contained page, for a person who would rather look than read.
+
+Names, dtypes and reasons come from checkpoints and are untrusted: the template escapes every text, data goes to the
+script as escaped JSON, and the page forbids itself (by its content security policy) the network and any script but its
+own.
+"""
+
+import base64
+import hashlib
+import importlib.resources
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from polarax.errors import UsageError
+from polarax.report.chosen import choose_matrices
+from polarax.report.plots import plot_cosines, plot_rotation_maps, plot_spectra
+from polarax.report.plots.files import draw_plots
+from polarax.report.plots.style import printable, to_svg
+from polarax.report.reading import matrix_label
+from polarax.report.table import rows_by_role
+from polarax.report.table_data import MOST_ROWS, script_json, table_data
+from polarax.run_directory import REPORT_FILE, replacing, writing
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from polarax.run import Run
+
+_SKIPPED_ROWS = 1000  # listed on the page; skipped.csv has them all
+
+# Headline numbers of one matrix: what it is called, its column, that of its control.
+_FACTS = (
+    ("drift", "drift", None),
+    ("alpha", "alpha", "alpha_null"),
+    ("ratio_cv", "ratio_cv", "ratio_cv_null"),
+    ("nf", "nf", "nf_null"),
+    ("coordination", "coordination", None),
+    ("overlap, left", "overlap_left", None),
+    ("overlap, right", "overlap_right", None),
+    ("fit error", "fit_error", "fit_error_null"),
+    ("stable rank of the change", "stable_rank_change", None),
+    ("rounding share", "rounding_share", None),
+)
+
+
+def write_report(
+    run: "Run",
+    path: pathlib.Path | None = None,
+    *,
+    matrices: Sequence[str] = (),
+    figures: "Mapping[str, Figure] | None" = None,
+) -> pathlib.Path:
+    """Writes the page of a run, finished or not.
+
+    Args:
+        run: The run.
+        path: The file; report.html in the run's folder by default.
+        matrices: Names of the matrices that are drawn one by one; by default those that stand out, and one of each
+            role.
+        figures: What `polarax.report.plots.draw_plots` returned, if it was called already.
+
+    Returns:
+        The path.
+
+    Raises:
+        UsageError: jinja2 or matplotlib is not installed, or a name is not in the run.
+        RunError: The file cannot be written.
+    """
+    path = run.path / REPORT_FILE if path is None else path
+    html = render_report(run, matrices=matrices, figures=figures)
+    with writing(path), replacing(path, mode="w", encoding="utf-8", errors="replace") as file:
+        file.write(html)
+    return path
+
+
+def render_report(run: "Run", *, matrices: Sequence[str] = (), figures: "Mapping[str, Figure] | None" = None) -> str:
+    """The page's text. Arguments and errors as for `write_report`."""
+    try:
+        import jinja2
+        import markupsafe
+    except ImportError as error:
+        raise UsageError("The report needs jinja2: pip install 'polarax[report]'.") from error
+    templates = importlib.resources.files("polarax.report") / "templates"
+    files = {
+        name: (templates / name).read_text(encoding="utf-8") for name in ("report.html", "report.css", "report.js")
+    }
+    frame, skipped, summary = run.frame(), run.skipped(), run.summary()
+    figures = draw_plots(run) if figures is None else figures
+    rows, notes = rows_by_role(summary)
+    template = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    ).from_string(files["report.html"])
+    return template.render(
+        title=f"{_last(run, 'base')} → {_last(run, 'post')}",
+        run=run.description,
+        finished=run.finished,
+        measured=len(frame),
+        summary=summary,
+        by_role=rows,
+        notes=notes,
+        plots={name: markupsafe.Markup(to_svg(figure, name, themed=True)) for name, figure in figures.items()},
+        only_other=bool(len(frame)) and bool((frame["role"] == "other").all()),
+        matrices=[
+            _matrix(run, row, number, markupsafe.Markup)
+            for number, row in enumerate(_rows_of(frame, choose_matrices(frame, matrices)))
+        ],
+        most_rows=MOST_ROWS,
+        skipped=skipped.head(_SKIPPED_ROWS).to_dict("records"),
+        skipped_count=len(skipped),
+        facts=_flat(run.description),
+        table=markupsafe.Markup(script_json(table_data(frame))),
+        style=markupsafe.Markup(files["report.css"]),
+        script=markupsafe.Markup(files["report.js"]),
+        script_hash=base64.b64encode(hashlib.sha256(files["report.js"].encode()).digest()).decode(),
+    )
+
+
+def _last(run, side):
+    """The end of a location: what a person calls the checkpoint."""
+    location = str((run.description.get(side) or {}).get("location") or side)
+    return printable(location.rstrip("/").rpartition("/")[2] or location)
+
+
+def _rows_of(frame, names):
+    by_name = frame.drop_duplicates("name").set_index("name", drop=False)
+    return [by_name.loc[name] for name in names]
+
+
+def _matrix(run, row, number, markup):
+    """What the page shows of one matrix."""
+    drawn = [draw(run, row["name"]) for draw in (plot_spectra, plot_rotation_maps, plot_cosines)]
+    label = matrix_label(row)
+    return {
+        "name": row["name"],
+        "label": printable(row["name"] if label == row["name"] else f"{label}: {row['name']}"),
+        "status": row["status"],
+        "shape": f"{row['rows']} x {row['cols']}",
+        "facts": [
+            (title, _number(row[column]), _number(row[control]) if control in row else None)
+            for title, column, control in _FACTS
+            if column in row
+        ],
+        "plots": [
+            markup(to_svg(figure, f"matrix-{number}-{place}", themed=True))
+            for place, figure in enumerate(drawn)
+            if figure is not None
+        ],
+    }
+
+
+def _number(value):
+    return "–" if pd.isna(value) else f"{value:.5f}" if 0.5 < value < 2 else f"{value:.4g}"
+
+
+def _flat(content: Any, name: str = "") -> list[tuple[str, str]]:
+    """(dotted name, value) of every leaf of run.json."""
+    if isinstance(content, Mapping):
+        return [leaf for key, value in content.items() for leaf in _flat(value, f"{name}.{key}" if name else str(key))]
+    if isinstance(content, list):
+        content = ", ".join(map(str, content))
+    return [(name, "–" if content in (None, "") else str(content))]

@@ -1,0 +1,152 @@
+"""Pictures of one matrix: its two spectra with their ratio, its rotations, its principal angles."""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from polarax.report.plots.style import (
+    BLUE,
+    MUTED,
+    VERMILION,
+    each,
+    logarithmic_colour_bar,
+    new_figure,
+    picture,
+    plain_logarithmic_axis,
+    printable,
+    whole_ticks,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from polarax.run import Run
+
+_POINTS = 200  # of a line on logarithmic axes
+_RATIO_QUANTILE = 0.95  # of the ratios drawn that fit between the limits; those of tiny singular values need not
+_BAND_DEVIATIONS = 2  # half the width of the control's band of the ratio
+
+
+@picture
+def plot_spectra(run: "Run", name: str) -> "Figure | None":
+    """Singular values of base and post on logarithmic axes, and their ratio with what drift alone gives.
+
+    None where they are not finite.
+
+    Raises:
+        KeyError: No such matrix.
+        UsageError: matplotlib is not installed.
+    """
+    base, post = run.spectra(name)
+    if not (np.isfinite(base).all() and np.isfinite(post).all()):
+        return None
+    rows = run.frame()
+    row = rows[rows["name"] == name].iloc[0]
+    index = np.unique(np.geomspace(1, len(base), _POINTS).astype(int))
+    marker = "." if len(index) < 10 else ""
+    figure = new_figure(4.6, 3.5, arranged=False)
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=[2, 1])
+    figure.subplots_adjust(left=0.15, right=0.97, bottom=0.13, top=0.93, hspace=0.1)
+    above.loglog(index, _positive(base[index - 1]), "-", marker=marker, color=BLUE, label="base")
+    above.loglog(index, _positive(post[index - 1]), "--", marker=marker, color=VERMILION, label="post")
+    change = _array(run, name, "s_change")
+    if change is not None and np.isfinite(change).all() and change[0] > 0:
+        shown = np.where(change > change[0] * 1e-7, change, np.nan)  # below is rounding
+        above.loglog(index, shown[index - 1], ":", marker=marker, color=MUTED, label="change")
+    plain_logarithmic_axis(above, "y")
+    above.set_ylabel("singular value")
+    above.legend()
+    above.set_title(printable(name))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = np.where(base > 0, post / base, np.nan)[index - 1]
+        deviation = row.get("drift", np.nan) * np.linalg.norm(base) / np.sqrt(row["rows"] * row["cols"])
+        width = np.where(base > 0, _BAND_DEVIATIONS * deviation / base, np.nan)[index - 1]
+    below.axhline(1, color=MUTED, lw=0.6)
+    distances = np.abs(ratio - 1)[np.isfinite(ratio)]
+    widest = max(1.3 * float(np.quantile(distances, _RATIO_QUANTILE)) if distances.size else 0.0, 1e-9)
+    if np.isfinite(width).any():
+        bounded = np.minimum(np.nan_to_num(width, nan=np.inf), 2 * widest)
+        label = f"control, ± {_BAND_DEVIATIONS} sd / s"
+        below.fill_between(index, 1 - bounded, 1 + bounded, color=MUTED, alpha=0.25, lw=0, label=label)
+        below.legend()
+    below.semilogx(index, ratio, "-", marker=marker, color=BLUE)
+    below.set_ylim(1 - widest, 1 + widest)
+    below.ticklabel_format(axis="y", useOffset=False)
+    plain_logarithmic_axis(below, "x")
+    below.set_ylabel("post / base")
+    below.set_xlabel("index of the singular value")
+    return figure
+
+
+@picture
+def plot_rotation_maps(run: "Run", name: str) -> "Figure | None":
+    """|Q_U|, |Q_V| and |Q_U - Q_V| of one matrix; None if the run has not measured them.
+
+    Raises:
+        KeyError: No such matrix.
+        UsageError: matplotlib is not installed.
+    """
+    from matplotlib.colors import LogNorm
+
+    kinds = {"|Q_U|, left": "rotation_left", "|Q_V|, right": "rotation_right", "|Q_U - Q_V|": "rotation_difference"}
+    maps = {title: _array(run, name, kind) for title, kind in kinds.items()}
+    if any(values is None or not np.isfinite(values).all() for values in maps.values()):
+        return None
+    largest = max(max(float(values.max()) for values in maps.values()), 1e-12)
+    figure = new_figure(6.4, 3.1)
+    axes = figure.subplots(1, 3)
+    size = min(run.frame().set_index("name").loc[name, ["rows", "cols"]])
+    for axis, title in each(axes.tolist(), list(maps)):
+        values = maps[title]
+        image = axis.imshow(
+            np.maximum(values, largest * 1e-12),
+            interpolation="nearest",
+            norm=LogNorm(largest * 1e-4, largest, clip=True),
+            extent=(0.5, size + 0.5, size + 0.5, 0.5),
+        )
+        axis.set_xticks([1, size])
+        axis.set_yticks([1, size])
+        axis.set_xlabel("post")
+    axes[0].set_ylabel("base")
+    block = -(-size // len(values))
+    label = "magnitude" if block == 1 else f"root mean square of {block} x {block} entries"
+    bar = {"location": "bottom", "aspect": 40, "shrink": 0.7}
+    logarithmic_colour_bar(figure, image, ax=axes.tolist(), label=label, **bar)
+    return figure
+
+
+@picture
+def plot_cosines(run: "Run", name: str) -> "Figure | None":
+    """Principal angles of the leading subspaces of one matrix, left and right, in degrees; None if not measured.
+
+    Raises:
+        KeyError: No such matrix.
+        UsageError: matplotlib is not installed.
+    """
+    cosines = {side: _array(run, name, f"cosines_{side}") for side in ("left", "right")}
+    if any(values is None or not np.isfinite(values).all() for values in cosines.values()):
+        return None
+    figure = new_figure(3.2, 2.8, arranged=False)
+    axis = figure.subplots()
+    figure.subplots_adjust(left=0.21, right=0.97, bottom=0.16, top=0.96)
+    for (side, values), (colour, style) in zip(cosines.items(), ((BLUE, "-o"), (VERMILION, "--s")), strict=True):
+        axis.plot(np.arange(1, len(values) + 1), values, style, color=colour, label=f"{side} vectors")
+    axis.set_xlabel("principal angle")
+    whole_ticks(axis)
+    axis.set_ylabel("cosine")
+    axis.ticklabel_format(axis="y", useOffset=False)
+    axis.legend()
+    return figure
+
+
+def _array(run, name, kind):
+    """The array, or None if the run has none of this kind."""
+    try:
+        return run.array(name, kind)
+    except KeyError:
+        run.spectra(name)  # raises for a name that is not there
+        return None
+
+
+def _positive(values):
+    return np.where(values > 0, values, np.nan)

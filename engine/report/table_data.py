@@ -1,0 +1,109 @@
+"""The table of all matrices as compact JSON, for the script of the report's page."""
+
+import json
+import re
+from typing import Any
+
+import pandas as pd
+
+from polarax.metrics import GROUPS, IDENTITY_COLUMNS, status_kind
+from polarax.report.plots.rows import out_of_range
+from polarax.report.reading import THRESHOLDS
+from polarax.run_directory import jsonable
+
+# Shown first; the other columns are a choice away.
+_HEADLINES = (
+    "name", "layer", "role", "expert", "status", "drift", "alpha", "alpha_null", "ratio_cv", "ratio_cv_null",
+    "nf", "nf_null", "nf_excess", "budget_scaling", "coordination", "coordination_z", "fit_error", "rounding_share",
+)  # fmt: skip
+
+# Cells that a page takes with all columns; beyond, it has the headlines alone.
+_ALL_COLUMNS_CELLS = 120_000
+# Rows that a page takes at all; beyond, it has those with the largest drift.
+MOST_ROWS = 20_000
+_DIGITS = 5  # significant; of numbers about 1, such as alpha, what matters is their distance from it
+_DIGITS_ABOUT_ONE = 7
+
+
+def table_data(frame: pd.DataFrame) -> dict[str, Any]:
+    """What the script draws the table from; JSON-ready.
+
+    Args:
+        frame: `Run.frame()`.
+
+    Returns:
+        columns: key, group, meaning and whether it is text; values: for each column, in order, one per row (names are
+        [pattern, numbers...]); patterns: names with a hole for each number in them; flags: for each row what to beware
+        of; matrices: how many the run has; rows left out are those with the smallest drift.
+    """
+    total = len(frame)
+    if total > MOST_ROWS:
+        largest = frame["drift"].nlargest(MOST_ROWS).index if "drift" in frame else frame.index[:MOST_ROWS]
+        frame = frame.loc[sorted(largest)]
+    shown = list(frame.columns)
+    if frame.size > _ALL_COLUMNS_CELLS:
+        shown = [column for column in shown if column in _HEADLINES]
+    group_of = {column: group for group, found in GROUPS.items() for column in found}
+    meaning = {column: text for found in GROUPS.values() for column, text in found.items()}
+    patterns: dict[str, int] = {}
+    columns, values = [], []
+    for column in shown:
+        texts = pd.api.types.is_string_dtype(frame[column]) or frame[column].dtype == object
+        group = "matrix" if column in IDENTITY_COLUMNS else group_of.get(column, "controls")
+        columns.append(
+            {
+                "key": column,
+                "group": group,
+                "headline": column in _HEADLINES and bool(frame[column].notna().any()),
+                "meaning": meaning.get(column, ""),
+                "text": bool(texts),
+            }
+        )
+        cells = frame[column].tolist()
+        values.append([_pattern(name, patterns) for name in cells] if column == "name" else list(map(_short, cells)))
+    return {
+        "columns": columns,
+        "values": values,
+        "patterns": list(patterns),
+        "flags": _flags(frame),
+        "matrices": total,
+    }
+
+
+def script_json(content: Any) -> str:
+    """JSON that may stand in a script element: nothing in it ends the element or opens another."""
+    text = json.dumps(jsonable(content), separators=(",", ":"), allow_nan=False)
+    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
+
+
+def _pattern(name, patterns):
+    """[number of the pattern, what fills its holes...]; names of a model repeat themselves up to numbers."""
+    if "\0" in name:  # what marks a hole
+        return [patterns.setdefault(name.replace("\0", "\N{REPLACEMENT CHARACTER}"), len(patterns))]
+    pieces = re.split(r"(?<![0-9])(0|[1-9][0-9]{0,8})(?![0-9])", name)
+    pattern = "\0".join(pieces[::2])
+    return [patterns.setdefault(pattern, len(patterns)), *map(int, pieces[1::2])]
+
+
+def _short(value):
+    if value is pd.NA:
+        return None
+    if not isinstance(value, float):
+        return value
+    return float(f"{value:.{_DIGITS_ABOUT_ONE if 0.5 < value < 2 else _DIGITS}g}")
+
+
+def _flags(frame):
+    """One string for each row: what its numbers are worth, "" if nothing speaks against them."""
+    rough = out_of_range(frame)
+    rounded = (
+        frame["rounding_share"] > THRESHOLDS["rounding_share"]
+        if "rounding_share" in frame
+        else pd.Series(False, frame.index)
+    )
+    flags = []
+    for status, is_rough, is_rounded in zip(frame["status"], rough, rounded, strict=True):
+        own = [] if status_kind(status) == "ok" else [status]
+        own += ["control rough"] * bool(is_rough) + ["rounding"] * bool(is_rounded)
+        flags.append(", ".join(own))
+    return flags
