@@ -17,7 +17,8 @@ import polarax
 from polarax.cli import COMMANDS
 from polarax.loaders import ROLES
 from polarax.metrics import CONTROL_COLUMNS, GROUPS, IDENTITY_COLUMNS
-from polarax.report.reading import THRESHOLDS
+from polarax.report.effects import THRESHOLDS
+from polarax.report.signature import Signature
 from polarax.report.table import table_by_role
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -135,7 +136,7 @@ def test_no_other_column_is_defined():
 @pytest.mark.parametrize("page", PAGES, ids=_relative)
 def test_names_in_code_font_exist(page):
     """A column that is renamed leaves no trace of its old name."""
-    known = COLUMNS | ARRAYS | PLOTS | set(THRESHOLDS) | set(ROLES) | set(_flags())
+    known = COLUMNS | ARRAYS | PLOTS | set(THRESHOLDS) | set(Signature._fields) | set(ROLES) | set(_flags())
     written = set(_CODE.findall(_prose(page)))
     assert not {word for word in written - known if re.fullmatch(r"[a-z]+(_[a-z]+)+", word)}
 

@@ -40,7 +40,7 @@ def run(values: flags.FlagValues) -> int:
     print(table_by_role(summary))
     print()
     for sentence in summary["reading"]:
-        print(textwrap.fill(sentence, 110, subsequent_indent="  "))
+        print(textwrap.fill(sentence, 110, subsequent_indent="  ", break_on_hyphens=False))
     print()
     if values.plots:
         for line in _draw(result):

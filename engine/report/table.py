@@ -27,6 +27,7 @@ def table_by_role(summary: Mapping) -> str:
     header = ["role", "matrices", *(["drift"] if has_drift else [])]
     for heading, *_ in shown:
         header += [heading, "control"]
+    header.append("named")
     rows = [header]
     rough = False
     for name, role in roles.items():
@@ -37,10 +38,13 @@ def table_by_role(summary: Mapping) -> str:
             mark = "~" if metric in _FIRST_ORDER and role["out_of_range"] else ""
             rough = rough or bool(mark)
             row += [_number(role, metric, form), mark + _control(role, form, control, spread)]
-        rows.append(row)
+        rows.append([*row, str(role["named"] or "-")])
     lines = [_line(row, [max(map(len, column)) for column in zip(*rows, strict=True)]) for row in rows]
     lines.insert(1, "-" * max(map(len, lines)))
-    notes = ["Medians over a role's matrices; control: what a random change of the same size would show."]
+    notes = [
+        "Medians over a role's matrices; control: what a random change of the same size would show; named: matrices "
+        "beyond it."
+    ]
     if rough:
         notes.append("~ rough for some of them: condition number times drift above 1 (column control_reach).")
     return "\n".join([*lines, *notes])
