@@ -132,7 +132,8 @@ class Run:
         """Model level: per role every headline number beside its control, and what stands out in plain words."""
         from polarax.report.summary import summarise
 
-        return summarise(self.frame(), self.skipped())
+        flags = self.description.get("flags", {})
+        return summarise(self.frame(), self.skipped(), draws=flags.get("control_draws") or 0)
 
     @functools.cached_property
     def _rows(self) -> dict[str, tuple[str, int]]:

@@ -17,8 +17,9 @@ import polarax
 from polarax.cli import COMMANDS
 from polarax.loaders import ROLES
 from polarax.metrics import CONTROL_COLUMNS, GROUPS, IDENTITY_COLUMNS, sampled_columns
+from polarax.report.effects import THRESHOLDS
 from polarax.report.plots import files
-from polarax.report.reading import THRESHOLDS
+from polarax.report.signature import Signature
 from polarax.report.table import table_by_role
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -137,7 +138,8 @@ def test_no_other_column_is_defined():
 @pytest.mark.parametrize("page", PAGES, ids=_relative)
 def test_names_in_code_font_exist(page):
     """A column that is renamed leaves no trace of its old name."""
-    known = COLUMNS | set(sampled_columns(GROUPS)) | ARRAYS | PLOTS | set(THRESHOLDS) | set(ROLES) | set(_flags())
+    known = COLUMNS | set(sampled_columns(GROUPS)) | ARRAYS | PLOTS | set(THRESHOLDS) | set(Signature._fields)
+    known |= set(ROLES) | set(_flags())
     written = set(_CODE.findall(_prose(page)))
     assert not {word for word in written - known if re.fullmatch(r"[a-z]+(_[a-z]+)+", word)}
 

@@ -42,7 +42,7 @@ def run(values: flags.FlagValues) -> int:
     print(table_by_role(summary))
     print()
     for sentence in summary["reading"]:
-        print(textwrap.fill(sentence, 110, subsequent_indent="  "))
+        print(textwrap.fill(sentence, 110, subsequent_indent="  ", break_on_hyphens=False))
     print()
     try:
         for line in write_pictures(result, plots=values.plots, page=values.plots and values.report):

@@ -1,141 +1,214 @@
-"""The reading: what stands out, in two or three plain sentences that follow from the numbers.
+"""The reading: what happened, in a few plain sentences that follow from the numbers and the stated thresholds."""
 
-A reading is notable when it is both large and far outside its control; the thresholds stand in summary.json.
-"""
+from collections.abc import Iterable, Iterator
 
 import pandas as pd
 
+from polarax.loaders import ROLES
 from polarax.metrics import status_kind
+from polarax.report.effects import (
+    JUDGED,
+    KINDS,
+    THRESHOLDS,
+    column,
+    find_effects,
+    judged_by,
+    mostly_rounding,
+    rows_that_count,
+    without_control,
+    z_limit_of_draws,
+)
+from polarax.report.signature import FEWEST_LAYERS, Signature, output_signature
 
-# A matrix stands out beyond these; below, its reading is called close to the control.
-THRESHOLDS = {
-    "coordination": 0.1,  # |coordination|
-    "nf_factor": 1.25,  # nf over its control, or the other way round
-    "alpha": 0.005,  # |alpha - control|
-    "z": 5.0,  # standard deviations of the control, besides the size
-    "rounding_share": 0.5,  # of ||D||: more, and the change may be mostly rounding
+_NAMED = 3  # matrices of one kind that are named one by one; more are counted by role
+
+# How the value of a metric is written.
+_FORMATS = {
+    "alpha": "{:.5g}",
+    "coordination": "{:+.2f}",
+    "budget_scaling": "{:.1%}",
+    "budget_outside": "{:.1%}",
+    "effective_rank_change": "{:.3g}",
+    "nf": "{:.3g}",
 }
 
-_NAMED = 3  # matrices named in a sentence, the rest are counted
+# kind -> what is said of a matrix, and what the numbers behind it are.
+_PHRASES = {
+    "scaled up": ("scaled up", "alpha"),
+    "scaled down": ("scaled down", "alpha"),
+    "uneven": ("singular values changed, each by a factor of its own", "share of the change"),
+    "coordinated": ("coordinated", "coordination"),
+    "discordant": ("discordant", "coordination"),
+    "low rank": ("a change of low rank", "effective rank"),
+    "outside": ("changed more outside the base's row or column space than by chance", "share"),
+    "inside": ("changed less outside the base's row or column space than by chance", "share"),
+    "turned apart": ("left and right vectors turned apart more than by chance", "nf"),
+    "turned alike": ("left and right vectors turned apart less than by chance", "nf"),
+}
 
 
-def read_frame(frame: pd.DataFrame) -> list[str]:
+def read_frame(frame: pd.DataFrame, draws: int = 0) -> list[str]:
     """Plain sentences on a table of matrices.
 
     Args:
         frame: `Run.frame()`; groups that were not measured are passed over.
+        draws: How many draws the sampled controls are made of, if the frame has any.
 
     Returns:
-        At most one sentence on each of coordination, nf, scaling and rows that say little.
+        Where there is no more than drift; the output projections against the other roles; every kind of effect; what
+        could not be judged; rows that say little; and the thresholds behind it. Nothing for an empty table.
     """
-    changed = frame[frame["status"].map(status_kind).isin(["ok", "rank-deficient"])]
-    sentences = [_coordination(changed), _nf(changed), _scaling(changed), _caveats(frame)]
-    return [sentence for sentence in sentences if sentence]
+    effects = find_effects(frame, draws)
+    signature = output_signature(frame, draws)
+    sentences = [
+        *_quiet(frame, effects),
+        *_signature(signature),
+        *(sentence for kind in KINDS for sentence in _effect(kind, effects[effects["kind"] == kind], frame)),
+        *_unjudged(frame),
+        *_flagged(frame),
+    ]
+    return [*sentences, _thresholds(draws)] if sentences else []
 
 
-def _coordination(rows):
-    if "coordination" not in rows or rows["coordination"].isna().all():
-        return None
-    rows = rows[rows["coordination"].notna()]
-    size = rows["coordination"].abs()
-    large = size > THRESHOLDS["coordination"]
-    outside = rows[large & (rows["coordination_z"].abs() > THRESHOLDS["z"])]
-    outside = outside.loc[outside["coordination"].abs().sort_values(ascending=False).index]
-    sentence = (
-        f"Coordination: in {_share(len(rows) - len(outside), len(rows))} the change is split between turning left and "
-        f"right vectors together and against each other about as a random change would split it "
-        f"(|coordination| up to {THRESHOLDS['coordination']:g}{_or_insignificant(large.sum() - len(outside))})"
+def _quiet(frame, effects):
+    """Where nothing exceeds what a random change shows."""
+    metrics = judged_by(frame)
+    judged = frame[rows_that_count(frame)]
+    if judged.empty or not metrics:
+        return
+    quiet = judged[~judged.index.isin(effects["row"])]
+    if quiet.empty:
+        return
+    limits = []
+    if len(metrics) < len(JUDGED):
+        limits.append(f"by {_listed(metrics)}")
+    if without_control(quiet).any():
+        limits.append("as far as it can be judged")
+    yield (
+        f"{_by_role(quiet, judged, whole='')}: no more than drift in {_share(len(quiet), len(judged))}"
+        f"{''.join(f', {limit}' for limit in limits)}."
     )
-    return _with_outside(
-        sentence,
-        outside,
-        lambda row: f"{row['coordination']:+.2f}, control 0 ± {row['coordination_null_std']:.2g}",
-    )
 
 
-def _nf(rows):
-    if "nf" not in rows or rows["nf"].isna().all():
-        return None
-    rows = rows[rows["nf"].notna()]
-    held = rows[(rows["control"] == "closed form") & (rows["nf_null"] > 0)]
-    rough = len(rows) - len(held)
-    if held.empty:
-        return (
-            f"Rotation: none of the {len(rows)} matrices can be judged by the closed-form control of nf (condition "
-            f"number times drift above 1)."
+def _signature(signature: Signature | None) -> Iterator[str]:
+    if signature is None:
+        return
+    over = f"{signature.layers} layer{'s' if signature.layers > 1 else ''}"
+    spread, chance = _percent(signature.spread), _percent(signature.control_std)
+    if signature.distinct:
+        side = "above" if signature.difference > 0 else "below"
+        yield (
+            f"o: scaled {_percent(abs(signature.difference))} {side} the other roles of the same layers, "
+            f"{abs(signature.z):.0f} standard deviations of the control (0 ± {chance}); spread {spread} over {over}."
         )
-    excess = held["nf_excess"]
-    factor = THRESHOLDS["nf_factor"]
-    far = (excess > factor) | (excess < 1 / factor)
-    outside = held[far & (held["nf_z"].abs() > THRESHOLDS["z"])]
-    close = _or_insignificant(far.sum() - len(outside))
-    farthest = (outside["nf_excess"].where(outside["nf_excess"] > 1, 1 / outside["nf_excess"])).sort_values(
-        ascending=False
-    )
-    sentence = (
-        f"Rotation: nf is within a factor {factor:g}{close} of what a random change of the same size gives in "
-        f"{_share(len(held) - len(outside), len(held))} whose control holds"
-    )
-    sentence = _with_outside(
-        sentence,
-        outside.loc[farthest.index],
-        lambda row: f"{row['nf']:.3g}, control {row['nf_null']:.3g}",
-    )
-    if rough:
-        sentence += f" For the other {rough}, condition number times drift passes 1 and the control is only rough."
-    return sentence
-
-
-def _scaling(rows):
-    if "alpha" not in rows or rows["alpha"].isna().all():
-        return None
-    rows = rows[rows["alpha"].notna()]
-    distance = (rows["alpha"] - rows["alpha_null"]).abs()
-    far = distance > THRESHOLDS["alpha"]
-    outside = rows[far & (rows["alpha_z"].abs() > THRESHOLDS["z"])]
-    outside = outside.loc[distance[outside.index].sort_values(ascending=False).index]
-    sentence = (
-        f"Scaling: alpha is within {100 * THRESHOLDS['alpha']:g}%{_or_insignificant(far.sum() - len(outside))} of its "
-        f"control in {_share(len(rows) - len(outside), len(rows))} (it runs from {rows['alpha'].min():.5g} to "
-        f"{rows['alpha'].max():.5g})"
-    )
-    return _with_outside(
-        sentence,
-        outside,
-        lambda row: f"{row['alpha']:.5g}, control {row['alpha_null']:.5g} ± {row['alpha_null_std']:.1g}",
+        return
+    few = "" if signature.layers >= FEWEST_LAYERS else ", too few to judge"
+    yield (
+        f"o against the other roles: no distinct scaling (alpha {_percent(signature.difference, '+')}, control 0 ± "
+        f"{chance}; spread {spread} over {over}{few})."
     )
 
 
-def _caveats(frame):
+def _effect(kind, effects, frame):
+    """Sentences on one kind of effect: matrix by matrix if they are few, else by role."""
+    if effects.empty:
+        return
+    phrase, numbers = _PHRASES[kind]
+    if len(effects) <= _NAMED:
+        for effect in effects.itertuples():
+            label = _possessive(frame.loc[effect.row])
+            yield f"{label.replace('layer ', 'Layer ', 1)}: {phrase} ({numbers} {_beside_control(effect)})."
+        return
+    judged = frame[rows_that_count(frame)]
+    farthest = effects.iloc[0]
+    median = _FORMATS[farthest["metric"]].format(effects["value"].median())
+    yield (
+        f"{_by_role(frame.loc[effects['row']], judged, whole='all ')}: {phrase} ({numbers} {median} in the median; "
+        f"farthest {_possessive(frame.loc[farthest['row']])}, {_beside_control(farthest)})."
+    )
+
+
+def _unjudged(frame):
+    rough = without_control(frame)
+    if rough.any():
+        yield (
+            f"nf can't be judged in {_matrices(int(rough.sum()))} ({_by_role(frame[rough], frame[rough], whole='')}): "
+            "condition number times drift passes 1, where its closed-form control does not hold, and none was sampled."
+        )
+
+
+def _flagged(frame):
+    """Rows that nothing is claimed of."""
+    kinds = frame["status"].map(status_kind)
+    changed = kinds.isin(["ok", "rank-deficient"])
+    rounded = changed & mostly_rounding(frame)
+    if rounded.any():
+        yield (
+            f"{_by_role(frame[rounded], frame[changed], whole='')}: mostly storage rounding, and nothing else is "
+            f"claimed, in {_share(int(rounded.sum()), int(changed.sum()))}."
+        )
     notes = []
-    unchanged = int((frame["status"] == "unchanged").sum())
-    if unchanged:
-        notes.append(f"{_matrices(unchanged)} did not change at all")
-    broken = int(frame["status"].map(status_kind).isin(["not finite", "zero"]).sum())
+    if (kinds == "unchanged").any():
+        notes.append(f"{_matrices(int((kinds == 'unchanged').sum()))} did not change at all")
+    broken = int(kinds.isin(["not finite", "zero"]).sum())
     if broken:
         notes.append(f"{_matrices(broken)} could not be read (zero, NaN or Inf)")
     if "rounding_share" in frame:
-        rounded = int((frame["rounding_share"] > THRESHOLDS["rounding_share"]).sum())
-        if rounded:
-            notes.append(f"in {_matrices(rounded)} the rounding of the stored dtype is over half of the change")
-    return f"Of all {len(frame)} matrices: {'; '.join(notes)}." if notes else None
+        unknown = int((changed & column(frame, "rounding_share").isna()).sum())
+        if unknown:
+            notes.append(f"how much of the change is quantisation is unknown in {_matrices(unknown)}")
+    if notes:
+        yield f"Of all {len(frame)} matrices: {'; '.join(notes)}."
 
 
-def _or_insignificant(count):
-    """What a sentence adds to its bound when some matrices are beyond it by no more than chance explains."""
-    return f" or {THRESHOLDS['z']:g} standard deviations" if count else ""
+def _thresholds(draws):
+    size = THRESHOLDS
+    sampled = f" ({z_limit_of_draws(draws):.3g} where it was sampled, for {draws} draws)" if draws else ""
+    return (
+        f"Thresholds: {size['z']:g} standard deviations of the control{sampled}, and also alpha {size['alpha']:.1%}, "
+        f"coordination {size['coordination']:g}, shares of the change {100 * size['share']:g} points, nf a factor "
+        f"{size['nf_factor']:g} from it; effective rank of the change {size['low_rank']:g} of a random one's; rounding "
+        f"{size['rounding_share']:g} of the change."
+    )
 
 
-def _with_outside(sentence, outside, say):
-    if outside.empty:
-        return sentence + "."
-    named = "; ".join(f"{matrix_label(row)} ({say(row)})" for _, row in outside.head(_NAMED).iterrows())
-    more = f"; and {len(outside) - _NAMED} more" if len(outside) > _NAMED else ""
-    return f"{sentence}. Outside: {named}{more}."
+def _beside_control(effect):
+    form = _FORMATS[effect.metric]
+    value, control = form.format(effect.value), form.format(effect.control)
+    if effect.metric == "coordination" and effect.control == 0:
+        control = "0"
+    if pd.isna(effect.control_std):
+        return f"{value}, of a random change {control}"
+    std = f"{effect.control_std:.2g}" if "%" not in form else f"{effect.control_std:.1%}"
+    return f"{value}, control {control} ± {std}"
+
+
+def _by_role(rows, among, *, whole):
+    """The roles of some rows, such as "q, k (5 of 6)", with how many of theirs where that is not all."""
+    counts, totals = rows["role"].value_counts(), among["role"].value_counts()
+    parts = [
+        f"{role} ({counts[role]} of {totals[role]})" if counts[role] < totals[role] else f"{role}"
+        for role in _in_order(counts.index)
+    ]
+    if whole and len(rows) == len(among):
+        return f"{', '.join(parts)} ({whole}{len(rows)})"
+    return ", ".join(parts)
+
+
+def _in_order(roles: Iterable[str]) -> list[str]:
+    return sorted(roles, key=lambda role: (ROLES.index(role) if role in ROLES else len(ROLES), role))
+
+
+def _possessive(row):
+    """How a matrix is called in a sentence: "layer 5's o", "embed", or its name where that is not enough."""
+    if row["role"] == "other" or pd.isna(row["layer"]):
+        return matrix_label(row)
+    expert = "" if pd.isna(row["expert"]) else f" of expert {row['expert']}"
+    return f"layer {row['layer']}'s {row['role']}{expert}"
 
 
 def matrix_label(row: pd.Series) -> str:
-    """How a matrix is called in a sentence or a plot: "layer 5 o", or its name where that is not enough."""
+    """How a matrix is called in a plot: "layer 5 o", or its name where that is not enough."""
     if row["role"] == "other":
         return row["name"]
     if pd.isna(row["layer"]):
@@ -144,9 +217,17 @@ def matrix_label(row: pd.Series) -> str:
     return f"layer {row['layer']} {row['role']}{expert}"
 
 
+def _percent(share, sign=""):
+    return f"{100 * share:{sign}.2g}%"
+
+
+def _listed(words):
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
+
+
 def _share(part, whole):
     if whole == 1:
-        return "the one matrix" if part else "none of the one matrix"
+        return "the one matrix"
     return f"all {whole} matrices" if part == whole else f"{part} of {whole} matrices"
 
 

@@ -35,6 +35,7 @@ def rows_by_role(summary: Mapping) -> tuple[list[list[str]], list[str]]:
     header = ["role", "matrices", *(["drift"] if has_drift else [])]
     for heading, *_ in shown:
         header += [heading, "control"]
+    header.append("named")
     rows = [header]
     rough = False
     for name, role in roles.items():
@@ -45,8 +46,11 @@ def rows_by_role(summary: Mapping) -> tuple[list[list[str]], list[str]]:
             mark = "~" if metric in _FIRST_ORDER and role["out_of_range"] else ""
             rough = rough or bool(mark)
             row += [_number(role, metric, form), mark + _control(role, form, control, spread)]
-        rows.append(row)
-    notes = ["Medians over a role's matrices; control: what a random change of the same size would show."]
+        rows.append([*row, str(role["named"] or "-")])
+    notes = [
+        "Medians over a role's matrices; control: what a random change of the same size would show; named: matrices "
+        "beyond it."
+    ]
     if rough:
         notes.append("~ rough for some of them: condition number times drift above 1 (column control_reach).")
     return rows, notes

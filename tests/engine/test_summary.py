@@ -76,4 +76,37 @@ def test_matrices_whose_control_is_rough_are_counted():
 def test_the_reading_comes_with_what_it_rests_on():
     summary = summarise(frame(status=["unchanged"]), skipped())
     assert summary["thresholds"] == THRESHOLDS
-    assert summary["reading"] == ["Of all 1 matrices: 1 matrix did not change at all."]
+    assert summary["reading"][0] == "Of all 1 matrices: 1 matrix did not change at all."
+
+
+def test_layers_have_the_headline_metrics():
+    summary = summarise(frame(drift=[0.1, 0.3, 0.2], layer=[0, 0, 1], rank_base=[4, 4, 4]), skipped())
+    assert list(summary["layers"]) == ["0", "1"]
+    assert summary["layers"]["0"]["matrices"] == 2
+    assert summary["layers"]["0"]["drift"]["mean"] == pytest.approx(0.2)
+    assert "rank_base" not in summary["layers"]["0"] and "rank_base" in summary["roles"]["q"]
+
+
+def test_what_stands_out_and_what_is_flagged_is_counted():
+    summary = summarise(
+        frame(
+            role=["q", "q", "o", "o"],
+            coordination=[0.5, 0.0, -0.5, 0.9],
+            coordination_null_std=[0.01] * 4,
+            rounding_share=[0.1, 0.1, 0.1, 0.9],
+            nf=[0.1] * 4,
+            nf_null=[0.1] * 4,
+            nf_null_std=[0.01] * 4,
+            control=["out of range", "closed form", "closed form", "out of range"],
+        ),
+        skipped(),
+    )
+    assert summary["effects"] == {"coordinated": {"q": 1}, "discordant": {"o": 1}}
+    assert summary["flagged"] == {"rounding": 1, "nf_unjudged": 1}
+    assert [summary["roles"][role]["named"] for role in ("q", "o")] == [1, 1]
+    assert [summary["roles"][role]["rounding"] for role in ("q", "o")] == [0, 1]
+
+
+def test_the_limit_of_a_sampled_control_is_told():
+    assert "z_sampled" not in summarise(frame(drift=[0.1]), skipped())["thresholds"]
+    assert summarise(frame(drift=[0.1]), skipped(), draws=30)["thresholds"]["z_sampled"] > 6

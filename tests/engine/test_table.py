@@ -48,7 +48,6 @@ def test_each_headline_number_stands_beside_its_control():
     assert header.split("  ")[0] == "role" and set(rule) == {"-"}
     headings = [heading.strip() for heading in header.split("  ") if heading.strip()]
     cells = [cell.strip() for cell in row.split("  ") if cell.strip()]
-    assert dict(zip(headings[2::2], headings[3::2], strict=False))  # pairs of a number and its control
     assert list(zip(headings, cells, strict=True)) == [
         ("role", "q"),
         ("matrices", "1"),
@@ -63,6 +62,7 @@ def test_each_headline_number_stands_beside_its_control():
         ("control", "0.20%"),
         ("coordination", "+0.311"),
         ("control", "0 ± 0.007"),
+        ("named", "1"),
     ]
     assert note.startswith("Medians over a role's matrices; control: what a random change")
 
@@ -90,20 +90,27 @@ def test_what_was_not_measured_has_no_column():
         "role",
         "matrices",
         "drift",
+        "named",
     ]
     assert "drift" not in lines({}, without=["drift"])[0]
     nothing = [c for c in ROW if c.startswith(("drift", "alpha", "ratio", "nf", "budget", "coord"))]
-    assert lines({}, without=nothing)[2].split() == ["q", "1"]
+    assert lines({}, without=nothing)[2].split() == ["q", "1", "-"]
 
 
 def test_a_number_that_no_matrix_has_is_a_dash():
     row = lines({"coordination": np.nan, "coordination_null_std": np.nan, "nf": np.nan})[2]
-    assert row.split()[-2:] == ["-", "0"] and " - " in row
+    assert row.split()[-3:] == ["-", "0", "-"] and " - " in row
 
 
 def test_nan_does_not_spoil_the_median_of_the_others():
     row = lines({"alpha": np.nan}, {"alpha": 1.25})[2]
     assert row.split()[:2] == ["q", "2"] and "1.25000" in row
+
+
+def test_matrices_beyond_their_control_are_counted():
+    quiet = {"coordination": 0.01, "coordination_z": 1.4}
+    rows = lines({}, {} | quiet, {"role": "o"} | quiet)[2:4]
+    assert [row.split()[-1] for row in rows] == ["1", "-"]
 
 
 def test_a_control_that_is_rough_for_some_is_marked_and_explained():
@@ -116,4 +123,4 @@ def test_a_control_that_is_rough_for_some_is_marked_and_explained():
 
 def test_no_matrices_at_all():
     frame = pd.DataFrame([ROW]).iloc[:0]
-    assert table_by_role(summarise(frame, NO_SKIPPED)).splitlines()[0].split() == ["role", "matrices"]
+    assert table_by_role(summarise(frame, NO_SKIPPED)).splitlines()[0].split() == ["role", "matrices", "named"]
