@@ -2,7 +2,8 @@
 
 `method="lapack"` is `jax.lax.linalg.svd`: LAPACK's divide and conquer (gesdd) on CPU, the platform's own solver
 elsewhere. `method="gram"` decomposes the float64 Gram matrix (`polarax.kernels.gram`); float64 vectors found so are
-refined by products (`polarax.kernels.refine`). `method="polar"` takes the polar factor by QDWH and the eigenvectors of
+refined by products (`polarax.kernels.refine`); where that is not enough, U comes from QR, and singular values below
+1e-8 s_1 stay unresolved. `method="polar"` takes the polar factor by QDWH and the eigenvectors of
 what it leaves (`polarax.kernels.svd_polar`); a stack with a matrix that this cannot handle gets "lapack". Wide matrices
 are decomposed as their transpose: LAPACK's tall path is the faster one.
 
@@ -116,7 +117,8 @@ def _decompose_tall(tall, *, method, vectors):
     if method == "lapack":
         return _by_lapack(tall, vectors)
     if method == "gram":
-        return _by_gram(tall, vectors)[0]
+        found, enough = _by_gram(tall, vectors)
+        return lax.cond(enough, lambda _: found, _by_gram_and_qr, tall) if vectors else found
     if method == "polar":
         return _by_polar_or_lapack(tall, vectors)
     by_gram = functools.partial(_by_gram_or_lapack, vectors=vectors)
@@ -143,9 +145,7 @@ def _by_gram(tall, vectors):
     """The SVD, and whether the route was accurate enough for every matrix."""
     dtype = tall.dtype
     with jax.enable_x64(True):
-        wide_range = tall.astype(jnp.float64)
-        unit = jnp.max(jnp.abs(wide_range), axis=(-2, -1), keepdims=True, initial=0)
-        scaled = wide_range / jnp.where(unit > 0, unit, 1)
+        scaled, unit = _scaled(tall)
         gram_matrix = gram(scaled)
         if vectors:
             values, right, _ = right_frame(gram_matrix, lambda vectors: gram(matmul(scaled, vectors)))
@@ -156,12 +156,30 @@ def _by_gram(tall, vectors):
                 left = matmul(scaled, right) / jnp.where(values > 0, values, 1)[..., None, :]
                 smallest = values[..., -1]
                 enough = jnp.all((smallest > 0) & (smallest >= _GRAM_VECTORS * values[..., 0]))
-            found = left.astype(dtype), (values * unit[..., 0]).astype(dtype), right.astype(dtype)
+            found = left.astype(dtype), (values * unit).astype(dtype), right.astype(dtype)
         else:
             values, resolved = _values_by_gram(scaled, gram_matrix)
             enough = jnp.all(resolved) | (dtype != jnp.float64)  # what float64 does not resolve, float32 does not hold
-            found = _without_vectors((values * unit[..., 0]).astype(dtype))
+            found = _without_vectors((values * unit).astype(dtype))
     return found, enough
+
+
+def _by_gram_and_qr(tall):
+    """The SVD by the Gram matrix with U from a QR decomposition of W V: orthonormal whatever the rank."""
+    with jax.enable_x64(True):
+        scaled, unit = _scaled(tall)
+        values, right, _ = right_frame(gram(scaled), lambda vectors: gram(matmul(scaled, vectors)))
+        left, triangle = one_at_a_time(lambda x: tuple(jnp.linalg.qr(x)), matmul(scaled, right))
+        signs = jnp.where(jnp.diagonal(triangle, axis1=-2, axis2=-1) < 0, -1, 1)
+        found = left * signs[..., None, :], values * unit, right
+        return tuple(part.astype(tall.dtype) for part in found)
+
+
+def _scaled(tall):
+    """The matrices in float64, divided by their largest entries; these, (..., 1)."""
+    wide_range = tall.astype(jnp.float64)
+    unit = jnp.max(jnp.abs(wide_range), axis=(-2, -1), initial=0)[..., None]
+    return wide_range / jnp.where(unit > 0, unit, 1)[..., None], unit
 
 
 def _values_by_gram(tall, gram_matrix):

@@ -75,6 +75,23 @@ def test_every_method_on_well_conditioned_matrices(kind, shape):
         _check_values(x, values, "float32")
 
 
+@pytest.mark.parametrize("dtype", matrices.WORKING_DTYPES)
+@pytest.mark.parametrize("shape", [(24, 24), (40, 17), (17, 40), (1, 9)], ids=str)
+@pytest.mark.parametrize("kind", matrices.KINDS)
+def test_gram_by_name_gives_orthonormal_vectors_whatever_the_rank(kind, shape, dtype):
+    """Its singular values are right to 1e-8 of the largest."""
+    x = matrices.matrix(kind, shape, dtype)
+    with jax.enable_x64(dtype == "float64"):
+        u, s, v = (np.asarray(part) for part in svd(x, method="gram"))
+    assert lapack_ratios.orthogonality(u, dtype) < lapack_ratios.THRESHOLD
+    assert lapack_ratios.orthogonality(v, dtype) < lapack_ratios.THRESHOLD
+    scale = max(np.abs(x.astype(np.float64)).max(), np.finfo(dtype).tiny)
+    reference = np.linalg.svd(x.astype(np.float64) / scale, compute_uv=False)
+    allowed = 1e-8 * reference[0] if dtype == "float64" else 1e-6 * reference[0]
+    np.testing.assert_allclose(s / scale, reference, rtol=0, atol=allowed)
+    np.testing.assert_allclose((u * (s / scale)) @ v.T, x / scale, rtol=0, atol=3 * allowed)
+
+
 @pytest.mark.parametrize("shape", [(48, 48), (96, 32), (32, 96)], ids=str)
 @pytest.mark.parametrize("kind", ["mild", "separated", "geometric", "llm_like", "gaussian"])
 def test_small_values_of_float32_matrices_are_right_in_relative_terms(kind, shape):
