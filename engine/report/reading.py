@@ -177,6 +177,8 @@ def _beside_control(effect):
     value, control = form.format(effect.value), form.format(effect.control)
     if effect.metric == "coordination" and effect.control == 0:
         control = "0"
+    elif not control.strip("+-0.%"):
+        control = control.lstrip("+-")  # a zero has no sign
     if pd.isna(effect.control_std):
         return f"{value}, of a random change {control}"
     std = f"{effect.control_std:.2g}" if "%" not in form else f"{effect.control_std:.1%}"

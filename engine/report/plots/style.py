@@ -219,8 +219,12 @@ def logarithmic_colour_bar(figure: "Figure", image: "AxesImage", **options: Any)
 
 
 def legend_below(figure: "Figure", handles: list, columns: int = 4) -> None:
-    """One legend for all panels, under them."""
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(columns, len(handles)))
+    """One legend for all panels, under them, in as many columns as fit."""
+    for ncols in range(min(columns, len(handles)), 0, -1):
+        legend = figure.legend(handles=handles, loc="outside lower center", ncols=ncols)
+        if ncols == 1 or legend.get_window_extent().width <= figure.bbox.width:
+            return
+        legend.remove()
 
 
 def each(axes: "list[Axes]", titles: list[str]) -> "Iterator[tuple[Axes, str]]":
