@@ -6,6 +6,8 @@ PYTHON ?= python3
 DEMO_FLAGS ?=
 TEST_FLAGS ?=
 BENCH_FLAGS ?= --short
+# Most of the tests' time is compiling, on one core; each process takes up to 2 GiB.
+TEST_PROCESSES ?= 2
 # Seconds for the whole of `make test`, beside the limit per test in setup.cfg.
 TEST_TIMEOUT ?= 4080
 
@@ -39,7 +41,7 @@ demo: $(VENV)/.extra-demo $(VENV)/.demo-models ## compare all-MiniLM-L6-v2 with 
 	set -x && $(BIN)/polarax compare --base="$$base" --post="$$post" --out=$(DEMO_RUN) $(DEMO_FLAGS)
 
 test: $(VENV)/.extra-test ## run the tests
-	$(call LIMIT,$(TEST_TIMEOUT)) $(BIN)/pytest $(TEST_FLAGS) tests
+	$(call LIMIT,$(TEST_TIMEOUT)) $(BIN)/pytest -n $(TEST_PROCESSES) --dist=loadfile $(TEST_FLAGS) tests
 
 # mypy knows nothing of package_dir, so the folders are laid out for it as they are imported.
 lint: $(VENV)/.extra-test ## ruff and mypy
