@@ -109,35 +109,34 @@ class Plan:
         """Whether there is memory to compile the next program while a stack is computed."""
         return self.memory_bytes >= _PLENTY_BYTES
 
-    @property
+    @functools.cached_property
     def peak_memory(self) -> int:
         """Estimated peak bytes on one CPU host, over those of an idle process.
 
         The stack at work, the next one being read, the work arrays, the programs.
         """
-        following = (*(stack.bytes_read for stack in self.stacks[1:]), 0)
+        read = [stack.bytes_read for stack in self.stacks]
         peaks = (
-            stack.bytes_read + ahead + stack.lanes * stack.work_bytes
-            for stack, ahead in zip(self.stacks, following, strict=False)
+            this + following + stack.lanes * stack.work_bytes
+            for stack, this, following in zip(self.stacks, read, [*read[1:], 0], strict=False)
         )
         return _program_bytes(self.memory_bytes) + max(peaks, default=0)
 
-    @property
+    @functools.cached_property
     def warning(self) -> str:
         """One line on matrices that by themselves need more memory than is given; empty if there are none."""
-        needs = [
-            (_stored_bytes(pair) + _beside_bytes(pair) + stack.work_bytes, pair)
-            for stack in self.stacks
-            for pair in stack.pairs
-        ]
         available = self.memory_bytes - _program_bytes(self.memory_bytes)
-        large = [(need, pair) for need, pair in needs if need > available]
+        large = []
+        for stack in self.stacks:
+            one = _stored_bytes(stack.pairs[0]) + stack.work_bytes
+            needs = [(one + _beside_bytes(pair), pair) for pair in stack.pairs]
+            large += [(need, pair) for need, pair in needs if need > available]
         if not large:
             return ""
         most, pair = max(large, key=lambda found: found[0])
         most += _program_bytes(self.memory_bytes)
         return (
-            f"{len(large)} of {len(needs)} matrices need more than the {self.memory_bytes / 2**30:.3g} GiB of "
+            f"{len(large)} of {self.matrices} matrices need more than the {self.memory_bytes / 2**30:.3g} GiB of "
             f"memory_gib and are taken one at a time: about {most / 2**30:.3g} GiB for {pair.name} "
             f"({pair.shape[0]} x {pair.shape[1]})."
         )
