@@ -14,6 +14,7 @@ from polarax.comparison import compare
 from polarax.errors import RunError, UsageError
 from polarax.loaders import CheckpointError, open_checkpoint
 from polarax.run import Run
+from polarax.runs import Runs
 
 __version__ = importlib.metadata.version("polarax")
 
@@ -21,6 +22,7 @@ __all__ = [
     "CheckpointError",
     "Run",
     "RunError",
+    "Runs",
     "UsageError",
     "__version__",
     "compare",

@@ -6,6 +6,7 @@ float16 are computed in float32). `docs/definitions.md` has the formulas and the
 
 from polarax.kernels.align import Alignment, align, rotation_difference
 from polarax.kernels.block_magnitudes import block_magnitudes
+from polarax.kernels.change_cosine import change_cosine
 from polarax.kernels.controls import Controls, closed_form_controls
 from polarax.kernels.drift_budget import DriftBudget, budget_of_frames, drift_budget, split_change
 from polarax.kernels.fit import Fit, fit_of_frames
@@ -39,6 +40,7 @@ __all__ = [
     "align",
     "block_magnitudes",
     "budget_of_frames",
+    "change_cosine",
     "closed_form_controls",
     "drift_budget",
     "effective_rank",

@@ -1,8 +1,12 @@
-"""Flags that `compare` and `plan` share: the two checkpoints, the selection, the measurement."""
+"""Flags that `compare` and `plan` share: the checkpoints, the selection, the measurement."""
 
 from absl import flags
 
-from polarax.comparison import (
+from polarax.errors import UsageError
+from polarax.kernels import SVD_METHODS
+from polarax.metrics import GROUPS
+from polarax.post_names import one_post
+from polarax.request import (
     DEFAULT_CONTROL_DRAWS,
     DEFAULT_MEMORY_GIB,
     DEFAULT_SEED,
@@ -11,16 +15,19 @@ from polarax.comparison import (
     Request,
     check_request,
 )
-from polarax.errors import UsageError
-from polarax.kernels import SVD_METHODS
-from polarax.metrics import GROUPS
 from polarax.selection import Selection
 
 
 def define_comparison_flags(values: flags.FlagValues) -> None:
     """Defines the shared flags."""
     flags.DEFINE_string("base", None, "Checkpoint before training: file, folder or URL.", flag_values=values)
-    flags.DEFINE_string("post", None, "Checkpoint after training.", flag_values=values)
+    flags.DEFINE_multi_string(
+        "post",
+        [],
+        "Checkpoint after training; may be repeated, then as PATH or LABEL=PATH, to compare several with one base",
+        flag_values=values,
+    )
+    flags.DEFINE_boolean("between", True, "Compare several posts with each other too.", flag_values=values)
     flags.DEFINE_multi_string(
         "include",
         [],
@@ -88,7 +95,7 @@ def request_from_flags(values: flags.FlagValues, *, post_required: bool = True) 
             raise UsageError(f"--{name} is missing: the checkpoint to compare.")
     return check_request(
         values.base,
-        values.post or values.base,
+        one_post(values.post) if values.post else values.base,
         Selection.parse(values.include, values.exclude, values.roles, values.layers or None),
         metrics=values.metrics,
         dtype=values.dtype,
@@ -99,4 +106,5 @@ def request_from_flags(values: flags.FlagValues, *, post_required: bool = True) 
         common_rows=values.common_rows,
         control_draws=values.control_draws,
         seed=values.seed,
+        between=values.between,
     )

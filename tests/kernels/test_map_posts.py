@@ -102,9 +102,7 @@ def test_each_matrix_is_decomposed_once(method):
     primitives = {"gram": ("eigh",), "lapack": ("svd",)}[method]
     with jax.enable_x64(True):
         traced = jax.make_jaxpr(
-            lambda b, p: kernels.map_posts(
-                _read, b, p, pairs=PAIRS, read_pair=_read, dtype="float64", method=method
-            )
+            lambda b, p: kernels.map_posts(_read, b, p, pairs=PAIRS, read_pair=_read, dtype="float64", method=method)
         )(base, posts)
     outside, inside = _count(traced.jaxpr, primitives)
     assert (outside, inside) == (1, [len(posts)])  # the base before the loop; in it one a post; in that of pairs none

@@ -40,6 +40,9 @@
 
   const roles = byId("filter-role");
   [...new Set(values.role)].sort().forEach((role) => option(roles, role, role));
+  const group = byId("filter-group"); // of several posts or steps
+  const grouped = group ? values[group.dataset.column].map(String) : [];
+  if (group) [...new Set(grouped)].forEach((one) => option(group, one, one));
   const groups = byId("column-group");
   option(groups, "headlines", "headlines");
   [...new Set(data.columns.map((column) => column.group))].forEach((group) => option(groups, group, group));
@@ -60,6 +63,7 @@
     const rows = [];
     for (let row = 0; row < searched.length; row++) {
       if (roles.value && values.role[row] !== roles.value) continue;
+      if (group?.value && grouped[row] !== group.value) continue;
       if (flagged && !data.flags[row]) continue;
       if (words.every((word) => searched[row].includes(word))) rows.push(row);
     }
@@ -122,7 +126,7 @@
     draw();
   };
   byId("filter-text").addEventListener("input", again);
-  for (const id of ["filter-role", "column-group", "filter-flagged"]) byId(id).addEventListener("change", again);
+  for (const id of ["filter-role", "filter-group", "column-group", "filter-flagged"]) byId(id)?.addEventListener("change", again);
   byId("more").addEventListener("click", () => {
     state.shown += 5 * step;
     drawBody();
