@@ -25,7 +25,7 @@ from polarax.request import (
 )
 from polarax.run import Run
 from polarax.run_directory import BETWEEN_FOLDER, RunWriter, claim_directory
-from polarax.runs import Runs
+from polarax.runs import History, Runs
 from polarax.runs_directory import RunsWriter
 from polarax.selection import Selection
 
@@ -142,7 +142,9 @@ def _run_posts(request, out, temporary, overwrite, progress):
         "posts": posts,
         "flags": described["flags"] | {"between": request.between},
         "between": [[labels[i], labels[j]] for i, j in pairs],
+        **({"history": True, "unusable": request.unusable} if request.history else {}),
     }
+    opened = History if request.history else Runs
     with contextlib.ExitStack() as stack:
         group = stack.enter_context(contextlib.closing(RunsWriter(out, description, overwrite=overwrite)))
         outputs = []
@@ -160,8 +162,8 @@ def _run_posts(request, out, temporary, overwrite, progress):
         seconds = _execute(request, outputs, progress)
         for output in outputs:
             output.writer.finish(seconds, Run(output.writer.path).summary())
-        group.finish(seconds, Runs(group.path))
-    return Runs(group.path, temporary)
+        group.finish(seconds, opened(group.path))
+    return opened(group.path, temporary)
 
 
 def _open(stack, request, path, description, posts, header):
@@ -199,6 +201,7 @@ def _execute(request, outputs: Sequence[Output], progress):
         request.method,
         request.control_draws if request.sampled else 0,
         request.seed,
+        pictures=not request.history,
     )
     stacks = [stack for stack in request.plan.stacks if any(output.waits_for(stack) for output in outputs)]
     if progress and request.plan.warning:

@@ -51,6 +51,7 @@ class Work(NamedTuple):
     method: str
     draws: int  # random changes of each kind; 0 where no metric has use for them
     seed: int
+    pictures: bool = True  # keep those of the rotations
 
 
 class Output:
@@ -158,6 +159,7 @@ class _Programs:
                     "dtype": self._work.dtype,
                     "method": self._work.method,
                     "draws": self._work.draws,
+                    "pictures": self._work.pictures,
                     "mesh": self._mesh,
                     "batched": takes_batches(),
                 }

@@ -18,7 +18,7 @@ Readings = dict[str, jax.Array]
 # Groups that read the singular vectors; without them the singular values are enough.
 GROUPS_WITH_VECTORS = {"rotation", "budget", "fit", "overlap"}
 
-STATIC = ("groups", "top_k", "dtype", "method", "draws", "mesh", "batched")
+STATIC = ("groups", "top_k", "dtype", "method", "draws", "pictures", "mesh", "batched")
 
 
 @functools.partial(jax.jit, static_argnames=STATIC)
@@ -32,6 +32,7 @@ def measure_stack(
     dtype: str = "float64",
     method: str = "auto",
     draws: int = 0,
+    pictures: bool = True,
     mesh: jax.sharding.Mesh | None = None,
     batched: bool = True,
 ) -> Readings:
@@ -46,6 +47,7 @@ def measure_stack(
         dtype: Working dtype, "float64" (under an enabled x64 scope) or "float32".
         method: How to decompose, one of `polarax.kernels.SVD_METHODS`.
         draws: Random changes of each kind to draw for the sampled controls.
+        pictures: Whether "rotation" has its arrays.
         mesh: Devices to divide the stack over, along its one axis; count must be a multiple of their number. Each
             works on its share alone.
         batched: Take the stack as one batch, as accelerators want it; otherwise matrix by matrix, which on CPU keeps
@@ -57,7 +59,9 @@ def measure_stack(
         `cosines_right`, each (count, k), with "rotation" also `rotation_left`, `rotation_right` and
         `rotation_difference`, each (count, k, k), k at most 64.
     """
-    measure = functools.partial(_measure, groups=groups, top_k=top_k, dtype=dtype, method=method, draws=draws)
+    measure = functools.partial(
+        _measure, groups=groups, top_k=top_k, dtype=dtype, method=method, draws=draws, pictures=pictures
+    )
     return over_stack(measure, (base, post) if keys is None else (base, post, keys), mesh, batched)
 
 
@@ -84,6 +88,7 @@ def _measure(
     dtype: str,
     method: str,
     draws: int,
+    pictures: bool,
 ) -> Readings:
     draws = draws if sampled_metrics(groups) else 0
     with_change_values = "shape" in groups or draws > 0
@@ -94,7 +99,8 @@ def _measure(
     else:
         found = None
         spectra = _spectra(base_stored.astype(dtype), post_stored.astype(dtype), with_change_values, method)
-    readings = read_pair(base_stored, post_stored, found, spectra, groups=groups, top_k=top_k, dtype=dtype)
+    read = functools.partial(read_pair, groups=groups, top_k=top_k, dtype=dtype, pictures=pictures)
+    readings = read(base_stored, post_stored, found, spectra)
     if "change" in groups:
         readings |= change_readings(base_stored, post_stored, spectra.s_base, spectra.change_norm)
     if draws:

@@ -40,6 +40,7 @@ def measure_posts(
     dtype: str = "float64",
     method: str = "auto",
     draws: int = 0,
+    pictures: bool = True,
     mesh: jax.sharding.Mesh | None = None,
     batched: bool = True,
 ) -> PostReadings:
@@ -56,11 +57,19 @@ def measure_posts(
         dtype: Working dtype.
         method: How to decompose.
         draws: Random changes of each kind, for the posts.
+        pictures: As for `measure_stack`; pairs have none.
         mesh: Devices to divide the stack over.
         batched: Take the stack as one batch.
     """
     measure = functools.partial(
-        _measure_posts, groups=groups, pairs=pairs, top_k=top_k, dtype=dtype, method=method, draws=draws
+        _measure_posts,
+        groups=groups,
+        pairs=pairs,
+        top_k=top_k,
+        dtype=dtype,
+        method=method,
+        draws=draws,
+        pictures=pictures,
     )
     return over_stack(measure, (base, posts) if keys is None else (base, posts, keys), mesh, batched)
 
@@ -76,6 +85,7 @@ def _measure_posts(
     dtype: str,
     method: str,
     draws: int,
+    pictures: bool,
 ) -> PostReadings:
     draws = draws if sampled_metrics(groups) else 0
     with_change_values = "shape" in groups or draws > 0
@@ -84,7 +94,7 @@ def _measure_posts(
     together = jnp.stack([post.astype(_common_dtype(posts)) for post in posts])
 
     def of_post(found, spectra, post):
-        readings = read(base, post, found, spectra, groups=groups)
+        readings = read(base, post, found, spectra, groups=groups, pictures=pictures)
         if draws:
             readings |= sampled_readings(base, post, keys, readings, spectra, groups, draws, dtype, method)
         return readings

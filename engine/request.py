@@ -45,6 +45,12 @@ class Request(NamedTuple):
     control_draws: int
     seed: int
     between: bool = False  # compare the posts with each other too
+    unusable: Mapping[str, str] | None = None  # steps of a history that cannot be compared, with the reason; else None
+
+    @property
+    def history(self) -> bool:
+        """Whether the posts are steps of one training run."""
+        return self.unusable is not None
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -90,8 +96,8 @@ def check_request(
         control_draws: Random changes of each kind.
         seed: What they are drawn from.
         between: Compare several posts with each other too.
-        unusable: Takes the labels of posts that cannot be compared, with the reason, and they are left out; without it
-            they are errors.
+        unusable: For steps of a history: takes the labels of those that cannot be compared, with the reason, and they
+            are left out; without it they are errors.
 
     Raises:
         CheckpointError: A checkpoint cannot be read, or the base and a post have nothing in common.
@@ -145,6 +151,7 @@ def check_request(
         control_draws,
         seed,
         between,
+        unusable,
     )
 
 

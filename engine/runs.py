@@ -14,6 +14,7 @@ from polarax.run_directory import BETWEEN_FOLDER, RUN_FILE
 if TYPE_CHECKING:
     import pandas as pd
 
+    from polarax.report.history.notebook import HistoryPlots
     from polarax.report.posts.notebook import RunsPlots
 
 
@@ -32,6 +33,8 @@ class Runs:
         >>> round(float(runs.between("sft", "rl").frame().change_cosine[0]), 6)
         1.0
     """
+
+    heading = "post"  # of the column that says which
 
     def __init__(self, path: pathlib.Path, temporary: tempfile.TemporaryDirectory | None = None):
         self.path = path
@@ -111,7 +114,7 @@ class Runs:
 
     def frame(self) -> "pd.DataFrame":
         """One row per post and matrix measured so far: `post`, then the columns of `Run.frame`."""
-        return _side_by_side([((label,), run.frame()) for label, run in self.items()], ("post",))
+        return _side_by_side([((label,), run.frame()) for label, run in self.items()], (self.heading,))
 
     def between_frame(self) -> "pd.DataFrame":
         """One row per two posts and matrix: `post` and `other`, then the columns of `Run.frame`."""
@@ -123,7 +126,7 @@ class Runs:
 
     def skipped(self) -> "pd.DataFrame":
         """post, name and reason of every tensor that was not compared."""
-        return _side_by_side([((label,), run.skipped()) for label, run in self.items()], ("post",))
+        return _side_by_side([((label,), run.skipped()) for label, run in self.items()], (self.heading,))
 
     def summary(self) -> dict:
         """posts: label -> `Run.summary`; between: the same of two posts; reading: sentences on all of them."""
@@ -148,6 +151,52 @@ class Runs:
         return f"<polarax.Runs {str(self.path)!r}, {', '.join(self.labels)}, {state}>"
 
 
+class History(Runs):
+    """The steps of one training run, each compared with the same base: `Runs` with steps as labels."""
+
+    heading = "step"
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """The steps that were compared, in order."""
+        return tuple(map(int, self.labels))
+
+    def at(self, step: int) -> Run:
+        """The run of the base and one step."""
+        return self[str(step)]
+
+    def frame(self) -> "pd.DataFrame":
+        """One row per step and matrix measured so far: `step`, then the columns of `Run.frame`."""
+        frame = super().frame()
+        return frame.assign(step=frame["step"].astype(int))
+
+    def unusable(self) -> dict[int, str]:
+        """Steps that could not be compared, with the reason."""
+        return {int(step): reason for step, reason in self.description.get("unusable", {}).items()}
+
+    def summary(self) -> dict:
+        """steps: step -> `Run.summary`; reading: sentences on when effects came and went, and on the last step."""
+        from polarax.report.history.summary import summarise_history
+
+        return summarise_history(self)
+
+    @property
+    def plot(self) -> "HistoryPlots":  # type: ignore[override]
+        """Pictures over the steps as matplotlib figures: `history.plot.alpha()`, `history.plot.drift_budget()`."""
+        from polarax.report.history.notebook import HistoryPlots
+
+        return HistoryPlots(self)
+
+    def _repr_html_(self) -> str:
+        from polarax.report.history.notebook import history_html
+
+        return history_html(self)
+
+    def __repr__(self) -> str:
+        state = "finished" if self.finished else "interrupted"
+        return f"<polarax.History {str(self.path)!r}, {len(self)} steps, {state}>"
+
+
 def open_run(path: str | os.PathLike) -> Run | Runs:
     """Opens a run directory, of one post or of several.
 
@@ -158,7 +207,7 @@ def open_run(path: str | os.PathLike) -> Run | Runs:
     if (path / RUN_FILE).is_file():
         description = read_description(path)
         if isinstance(description, dict) and "posts" in description:
-            return Runs(path)
+            return History(path) if description.get("history") else Runs(path)
     return Run.open(path)
 
 

@@ -1,9 +1,9 @@
-"""The directory of several posts of one base: a run for each, and what puts them side by side.
+"""The directory of several posts of one base, or steps of a history: a run for each, and what puts them side by side.
 
 run.json            inputs with fingerprints, flags, versions, device, state ("running" or "finished")
 LABEL/              the run of the base and one post, as `polarax.run_directory` says
 between/A/B/        the run of two posts, A in place of the base
-matrices.csv        the rows of all posts, with their label in a column `post` in front
+matrices.csv        the rows of all posts, with their label in a column `post`, or `step`, in front
 between.csv         the rows of all two posts, with both labels in front
 skipped.csv         post, name, reason
 summary.json        the summaries of all runs
@@ -62,8 +62,8 @@ class RunsWriter:
         posts = [((label,), runs[label].path) for label in runs.labels]
         between = [(pair, runs.between(*pair).path) for pair in runs.pairs]
         with writing(self.path):
-            _join(self.path / MATRICES_FILE, ("post",), MATRICES_FILE, posts)
-            _join(self.path / SKIPPED_FILE, ("post",), SKIPPED_FILE, posts)
+            _join(self.path / MATRICES_FILE, (runs.heading,), MATRICES_FILE, posts)
+            _join(self.path / SKIPPED_FILE, (runs.heading,), SKIPPED_FILE, posts)
             if between:
                 _join(self.path / BETWEEN_FILE, ("post", "other"), MATRICES_FILE, between)
             write_json(self.path / SUMMARY_FILE, runs.summary())

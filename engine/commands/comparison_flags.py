@@ -1,5 +1,7 @@
 """Flags that `compare` and `plan` share: the checkpoints, the selection, the measurement."""
 
+from typing import Any
+
 from absl import flags
 
 from polarax.errors import UsageError
@@ -28,6 +30,11 @@ def define_comparison_flags(values: flags.FlagValues) -> None:
         flag_values=values,
     )
     flags.DEFINE_boolean("between", True, "Compare several posts with each other too.", flag_values=values)
+    define_measurement_flags(values)
+
+
+def define_measurement_flags(values: flags.FlagValues) -> None:
+    """Defines the flags that say which matrices are compared, and how."""
     flags.DEFINE_multi_string(
         "include",
         [],
@@ -96,7 +103,19 @@ def request_from_flags(values: flags.FlagValues, *, post_required: bool = True) 
     return check_request(
         values.base,
         one_post(values.post) if values.post else values.base,
-        Selection.parse(values.include, values.exclude, values.roles, values.layers or None),
+        **measurement_from_flags(values),
+        between=values.between,
+    )
+
+
+def measurement_from_flags(values: flags.FlagValues) -> dict[str, Any]:
+    """The arguments of `check_request` that `define_measurement_flags` defines flags for.
+
+    Raises:
+        UsageError: The selection cannot be read.
+    """
+    return dict(
+        selection=Selection.parse(values.include, values.exclude, values.roles, values.layers or None),
         metrics=values.metrics,
         dtype=values.dtype,
         top_k=values.top_k,
@@ -106,5 +125,4 @@ def request_from_flags(values: flags.FlagValues, *, post_required: bool = True) 
         common_rows=values.common_rows,
         control_draws=values.control_draws,
         seed=values.seed,
-        between=values.between,
     )

@@ -11,7 +11,7 @@ from absl import flags
 from polarax.errors import UsageError
 from polarax.run import Run
 from polarax.run_directory import PLOTS_FOLDER
-from polarax.runs import Runs, open_run
+from polarax.runs import History, Runs, open_run
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -49,6 +49,16 @@ def write_pictures(run: Run | Runs, *, plots: bool, page: bool, matrices: Sequen
     from polarax.report.plots import draw_plots, write_plots
 
     if not (plots or page):
+        return
+    if isinstance(run, History):
+        from polarax.report.history.page import write_history_report
+        from polarax.report.history.plots import draw_history_plots
+
+        if plots:
+            for path in write_plots(run, run.path / PLOTS_FOLDER, draw_history_plots(run.frame())):
+                yield f"Plot: {path}"
+        if page:
+            yield f"Report: {write_history_report(run)}"
         return
     if isinstance(run, Runs):
         from polarax.report.posts.page import write_posts_report

@@ -131,6 +131,26 @@
     state.shown += 5 * step;
     drawBody();
   });
+  const slider = byId("step-choice");
+  if (slider) {
+    const steps = slider.dataset.steps.split(" ");
+    const articles = steps.map((step) => byId(`step-${step}`));
+    const follow = byId("step-follow");
+    const show = () => {
+      const step = steps[slider.value];
+      byId("step-shown").textContent = step;
+      articles.forEach((article, place) => { article.hidden = String(place) !== slider.value; });
+      const wanted = follow.checked ? step : "";
+      if (group.value !== wanted && (follow.checked || steps.includes(group.value))) {
+        group.value = wanted;
+        again();
+      }
+    };
+    slider.addEventListener("input", show);
+    follow.addEventListener("change", show);
+    group.addEventListener("change", () => { follow.checked = false; });
+    show(); // a browser may remember where it was before a reload
+  }
   if (data.matrices > searched.length) {
     byId("left-out").textContent = `Here are the ${searched.length} of ${data.matrices} matrices with the largest drift.`;
   }
