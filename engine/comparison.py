@@ -189,7 +189,7 @@ def _part_between(request, first, second):
     return Part(ordered, tuple(Skipped(*row) for row in reasons.items()))
 
 
-def _execute(request, outputs: Sequence[Output], progress):
+def _execute(request, outputs, progress):
     """Carries out what is not there yet; returns the seconds that reading, compiling and computing took."""
     work = Work(
         request.base,

@@ -92,9 +92,8 @@ def _measure(
 ) -> Readings:
     draws = draws if sampled_metrics(groups) else 0
     with_change_values = "shape" in groups or draws > 0
-    how = {"change_values": with_change_values, "dtype": dtype, "method": method}
     if GROUPS_WITH_VECTORS & set(groups):
-        found = kernels.frames(base_stored, post_stored, **how)
+        found = kernels.frames(base_stored, post_stored, change_values=with_change_values, dtype=dtype, method=method)
         spectra = Spectra(found.s_base, found.s_post, found.s_change, found.change_norm)
     else:
         found = None

@@ -13,7 +13,6 @@ report.html, plots/ the posts as a page and as pictures
 import csv
 import json
 import os
-import pathlib
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
@@ -87,7 +86,7 @@ def _join(path, heading, file, parts):
     write_csv(path, [*heading, *header], rows())
 
 
-def _rows(path: pathlib.Path):
+def _rows(path):
     with open(path, newline="", encoding="utf-8", errors="replace") as file:
         header, *rows = csv.reader(file)
     return header, rows

@@ -265,15 +265,6 @@ def _each_post(base, post, relate):
     return jax.tree.map(lambda x: jnp.moveaxis(x, 0, axis), results)
 
 
-def _each_post(base, post, relate):
-    """relate(post), or the results for all posts (..., p, m, n), one after the other."""
-    if post.ndim == base.ndim:
-        return relate(post)
-    axis = base.ndim - 2
-    results = lax.map(relate, jnp.moveaxis(post, axis, 0))
-    return jax.tree.map(lambda x: jnp.moveaxis(x, 0, axis), results)
-
-
 def _by_svd(base, post, *, change_values, dtype, method):
     relations = FactorRelations(base.shape[-2:], change_values, method)
     finite = _finite(base, post)

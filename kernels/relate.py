@@ -18,7 +18,6 @@ import jax.numpy as jnp
 from jax import lax
 
 from polarax.kernels.gram import (
-    ChangeGrams,
     RightFrame,
     change_grams,
     change_in_frame,
@@ -167,7 +166,7 @@ class GramRelations:
         frame = right_frame(gram_matrix, functools.partial(stored_gram, x, self._convert))
         return Decomposed(frame, finite), gram_matrix
 
-    def _related(self, base, of_base, post, of_post, grams: ChangeGrams, finite):
+    def _related(self, base, of_base, post, of_post, grams, finite):
         change, across = (self._cleaned(gram_matrix, finite) for gram_matrix in grams)
         s_base, s_post = of_base.frame.values, of_post.frame.values
         rows_of = functools.partial(change_rows, base, post, self._convert)

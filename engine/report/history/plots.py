@@ -123,8 +123,8 @@ def plot_budget_over_steps(frame: pd.DataFrame, role: str | None = None) -> "Fig
         bottom, expected = np.zeros(len(steps)), np.zeros(len(steps))
         for part, _, colour in PARTS:
             top = bottom + shares[part].to_numpy()
-            edges = (np.broadcast_to(edge, along.shape) for edge in (bottom, top))
-            axis.fill_between(along, *edges, color=colour, lw=0)
+            low, high = (np.broadcast_to(edge, along.shape) for edge in (bottom, top))
+            axis.fill_between(along, low, high, color=colour, lw=0)
             bottom, expected = top, expected + shares[f"{part}_null"].to_numpy()
             if part != PARTS[-1][0]:
                 axis.plot(along, np.broadcast_to(expected, along.shape), color=INK, lw=1)
@@ -204,8 +204,9 @@ def plot_layers_over_steps(
         of_role = rows[rows["role"] == name]
         table = of_role.pivot_table(index="layer", columns="step", values="distance", aggfunc="median", dropna=False)
         layers, steps = table.index.tolist(), table.columns.tolist()
-        how = {"aspect": "auto", "interpolation": "nearest", "cmap": "RdBu_r", "vmin": -limit, "vmax": limit}
-        image = axis.imshow(table.to_numpy(float), **how)
+        image = axis.imshow(
+            table.to_numpy(float), aspect="auto", interpolation="nearest", cmap="RdBu_r", vmin=-limit, vmax=limit
+        )
         axis.set_yticks(range(0, len(layers), -(-len(layers) // 8)), layers[:: -(-len(layers) // 8)])
         axis.set_xticks(range(0, len(steps), -(-len(steps) // 4)), steps[:: -(-len(steps) // 4)])
         axis.set_xlabel("step")
