@@ -17,7 +17,7 @@ from polarax import kernels
 from polarax.devices import most_lanes, shared_cores, takes_batches
 from polarax.measure import measure_stack
 from polarax.metrics import GROUPS
-from polarax.plan import pair_operations
+from polarax.stacks import pair_operations
 
 ALL_GROUPS = tuple(GROUPS)
 # What the peers' script reads too: it leaves out the spectrum of the change, a third SVD.

@@ -12,18 +12,23 @@ import importlib.metadata
 from polarax import kernels, loaders
 from polarax.comparison import compare
 from polarax.errors import RunError, UsageError
+from polarax.history import history
 from polarax.loaders import CheckpointError, open_checkpoint
 from polarax.run import Run
+from polarax.runs import History, Runs
 
 __version__ = importlib.metadata.version("polarax")
 
 __all__ = [
     "CheckpointError",
+    "History",
     "Run",
     "RunError",
+    "Runs",
     "UsageError",
     "__version__",
     "compare",
+    "history",
     "kernels",
     "loaders",
     "open_checkpoint",

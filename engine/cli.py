@@ -14,7 +14,8 @@ from absl import flags
 
 # command -> what it does; polarax.commands.<command> has define_flags(flag_values) and run(flag_values) -> exit code.
 COMMANDS = {
-    "compare": "compare two checkpoints and write a run directory",
+    "compare": "compare two checkpoints, or a base and several, and write a run directory",
+    "history": "compare the saved steps of a training run with its first",
     "report": "write the page and the pictures of a run",
     "plan": "say what compare would do, from the headers alone",
 }

@@ -9,7 +9,7 @@ import heapq
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from polarax.plan import Stack
+from polarax.stacks import Stack
 
 
 class Share(NamedTuple):

@@ -1,7 +1,8 @@
 """The compiled program of a run: a stack of matrices of one shape in, every reading of every matrix out."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -11,13 +12,16 @@ from polarax import kernels
 from polarax.metrics import sampled_metrics
 from polarax.sampled_controls import sampled_controls
 
+Item = TypeVar("Item")
 Readings = dict[str, jax.Array]
 
 # Groups that read the singular vectors; without them the singular values are enough.
-_GROUPS_WITH_VECTORS = {"rotation", "budget", "fit", "overlap"}
+GROUPS_WITH_VECTORS = {"rotation", "budget", "fit", "overlap"}
+
+STATIC = ("groups", "top_k", "dtype", "method", "draws", "pictures", "mesh", "batched")
 
 
-@functools.partial(jax.jit, static_argnames=("groups", "top_k", "dtype", "method", "draws", "mesh", "batched"))
+@functools.partial(jax.jit, static_argnames=STATIC)
 def measure_stack(
     base: jax.Array,
     post: jax.Array,
@@ -28,6 +32,7 @@ def measure_stack(
     dtype: str = "float64",
     method: str = "auto",
     draws: int = 0,
+    pictures: bool = True,
     mesh: jax.sharding.Mesh | None = None,
     batched: bool = True,
 ) -> Readings:
@@ -42,6 +47,7 @@ def measure_stack(
         dtype: Working dtype, "float64" (under an enabled x64 scope) or "float32".
         method: How to decompose, one of `polarax.kernels.SVD_METHODS`.
         draws: Random changes of each kind to draw for the sampled controls.
+        pictures: Whether "rotation" has its arrays.
         mesh: Devices to divide the stack over, along its one axis; count must be a multiple of their number. Each
             works on its share alone.
         batched: Take the stack as one batch, as accelerators want it; otherwise matrix by matrix, which on CPU keeps
@@ -53,8 +59,14 @@ def measure_stack(
         `cosines_right`, each (count, k), with "rotation" also `rotation_left`, `rotation_right` and
         `rotation_difference`, each (count, k, k), k at most 64.
     """
-    measure = functools.partial(_measure, groups=groups, top_k=top_k, dtype=dtype, method=method, draws=draws)
-    stacks = (base, post) if keys is None else (base, post, keys)
+    measure = functools.partial(
+        _measure, groups=groups, top_k=top_k, dtype=dtype, method=method, draws=draws, pictures=pictures
+    )
+    return over_stack(measure, (base, post) if keys is None else (base, post, keys), mesh, batched)
+
+
+def over_stack(measure: Callable[..., Item], stacks: tuple, mesh: jax.sharding.Mesh | None, batched: bool) -> Item:
+    """measure(*stacks), each device its share, as one batch or matrix by matrix."""
 
     def measure_share(*stacks):
         return measure(*stacks) if batched else lax.map(lambda pair: measure(*pair), stacks)
@@ -76,19 +88,54 @@ def _measure(
     dtype: str,
     method: str,
     draws: int,
+    pictures: bool,
 ) -> Readings:
-    shape = (base_stored.shape[-2], base_stored.shape[-1])
     draws = draws if sampled_metrics(groups) else 0
     with_change_values = "shape" in groups or draws > 0
-    pair = None
-    if _GROUPS_WITH_VECTORS & set(groups):
-        pair = kernels.frames(base_stored, post_stored, change_values=with_change_values, dtype=dtype, method=method)
-        s_base, s_post, s_change, change_norm = pair.s_base, pair.s_post, pair.s_change, pair.change_norm
+    if GROUPS_WITH_VECTORS & set(groups):
+        found = kernels.frames(base_stored, post_stored, change_values=with_change_values, dtype=dtype, method=method)
+        spectra = Spectra(found.s_base, found.s_post, found.s_change, found.change_norm)
     else:
-        base, post = base_stored.astype(dtype), post_stored.astype(dtype)
-        wanted = [base, post, post - base] if with_change_values else [base, post]
-        s_base, s_post, s_change = (*kernels.singular_values(jnp.stack(wanted), method=method), None)[:3]
-        change_norm = kernels.frobenius(post - base)
+        found = None
+        spectra = _spectra(base_stored.astype(dtype), post_stored.astype(dtype), with_change_values, method)
+    read = functools.partial(read_pair, groups=groups, top_k=top_k, dtype=dtype, pictures=pictures)
+    readings = read(base_stored, post_stored, found, spectra)
+    if "change" in groups:
+        readings |= change_readings(base_stored, post_stored, spectra.s_base, spectra.change_norm)
+    if draws:
+        readings |= sampled_readings(base_stored, post_stored, keys, readings, spectra, groups, draws, dtype, method)
+    return readings
+
+
+class Spectra(NamedTuple):
+    """Singular values of base, post and change, descending, (..., r), and the norm of the change, (...)."""
+
+    s_base: jax.Array
+    s_post: jax.Array
+    s_change: jax.Array | None
+    change_norm: jax.Array
+
+
+def _spectra(base: jax.Array, post: jax.Array, with_change_values: bool, method: str) -> Spectra:
+    wanted = [base, post, post - base] if with_change_values else [base, post]
+    s_base, s_post, s_change = (*kernels.singular_values(jnp.stack(wanted), method=method), None)[:3]
+    return Spectra(s_base, s_post, s_change, kernels.frobenius(post - base))
+
+
+def read_pair(
+    base_stored: jax.Array,
+    post_stored: jax.Array,
+    pair: kernels.Frames | None,
+    spectra: Spectra,
+    *,
+    groups: tuple[str, ...],
+    top_k: int,
+    dtype: str,
+    pictures: bool = True,
+) -> Readings:
+    """Everything but the sampled controls, and what depends on the stored dtypes."""
+    shape = (base_stored.shape[-2], base_stored.shape[-1])
+    s_base, s_post, s_change, change_norm = spectra
     readings = {
         "nonfinite_base": _nonfinite(base_stored, dtype, s_base, s_post),
         "nonfinite_post": _nonfinite(post_stored, dtype, s_base, s_post),
@@ -103,39 +150,52 @@ def _measure(
         "rank_post": rank_post,
         "control_reach": control.reach,
     }
-    if "change" in groups:
-        readings |= _change(base_stored, post_stored, s_base, change_norm)
     if "scaling" in groups:
         readings |= _scaling(s_base, s_post, control, shape=shape)
     if pair is not None:
         readings |= _rotation(pair, control, groups)
-    if pair is not None and "rotation" in groups:
+    if pair is not None and "rotation" in groups and pictures:
         readings |= _pictures(pair)
     if pair is not None and "overlap" in groups:
         readings |= _overlap(kernels.overlap_of_frames(pair, k=top_k))
     if "shape" in groups:
         assert s_change is not None
         readings |= _shape({"base": s_base, "post": s_post, "change": s_change})
-    if draws:
-        assert keys is not None and s_change is not None
-        drawn = sampled_controls(
-            functools.partial(_headlines, groups=groups),
-            base_stored,
-            post_stored,
-            s_change,
-            keys,
-            draws=draws,
-            dtype=dtype,
-            method=method,
-        )
-        for metric, control_of in drawn.items():
-            for kind, (mean, std) in control_of.items():
-                readings |= {
-                    f"{metric}_{kind}": mean,
-                    f"{metric}_{kind}_std": std,
-                    f"{metric}_{kind}_z": _z(readings[metric], mean, std, change_norm),
-                }
     return readings
+
+
+def sampled_readings(
+    base: jax.Array,
+    post: jax.Array,
+    keys: jax.Array | None,
+    readings: Readings,
+    spectra: Spectra,
+    groups: tuple[str, ...],
+    draws: int,
+    dtype: str,
+    method: str,
+) -> Readings:
+    """The columns of the sampled controls of what has been read."""
+    assert keys is not None and spectra.s_change is not None
+    drawn = sampled_controls(
+        functools.partial(_headlines, groups=groups),
+        base,
+        post,
+        spectra.s_change,
+        keys,
+        draws=draws,
+        dtype=dtype,
+        method=method,
+    )
+    columns: Readings = {}
+    for metric, control_of in drawn.items():
+        for kind, (mean, std) in control_of.items():
+            columns |= {
+                f"{metric}_{kind}": mean,
+                f"{metric}_{kind}_std": std,
+                f"{metric}_{kind}_z": _z(readings[metric], mean, std, spectra.change_norm),
+            }
+    return columns
 
 
 def _headlines(pair: kernels.Frames, groups: tuple[str, ...]) -> Readings:
@@ -154,7 +214,8 @@ def _nonfinite(x: jax.Array, dtype: str, s_base: jax.Array, s_post: jax.Array) -
     )
 
 
-def _change(base: jax.Array, post: jax.Array, s_base: jax.Array, change_norm: jax.Array) -> Readings:
+def change_readings(base: jax.Array, post: jax.Array, s_base: jax.Array, change_norm: jax.Array) -> Readings:
+    """The group change, which depends on the stored dtypes."""
     shape = (base.shape[-2], base.shape[-1])
     noise = jnp.maximum(*(kernels.rounding_noise(x, x.dtype) for x in (base, post))).astype(change_norm.dtype)
     return {

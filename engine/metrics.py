@@ -107,6 +107,14 @@ CONTROL_COLUMNS = {
     "'sampled' where random changes were drawn",
 }
 
+# Groups that posts are compared in with each other; a row then ends with these columns.
+BETWEEN_GROUPS = ("change", "scaling", "rotation", "budget", "overlap")
+BETWEEN_COLUMNS = {
+    "change_cosine": "cosine of the angle between the changes of both posts from their base; its control is 0",
+    "change_cosine_null_std": "standard deviation of that cosine where one of the changes has random directions",
+    "change_cosine_z": "change_cosine / its standard deviation under the control",
+}
+
 # What a status starts with, and how such rows are counted.
 _STATUS_KINDS = {"not finite": "not finite", "zero": "zero", "rank": "rank-deficient"}
 
@@ -131,16 +139,18 @@ def parse_metrics(given: str | Iterable[str] | None) -> tuple[str, ...]:
     return tuple(group for group in GROUPS if not words or group in words)
 
 
-def columns(groups: Iterable[str], *, sampled: bool = False) -> tuple[str, ...]:
+def columns(groups: Iterable[str], *, sampled: bool = False, between: bool = False) -> tuple[str, ...]:
     """Every column of matrices.csv for these groups, in order.
 
     Args:
         groups: Metric groups.
         sampled: Whether random changes are drawn.
+        between: Whether it is two posts that are compared.
     """
     groups = tuple(groups)
     measured = [column for group in groups for column in GROUPS[group]]
-    return (*IDENTITY_COLUMNS, *measured, *(sampled_columns(groups) if sampled else ()), *CONTROL_COLUMNS)
+    more = (*(sampled_columns(groups) if sampled else ()), *(BETWEEN_COLUMNS if between else ()))
+    return (*IDENTITY_COLUMNS, *measured, *more, *CONTROL_COLUMNS)
 
 
 def sampled_metrics(groups: Iterable[str]) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from typing import TextIO
 
 from tqdm import tqdm
 
-from polarax.plan import Stack
+from polarax.stacks import Stack
 
 # Between two lines where the output is no terminal: enough to see life in a log file, not enough to fill it.
 _SECONDS_BETWEEN_LINES = 15.0

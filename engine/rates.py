@@ -19,7 +19,7 @@ from jax import lax
 from polarax.devices import most_lanes, shared_cores, takes_batches, working_dtype
 from polarax.errors import UsageError
 from polarax.kernels import RANDOM_CHANGES
-from polarax.plan import Stack
+from polarax.stacks import Stack
 
 # Matrices to measure by: large enough for a rate near that of a model's, small enough for a second in all.
 _SIZE_CPU, _SIZE_ACCELERATOR = 512, 2048
@@ -46,10 +46,10 @@ class Rates(NamedTuple):
         total = 0.0
         for stack in stacks:
             m, n = stack.shape
-            # A random change takes what a second post would: one eigenproblem of three.
-            more = len(RANDOM_CHANGES) * stack.draws
-            products = (6 + 4 * more) * m * n**2 + (10 + 10 * more) * n**3
-            decompositions = (3 + more) * _eigen_operations(n)
+            # A random change takes what a post does, but for the spectrum of its change.
+            posts, drawn = len(stack.posts), len(RANDOM_CHANGES) * stack.draws
+            products = (1 + posts * (5 + 4 * drawn)) * m * n**2 + posts * (10 + 10 * drawn) * n**3
+            decompositions = (1 + posts * (2 + drawn)) * _eigen_operations(n)
             total += len(stack.pairs) * (products / self.products + decompositions / self.decompositions)
         return total
 

@@ -61,15 +61,18 @@ class Run:
         run = cls(path)
         if not isinstance(run.description, dict):
             raise UsageError(f"Run {path} has a {RUN_FILE} that is not an object.")
+        if "posts" in run.description:
+            raise UsageError(f"Run {path} is of several posts: open it with polarax.Runs.open, or one of its folders.")
         return run
+
+    def keep_alive(self, temporary: tempfile.TemporaryDirectory | None) -> None:
+        """Keeps a temporary folder that holds the run for as long as the run lives."""
+        self._temporary = temporary
 
     @functools.cached_property
     def description(self) -> dict:
         """run.json: inputs with fingerprints, flags, versions, device, state, seconds."""
-        try:
-            return json.loads((self.path / RUN_FILE).read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise UsageError(f"Run {self.path} has a {RUN_FILE} that is not JSON: {error}.") from error
+        return read_description(self.path)
 
     @property
     def finished(self) -> bool:
@@ -158,6 +161,18 @@ class Run:
     def __repr__(self) -> str:
         state = "finished" if self.finished else "interrupted"
         return f"<polarax.Run {str(self.path)!r}, {len(self._rows)} matrices, {state}>"
+
+
+def read_description(path: pathlib.Path) -> dict:
+    """What the run.json in a folder says.
+
+    Raises:
+        UsageError: It is not JSON.
+    """
+    try:
+        return json.loads((path / RUN_FILE).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UsageError(f"Run {path} has a {RUN_FILE} that is not JSON: {error}.") from error
 
 
 def _typed(column, cells):

@@ -8,6 +8,8 @@ summary.json    model level
 arrays/NNNN-MxN/  spectra and principal angles of one stack (zarr3), and names.json: which row is whose
 plots/          pictures
 report.html     the run as a page
+
+The directory of several posts holds such a directory for each: see `polarax.runs_directory`.
 """
 
 import contextlib
@@ -27,7 +29,7 @@ import numpy as np
 from polarax.arrays import write_array
 from polarax.errors import RunError, UsageError
 from polarax.loaders import Skipped
-from polarax.plan import Stack
+from polarax.stacks import Stack
 
 RUN_FILE = "run.json"
 MATRICES_FILE = "matrices.csv"
@@ -38,10 +40,15 @@ NAMES_FILE = "names.json"
 PLOTS_FOLDER = "plots"
 REPORT_FILE = "report.html"
 LOCK_FILE = ".lock"
+# Of several posts: against each other.
+BETWEEN_FOLDER = "between"
+BETWEEN_FILE = "between.csv"
 
 _PARTIAL = ".partial"  # ends the name of a file until it is whole
 
-_CONTENTS = (MATRICES_FILE, SKIPPED_FILE, SUMMARY_FILE, ARRAYS_FOLDER, PLOTS_FOLDER, REPORT_FILE, RUN_FILE)
+_CONTENTS = (
+    MATRICES_FILE, BETWEEN_FILE, SKIPPED_FILE, SUMMARY_FILE, ARRAYS_FOLDER, PLOTS_FOLDER, REPORT_FILE, RUN_FILE
+)  # fmt: skip
 # What a run leaves that ended before it had a run.json, or while it replaced a file.
 _LEFTOVERS = (LOCK_FILE, *(name + _PARTIAL for name in _CONTENTS))
 
@@ -83,12 +90,22 @@ def _make_way(path, description, overwrite):
                 f"Output {path} holds a run of something else: {differs}. Give another folder, or --overwrite it."
             )
         return
-    with _locked(path):
-        for name in _CONTENTS:
+    with locked(path):
+        for name in (*_runs_within(path), *_CONTENTS):
             if (path / name).is_dir():
                 shutil.rmtree(path / name)
             else:
                 (path / name).unlink(missing_ok=True)
+
+
+def _runs_within(path):
+    """Folders of the runs in the directory of several posts."""
+    try:
+        description = json.loads((path / RUN_FILE).read_text(encoding="utf-8"))
+        labels = [label for label in description.get("posts", ()) if pathlib.PurePath(label).name == label != ".."]
+    except (ValueError, AttributeError, TypeError):
+        return []
+    return [*(label for label in labels if (path / label / RUN_FILE).is_file()), BETWEEN_FOLDER]
 
 
 def _differences(path, description):
@@ -108,6 +125,8 @@ def _asked(description):
     environment = description.get("environment", {})
     return {
         **{f"fingerprint of {side}": description.get(side, {}).get("fingerprint") for side in ("base", "post")},
+        **{f"fingerprint of {label}": post.get("fingerprint") for label, post in description.get("posts", {}).items()},
+        "posts": ", ".join(description.get("posts", ())),
         **{f"--{flag}": value for flag, value in description.get("flags", {}).items()},
         **{package: environment.get("versions", {}).get(package) for package in ("polarax", "jax")},
         "backend": environment.get("backend"),
@@ -139,15 +158,15 @@ class RunWriter:
         self._columns = tuple(columns)
         self._rows: list[tuple[int, list[str]]] = []
         with writing(path), contextlib.ExitStack() as on_failure:
-            self._lock = on_failure.enter_context(_locked(path))
+            self._lock = on_failure.enter_context(locked(path))
             self._found = _whole_rows(path / MATRICES_FILE, self._columns)
             if (path / RUN_FILE).is_file():
                 before = json.loads((path / RUN_FILE).read_text(encoding="utf-8"))
                 self._description["started"] = before.get("started", self._description.get("started"))
             self._write_json(RUN_FILE, {**self._description, "state": "running"})
-            _write_csv(path / SKIPPED_FILE, Skipped._fields, ([row.name, row.reason] for row in skipped))
+            write_csv(path / SKIPPED_FILE, Skipped._fields, ([row.name, row.reason] for row in skipped))
             if not self._found:
-                _write_csv(path / MATRICES_FILE, self._columns, [])
+                write_csv(path / MATRICES_FILE, self._columns, [])
             on_failure.pop_all()  # whoever has the writer closes it
 
     def unfinished(self, stacks: Sequence[Stack], place: Mapping[str, int]) -> list[Stack]:
@@ -164,7 +183,7 @@ class RunWriter:
                     shutil.rmtree(folder)
             names = [pair.name for stack in stacks if stack.label in done for pair in stack.pairs]
             self._rows = [(place[name], self._found[name]) for name in names]
-            _write_csv(self.path / MATRICES_FILE, self._columns, (cells for _, cells in self._rows))
+            write_csv(self.path / MATRICES_FILE, self._columns, (cells for _, cells in self._rows))
         return [stack for stack in stacks if stack.label not in done]
 
     def _is_finished(self, stack):
@@ -204,7 +223,7 @@ class RunWriter:
         """Puts the rows in model order, writes the summary, marks the run finished and lets go of it."""
         rows = [cells for _, cells in sorted(self._rows, key=lambda item: item[0])]
         with writing(self.path):
-            _write_csv(self.path / MATRICES_FILE, self._columns, rows)
+            write_csv(self.path / MATRICES_FILE, self._columns, rows)
             self._write_json(SUMMARY_FILE, summary)
             self._write_json(RUN_FILE, {**self._description, "state": "finished", "seconds": dict(seconds)})
         self.close()
@@ -217,12 +236,10 @@ class RunWriter:
         return [_cell(row.get(column)) for column in self._columns]
 
     def _write_json(self, name, content):
-        text = json.dumps(jsonable(content), indent=1, allow_nan=False) + "\n"
-        with replacing(self.path / name, mode="w", encoding="utf-8") as file:
-            file.write(text)
+        write_json(self.path / name, content)
 
 
-def _locked(path):
+def locked(path: pathlib.Path) -> IO:
     """An open file that keeps other processes from writing the run for as long as it is open, however it is closed."""
     file = open(path / LOCK_FILE, "a", encoding="utf-8")
     try:
@@ -265,6 +282,12 @@ def replacing(path: pathlib.Path, **options: Any) -> Iterator[IO]:
     os.replace(temporary, path)
 
 
+def write_json(path: pathlib.Path, content: Mapping | Sequence) -> None:
+    """Writes JSON; NaN and Inf, which it has not, are null."""
+    with replacing(path, mode="w", encoding="utf-8") as file:
+        file.write(json.dumps(jsonable(content), indent=1, allow_nan=False) + "\n")
+
+
 def jsonable(content):
     """The same content with NumPy scalars as Python's and NaN or Inf, which JSON has not, as None."""
     if isinstance(content, Mapping):
@@ -283,7 +306,8 @@ def _cell(value):
     return repr(value) if isinstance(value, float) else str(value)
 
 
-def _write_csv(path, header, rows):
+def write_csv(path: pathlib.Path, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Writes a table of texts."""
     with replacing(path, mode="w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(header)

@@ -9,12 +9,13 @@ import numpy as np
 
 from polarax.errors import RunError
 from polarax.loaders import Checkpoint, CheckpointError, View, Wanted, read_views
-from polarax.plan import BESIDE_BYTES, Stack
+from polarax.stacks import BESIDE_BYTES, Stack
 
 # Bytes that XLA's programs on CPU want their operands aligned to (kMinAlign of its CPU runtime): others are copied.
 _ALIGNMENT = 64
 
-Operands = tuple[np.ndarray, np.ndarray]  # base and post, (size, m, n) each, m >= n, in their stored dtypes
+# Base and posts, (size, m, n) each, m >= n, in their stored dtypes.
+Operands = tuple[np.ndarray, ...]
 
 
 class StackReads:
@@ -23,17 +24,17 @@ class StackReads:
     Two sets of buffers take turns: what is given holds its values until the next one is asked for.
     """
 
-    def __init__(self, base: Checkpoint, post: Checkpoint, stacks: Sequence[Stack]):
+    def __init__(self, base: Checkpoint, posts: Checkpoint | Sequence[Checkpoint], stacks: Sequence[Stack]):
         """Starts to read the first stack.
 
         Args:
             base: The checkpoint before training.
-            post: The checkpoint after it.
+            posts: The checkpoint after it, or several.
             stacks: What is to be read, in order.
         """
-        self._base, self._post = base, post
+        self._base, self._posts = base, [posts] if isinstance(posts, Checkpoint) else list(posts)
         self._waiting = collections.deque(stacks)
-        self._buffers = [(_Buffer(), _Buffer()), (_Buffer(), _Buffer())]
+        self._buffers: list[list[_Buffer]] = [[], []]
         self._pool = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="polarax-reads")
         self._reading = self._start()
 
@@ -44,7 +45,7 @@ class StackReads:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def __iter__(self) -> Iterator[Operands]:
-        """Base and post of every stack, in turn.
+        """Base and posts of every stack, in turn.
 
         Raises:
             RunError: A checkpoint can no longer be read.
@@ -61,14 +62,15 @@ class StackReads:
         if not self._waiting:
             return None
         self._buffers.reverse()
-        return self._pool.submit(self._read, self._waiting.popleft(), *self._buffers[0])
+        return self._pool.submit(self._read, self._waiting.popleft(), self._buffers[0])
 
-    def _read(self, stack, *buffers):
+    def _read(self, stack, buffers):
         first = stack.pairs[0]
-        sides = (
-            (self._base, [pair.base for pair in stack.pairs], first.dtype_base),
-            (self._post, [pair.post for pair in stack.pairs], first.dtype_post),
-        )
+        sides = [(self._base, [pair.base for pair in stack.pairs], first.dtype_base)]
+        for place, pairs in zip(stack.posts, stack.pairs_of_posts, strict=True):
+            sides.append((self._posts[place], [pair.post for pair in pairs], pairs[0].dtype_post))
+        buffers += [_Buffer() for _ in sides[len(buffers) :]]
+        del buffers[len(sides) :]
         reads = [
             _read_side(checkpoint, views, stack, buffer.array((stack.size, *stack.shape), dtype))
             for (checkpoint, views, dtype), buffer in zip(sides, buffers, strict=True)

@@ -6,14 +6,16 @@ float16 are computed in float32). `docs/definitions.md` has the formulas and the
 
 from polarax.kernels.align import Alignment, align, rotation_difference
 from polarax.kernels.block_magnitudes import block_magnitudes
+from polarax.kernels.change_cosine import change_cosine
 from polarax.kernels.controls import Controls, closed_form_controls
 from polarax.kernels.drift_budget import DriftBudget, budget_of_frames, drift_budget, split_change
 from polarax.kernels.fit import Fit, fit_of_frames
-from polarax.kernels.frames import Frames, frames, joint_signs, map_frames
+from polarax.kernels.frames import frames, map_frames, map_posts
 from polarax.kernels.overlap import Overlap, overlap, overlap_of_frames
 from polarax.kernels.polar import POLAR_METHODS, Polar, polar
 from polarax.kernels.products import frobenius
 from polarax.kernels.random_changes import RANDOM_CHANGES, random_change
+from polarax.kernels.relate import Frames, joint_signs
 from polarax.kernels.rounding import noise_spectral_norm, rounding_noise, unchanged_share
 from polarax.kernels.scaling import Scaling, scaling
 from polarax.kernels.sequential import after, one_at_a_time
@@ -38,6 +40,7 @@ __all__ = [
     "align",
     "block_magnitudes",
     "budget_of_frames",
+    "change_cosine",
     "closed_form_controls",
     "drift_budget",
     "effective_rank",
@@ -46,6 +49,7 @@ __all__ = [
     "frobenius",
     "joint_signs",
     "map_frames",
+    "map_posts",
     "noise_spectral_norm",
     "numerical_rank",
     "one_at_a_time",

@@ -10,9 +10,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from polarax.kernels.frames import Frames, frames
+from polarax.kernels.frames import frames
 from polarax.kernels.polar import polar
 from polarax.kernels.products import frobenius, matmul, promote_pair, transpose
+from polarax.kernels.relate import Frames
 
 
 class Alignment(NamedTuple):

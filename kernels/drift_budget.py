@@ -10,8 +10,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from polarax.kernels.frames import Frames
 from polarax.kernels.products import frobenius, matmul, promote_pair, transpose
+from polarax.kernels.relate import Frames
 from polarax.kernels.svd import Svd, numerical_rank, svd
 
 

@@ -1,74 +1,29 @@
-"""Two matrices in each other's singular frames: the r x r arrays from which every law is read.
+"""Frames of base and post, of base and several posts, and of posts among each other: each matrix is decomposed once.
 
-With W = U S V^T for base (b) and post (p) and D = W_p - W_b these are Q_U = U_b^T U_p, Q_V = V_b^T V_p and
-E = U_b^T D V_b (He and Cao, arXiv:2509.17866, for the rotations). Nothing downstream needs an m x n array again.
-
-Directions that a rank-deficient matrix does not determine (vectors of singular values that are numerically zero) are
-arbitrary in any SVD; their rows and columns are zero here, so that no number depends on them.
+`polarax.kernels.relate` says what frames are.
 """
 
-import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from polarax.kernels.gram import (
-    change_grams,
-    change_in_frame,
-    change_rows,
-    eigenvalue_roots,
-    right_frame,
-    stored_gram,
-)
-from polarax.kernels.products import frobenius, matmul, promote_pair, transpose
-from polarax.kernels.sequential import after, by_leading_axes
-from polarax.kernels.svd import check_method, numerical_rank, singular_values, svd
+from polarax.kernels.products import promote_pair, transpose
+from polarax.kernels.relate import FactorRelations, Frames, GramRelations, poison, turned, unit_of
+from polarax.kernels.sequential import by_leading_axes
+from polarax.kernels.svd import check_method
 from polarax.kernels.triangle import triangle_by_blocks
 
 Item = TypeVar("Item")
 Readings = TypeVar("Readings")
+PairReadings = TypeVar("PairReadings")
 
 # Rows over the columns of base and posts together: from here on they are reduced by QR before a thin SVD. The products
 # saved are about those that QR takes at twice the size.
 _VERY_TALL = 2
-
-# ||W_p|| over ||W_b||: from here up, rounding errors of W_b's Gram matrix are at most 100 times those of W_p's own.
-_SMALL_POST = 0.1
-
-
-@functools.partial(
-    jax.tree_util.register_dataclass,
-    data_fields=[
-        "s_base",
-        "s_post",
-        "rank_base",
-        "rank_post",
-        "left",
-        "right",
-        "change",
-        "change_norm",
-        "s_change",
-    ],
-    meta_fields=["shape"],
-)
-@dataclasses.dataclass(frozen=True)
-class Frames:
-    """Base and post in each other's frames; r = min(m, n). A pytree."""
-
-    shape: tuple[int, int]  # (m, n) of the matrices compared; static
-    s_base: jax.Array  # (..., r)
-    s_post: jax.Array  # (..., r)
-    rank_base: jax.Array  # (...), int32, numerical
-    rank_post: jax.Array  # (...), int32, numerical
-    left: jax.Array  # Q_U = U_b^T U_p, (..., r, r), signs aligned
-    right: jax.Array  # Q_V = V_b^T V_p, (..., r, r), signs aligned
-    change: jax.Array  # E = U_b^T D V_b, (..., r, r)
-    change_norm: jax.Array  # ||D||_F, (...)
-    s_change: jax.Array | None  # singular values of D, (..., r), to 1e-8 of the largest; None unless asked for
 
 
 def frames(
@@ -121,6 +76,98 @@ def frames(
     return jax.tree.map(lambda x: jnp.moveaxis(x, batch, 0), found)
 
 
+def map_posts(
+    read: Callable[[Frames, jax.Array], Readings],
+    base: jax.typing.ArrayLike,
+    posts: jax.typing.ArrayLike,
+    /,
+    *,
+    pairs: Sequence[tuple[int, int]] = (),
+    read_pair: Callable[[Frames, jax.Array, jax.Array], PairReadings] | None = None,
+    change_values: bool = False,
+    dtype: jax.typing.DTypeLike,
+    method: str = "auto",
+) -> tuple[Readings, PairReadings | None]:
+    """Readings of a base and several posts, and of posts against each other; every matrix is decomposed once.
+
+    One after another, so that of the work arrays only one pair's are there at a time. A pair that "auto" has to leave
+    to LAPACK is decomposed again there.
+
+    Args:
+        read: Maps the `Frames` of the base and a post, and that post as it was given, to what is kept of them.
+        base: (..., m, n), floating-point.
+        posts: (posts, ..., m, n), of one dtype.
+        pairs: Places of posts to be read against each other, the first as the base of the second.
+        read_pair: The same as `read` for two posts, which are given both.
+        change_values: As for `frames`, of base and posts; pairs have none.
+        dtype: Of the frames, float32 or float64.
+        method: As for `frames`.
+
+    Returns:
+        The readings of all posts, and those of all pairs, each stacked along a new first axis; None without pairs.
+
+    Raises:
+        ValueError: Unknown method.
+    """
+    check_method(method)
+    base, posts, dtype = jnp.asarray(base), jnp.asarray(posts), jnp.dtype(dtype)
+    wide = base.shape[-2] < base.shape[-1]
+    turn = transpose if wide else lambda x: x
+
+    def kept(read, found, *stored):
+        return read(turned(found) if wide else found, *map(turn, stored))
+
+    def by_gram(base, posts):
+        with jax.enable_x64(True):
+            unit = unit_of(base, jnp.moveaxis(posts, 0, base.ndim - 2))
+            of_changes, of_pairs = (GramRelations(base.shape, unit, values, dtype) for values in (change_values, False))
+            of_base, gram_base = of_changes.decompose(base)
+
+            def of_post(post):
+                found, resolved, of_post = of_changes.with_post(base, of_base, gram_base, post)
+                found = _resolved(found, resolved, base, post, change_values, dtype, method)
+                return kept(read, found, post), of_post
+
+            def of_pair(places):
+                (first, of_first), (second, of_second) = (_at((posts, of_posts), place) for place in places)
+                found, resolved = of_pairs.relate(first, of_first, second, of_second)
+                found = _resolved(found, resolved, first, second, False, dtype, method)
+                return kept(read_pair, found, first, second)
+
+            readings, of_posts = lax.map(of_post, posts)
+            return readings, lax.map(of_pair, _columns(pairs)) if pairs else None
+
+    def by_factors(method, base, posts):
+        finite = _finite(base, jnp.moveaxis(posts, 0, base.ndim - 2))
+        finite = jnp.moveaxis(finite, -1, 0)
+        small_base, small = _triangles(base, jnp.moveaxis(posts, 0, base.ndim - 2), dtype)
+        small = jnp.moveaxis(small, base.ndim - 2, 0)
+        of_changes, of_pairs = (FactorRelations(base.shape[-2:], values, method) for values in (change_values, False))
+        of_base = of_changes.decompose(small_base)
+
+        def of_post(item):
+            post, small, finite = item
+            found, of_post = of_changes.with_post(small_base, of_base, small)
+            return kept(read, poison(found, finite), post), of_post
+
+        def of_pair(places):
+            (first, small_first, of_first, finite_first), second = (
+                _at((posts, small, of_posts, finite), place) for place in places
+            )
+            post, small_post, of_post, finite_post = second
+            found = of_pairs.relate(small_first, of_first, small_post, of_post)
+            return kept(read_pair, poison(found, finite_first & finite_post), first, post)
+
+        readings, of_posts = lax.map(of_post, (posts, small, finite))
+        return readings, lax.map(of_pair, _columns(pairs)) if pairs else None
+
+    if method in ("lapack", "polar"):
+        return by_factors(method, turn(base), turn(posts))
+    if method == "gram":
+        return by_gram(turn(base), turn(posts))
+    return lax.platform_dependent(turn(base), turn(posts), tpu=functools.partial(by_factors, "polar"), default=by_gram)
+
+
 def map_frames(
     read: Callable[[Frames], Readings],
     base: jax.typing.ArrayLike,
@@ -158,7 +205,7 @@ def map_frames(
         return transpose(post) if wide else post
 
     def kept(found):
-        return read(_turned(found) if wide else found)
+        return read(turned(found) if wide else found)
 
     def pair_by_pair(method, base, items):
         related = functools.partial(_by_svd, change_values=False, dtype=dtype, method=method)
@@ -166,15 +213,13 @@ def map_frames(
 
     def by_gram(base, items):
         with jax.enable_x64(True):
-            relate = _gram_relation(base, _unit(base, base), False, dtype)
+            relations = GramRelations(base.shape, unit_of(base, base), False, dtype)
+            of_base, gram_base = relations.decompose(base)
 
             def of_item(item):
                 post = post_of(item)
-                found, resolved = relate(post)
-                if method == "auto" and dtype == jnp.float64:
-                    by_lapack = functools.partial(_by_svd, change_values=False, dtype=dtype, method="lapack")
-                    found = lax.cond(jnp.all(resolved), lambda *_: found, by_lapack, base, post)
-                return kept(found)
+                found, resolved, _ = relations.with_post(base, of_base, gram_base, post)
+                return kept(_resolved(found, resolved, base, post, False, dtype, method))
 
             return lax.map(of_item, items)
 
@@ -190,29 +235,20 @@ def _related(base, post, **how):
     """Frames of a stack (..., m, n) and its post, or its posts (..., p, m, n)."""
     if base.shape[-2] >= base.shape[-1]:
         return _related_tall(base, post, **how)
-    return _turned(_related_tall(transpose(base), transpose(post), **how))
-
-
-def _turned(found):
-    """The frames of the transposes."""
-    return dataclasses.replace(
-        found, shape=found.shape[::-1], left=found.right, right=found.left, change=transpose(found.change)
-    )
+    return turned(_related_tall(transpose(base), transpose(post), **how))
 
 
 def _related_tall(base, post, *, change_values, dtype, method):
     by_gram = functools.partial(_by_gram, change_values=change_values, dtype=dtype)
-    by_svd = functools.partial(_by_svd, change_values=change_values, dtype=dtype, method="lapack")
+    by_lapack = functools.partial(_by_svd, change_values=change_values, dtype=dtype, method="lapack")
     by_polar = functools.partial(_by_svd, change_values=change_values, dtype=dtype, method="polar")
 
     def gram_or_svd(base, post):
         found, resolved = by_gram(base, post)
-        if dtype != jnp.float64:  # what float64 does not resolve, float32 does not hold
-            return found
-        return lax.cond(jnp.all(resolved), lambda *_: found, by_svd, base, post)
+        return _resolved(found, resolved, base, post, change_values, dtype, "auto")
 
     if method == "lapack":
-        return by_svd(base, post)
+        return by_lapack(base, post)
     if method == "polar":
         return by_polar(base, post)
     if method == "gram":
@@ -230,26 +266,37 @@ def _each_post(base, post, relate):
 
 
 def _by_svd(base, post, *, change_values, dtype, method):
-    shape = base.shape[-2:]
+    relations = FactorRelations(base.shape[-2:], change_values, method)
     finite = _finite(base, post)
     base, post = _triangles(base, post, dtype)
-    u_base, s_base, v_base = svd(base, method=method)
+    of_base = relations.decompose(base)
+    return poison(_each_post(base, post, lambda post: relations.with_post(base, of_base, post)[0]), finite)
 
-    def relate(post):
-        u_post, s_post, v_post = svd(after(post, s_base), method=method)
-        change = post - base
-        return _masked(
-            shape,
-            s_base,
-            s_post,
-            left=matmul(transpose(u_base), u_post),
-            right=matmul(transpose(v_base), v_post),
-            in_frame=matmul(matmul(transpose(u_base), change), v_base),
-            change_norm=frobenius(change),
-            s_change=singular_values(change, method=method) if change_values else None,
-        )
 
-    return jax.tree.map(lambda x: _poison(x, finite), _each_post(base, post, relate))
+def _by_gram(base, post, *, change_values, dtype):
+    """Frames, and for each pair whether every singular value was large enough for this route."""
+    with jax.enable_x64(True):
+        relations = GramRelations(base.shape, unit_of(base, post), change_values, dtype)
+        of_base, gram_base = relations.decompose(base)
+        return _each_post(base, post, lambda post: relations.with_post(base, of_base, gram_base, post)[:2])
+
+
+def _resolved(found, resolved, base, post, change_values, dtype, method):
+    """The frames by Gram matrices; those by LAPACK where "auto" finds them not resolved."""
+    if method != "auto" or dtype != jnp.float64:  # what float64 does not resolve, float32 does not hold
+        return found
+    by_lapack = functools.partial(_by_svd, change_values=change_values, dtype=dtype, method="lapack")
+    return lax.cond(jnp.all(resolved), lambda *_: found, by_lapack, base, post)
+
+
+def _at(stacked, place):
+    """One of each of a pytree of stacks."""
+    return jax.tree.map(lambda x: lax.dynamic_index_in_dim(x, place, keepdims=False), stacked)
+
+
+def _columns(pairs):
+    """First and second places, (pairs,) each."""
+    return tuple(jnp.asarray(places, jnp.int32) for places in zip(*pairs, strict=True))
 
 
 def _finite(base, post):
@@ -274,120 +321,3 @@ def _triangles(base, post, dtype):
     triangle = triangle_by_blocks(lambda *block: jnp.concatenate([x.astype(dtype) for x in block], -1), *stored)
     first, *others = jnp.split(triangle, len(stored), axis=-1)
     return first, jnp.stack(others, axis=-3) if several else others[0]
-
-
-def _by_gram(base, post, *, change_values, dtype):
-    """Frames, and for each pair whether every singular value was large enough for this route."""
-    with jax.enable_x64(True):
-        return _each_post(base, post, _gram_relation(base, _unit(base, post), change_values, dtype))
-
-
-def _gram_relation(base, unit, change_values, dtype):
-    """Decomposes the base; the function that maps a post to frames and whether they are resolved. In float64 scope."""
-    shape = base.shape[-2:]
-    scale = jnp.ones(base.shape[:-2]) if unit is None else unit
-    identity = jnp.eye(shape[1])
-
-    def convert(x):
-        return x.astype(jnp.float64) if unit is None else x.astype(jnp.float64) / unit[..., None, None]
-
-    def cleaned(gram_matrix, finite):
-        return jnp.where(finite[..., None, None], gram_matrix, identity)
-
-    gram_base = stored_gram(base, convert)
-    norm_base = _root_of_trace(gram_base)
-    finite_base = jnp.isfinite(norm_base)
-    gram_base = cleaned(gram_base, finite_base)
-    frame_base = right_frame(gram_base, functools.partial(stored_gram, base, convert))
-    s_base = frame_base.values
-
-    def relate(post):
-        gram_change, across = change_grams(base, post, convert)
-        norm_change = _root_of_trace(gram_change)
-        finite = finite_base & jnp.isfinite(norm_change)
-        gram_change, across = cleaned(gram_change, finite), cleaned(across, finite)
-        # By difference, unless that is small enough for the base's rounding errors to show in it.
-        gram_post = gram_base + across + transpose(across) + gram_change
-        much_smaller = _root_of_trace(gram_post) < _SMALL_POST * norm_base
-        gram_post = lax.cond(
-            jnp.any(much_smaller & finite),
-            lambda: cleaned(stored_gram(post, convert), finite),
-            lambda: gram_post,
-        )
-        frame_post = right_frame(gram_post, functools.partial(stored_gram, post, convert))
-        s_post = frame_post.values
-        rows_of = functools.partial(change_rows, base, post, convert)
-        in_frame = change_in_frame(frame_base, across, rows_of)
-        right = matmul(transpose(frame_base.vectors), frame_post.vectors)
-        grown = in_frame + s_base[..., :, None] * identity
-        left = matmul(grown, right) / jnp.where(s_post > 0, s_post, 1)[..., None, :]
-        found = _masked(
-            shape,
-            s_base * scale[..., None],
-            s_post * scale[..., None],
-            left=left,
-            right=right,
-            in_frame=in_frame * scale[..., None, None],
-            change_norm=norm_change * scale,
-            s_change=eigenvalue_roots(gram_change) * scale[..., None] if change_values else None,
-            dtype=dtype,
-        )
-        poisoned = jax.tree.map(lambda x: _poison(x, finite), found)
-        rounded = jax.tree.map(lambda x: x.astype(dtype) if x.dtype == jnp.float64 else x, poisoned)
-        return rounded, frame_base.resolved & frame_post.resolved
-
-    return relate
-
-
-def _unit(base, post):
-    """What to divide float64 matrices by so that their squares neither over- nor underflow, (...); None for others."""
-    if jnp.float64 not in (base.dtype, post.dtype):  # the squares of anything smaller are in float64's range
-        return None
-    of_base, of_post = (jnp.max(jnp.abs(x.astype(jnp.float64)), axis=(-2, -1)) for x in (base, post))
-    unit = jnp.maximum(of_base, of_post if of_post.ndim == of_base.ndim else jnp.max(of_post, axis=-1))
-    # A power of two: dividing by it is exact, so that the change is 0 where base and post are equal. (jnp.frexp would
-    # leave the float64 scope under JAX 0.12.)
-    return jnp.where(jnp.isfinite(unit) & (unit > 0), lax.reduce_precision(unit, 11, 0), 1)
-
-
-def _root_of_trace(gram_matrix):
-    """Frobenius norm of the matrix that this is the Gram matrix of."""
-    return jnp.sqrt(jnp.trace(gram_matrix, axis1=-2, axis2=-1))
-
-
-def _masked(shape, s_base, s_post, *, left, right, in_frame, change_norm, s_change, dtype=None):
-    """Frames with the undetermined directions zero and the signs aligned.
-
-    What is zero is judged in `dtype`, that of the matrices: it says how far their entries were rounded.
-    """
-    rank_base, rank_post = (numerical_rank(s.astype(dtype or s.dtype), *shape) for s in (s_base, s_post))
-    index = jnp.arange(s_base.shape[-1])
-    inside_base, inside_post = index < rank_base[..., None], index < rank_post[..., None]
-    both_inside = inside_base[..., :, None] & inside_post[..., None, :]
-    left, right = jnp.where(both_inside, left, 0), jnp.where(both_inside, right, 0)
-    signs = joint_signs(left, right)[..., None, :]
-    in_frame = jnp.where(inside_base[..., :, None] & inside_base[..., None, :], in_frame, 0)
-    left, right = left * signs, right * signs
-    return Frames(shape, s_base, s_post, rank_base, rank_post, left, right, in_frame, change_norm, s_change)
-
-
-def _poison(x, finite):
-    """NaN, or rank 0, for pairs that are not finite."""
-    undefined = jnp.nan if jnp.issubdtype(x.dtype, jnp.floating) else 0
-    return jnp.where(finite.reshape(finite.shape + (1,) * (x.ndim - finite.ndim)), x, undefined).astype(x.dtype)
-
-
-def joint_signs(left: jax.Array, right: jax.Array) -> jax.Array:
-    """Signs that align the post's singular vector pairs with the base's: sign(Q_U[i,i] + Q_V[i,i]), never 0.
-
-    (u_i, v_i) and (-u_i, -v_i) are the same pair, so one sign serves both sides.
-
-    Args:
-        left: Q_U, (..., r, r).
-        right: Q_V, (..., r, r).
-
-    Returns:
-        (..., r) of +1 and -1.
-    """
-    diagonal = jnp.diagonal(left, axis1=-2, axis2=-1) + jnp.diagonal(right, axis1=-2, axis2=-1)
-    return jnp.where(diagonal < 0, -1, 1).astype(left.dtype)

@@ -10,7 +10,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from polarax.kernels.frames import Frames, frames
+from polarax.kernels.frames import frames
+from polarax.kernels.relate import Frames
 from polarax.kernels.sequential import after
 from polarax.kernels.svd import singular_values
 

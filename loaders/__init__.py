@@ -5,6 +5,7 @@ from polarax.loaders.checkpoint import Checkpoint, CheckpointError, Read, Wanted
 from polarax.loaders.formats import open_checkpoint
 from polarax.loaders.matrices import RoleMap, View, parse_role_map, read_views
 from polarax.loaders.pairing import Pair, Skipped, pair_checkpoints
+from polarax.loaders.steps import find_steps
 from polarax.loaders.writing import write_checkpoint
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "Skipped",
     "View",
     "Wanted",
+    "find_steps",
     "identify",
     "open_checkpoint",
     "pair_checkpoints",

@@ -16,7 +16,7 @@ from absl import flags
 import polarax
 from polarax.cli import COMMANDS
 from polarax.loaders import ROLES
-from polarax.metrics import CONTROL_COLUMNS, GROUPS, IDENTITY_COLUMNS, sampled_columns
+from polarax.metrics import BETWEEN_COLUMNS, CONTROL_COLUMNS, GROUPS, IDENTITY_COLUMNS, sampled_columns
 from polarax.report.effects import THRESHOLDS
 from polarax.report.plots import files
 from polarax.report.signature import Signature
@@ -25,7 +25,7 @@ from polarax.report.table import table_by_role
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").rglob("*.md"))]
-COLUMNS = {*IDENTITY_COLUMNS, *CONTROL_COLUMNS, *(c for group in GROUPS.values() for c in group)}
+COLUMNS = {*IDENTITY_COLUMNS, *CONTROL_COLUMNS, *(c for group in GROUPS.values() for c in group), *BETWEEN_COLUMNS}
 ARRAYS = {"s_base", "s_post", "s_change", "cosines_left", "cosines_right"}
 ARRAYS |= {"rotation_left", "rotation_right", "rotation_difference"}
 PLOTS = set(files.PLOTS)
@@ -99,7 +99,7 @@ def test_the_csv_reads_back_exactly_as_the_page_says(workplace, monkeypatch):
     names: dict = {}
     exec(_blocks(ROOT / "docs/run_directory.md", "python")[0], names)
     ours = polarax.Run.open("runs/minilm").frame()
-    for column in COLUMNS - set(IDENTITY_COLUMNS) - {"control"}:
+    for column in COLUMNS - set(IDENTITY_COLUMNS) - set(BETWEEN_COLUMNS) - {"control"}:
         np.testing.assert_array_equal(names["frame"][column], ours[column])
 
 

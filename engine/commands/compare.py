@@ -1,8 +1,9 @@
-"""Usage: polarax compare --base=BASE --post=POST --out=RUN.
+"""Usage: polarax compare --base=BASE --post=POST [--post=POST ...] --out=RUN.
 
 Decomposes every 2-D weight of two checkpoints and writes a run directory: matrices.csv (one row per matrix, each
 headline number beside its control), spectra, summary, plots and a report. Prints the table by role and what stands out.
-The same command again goes on where a run was interrupted.
+Of several posts it writes a run for each into a folder of its own, one for each two of them, and tables and a report
+that put them side by side; --post=LABEL=PATH names them. The same command again goes on where a run was interrupted.
 """
 
 import textwrap
@@ -14,7 +15,9 @@ from polarax.commands.report import write_pictures
 from polarax.comparison import run_request
 from polarax.devices import enable_compilation_cache
 from polarax.errors import UsageError
+from polarax.report.posts.table import table_of_posts
 from polarax.report.table import table_by_role
+from polarax.run import Run
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -39,7 +42,7 @@ def run(values: flags.FlagValues) -> int:
         enable_compilation_cache(values.compilation_cache)
     result = run_request(request_from_flags(values), values.out, overwrite=values.overwrite)
     summary = result.summary()
-    print(table_by_role(summary))
+    print(table_by_role(summary) if isinstance(result, Run) else table_of_posts(summary))
     print()
     for sentence in summary["reading"]:
         print(textwrap.fill(sentence, 110, subsequent_indent="  ", break_on_hyphens=False))

@@ -1,8 +1,14 @@
-"""Flags that `compare` and `plan` share: the two checkpoints, the selection, the measurement."""
+"""Flags that `compare` and `plan` share: the checkpoints, the selection, the measurement."""
+
+from typing import Any
 
 from absl import flags
 
-from polarax.comparison import (
+from polarax.errors import UsageError
+from polarax.kernels import SVD_METHODS
+from polarax.metrics import GROUPS
+from polarax.post_names import one_post
+from polarax.request import (
     DEFAULT_CONTROL_DRAWS,
     DEFAULT_MEMORY_GIB,
     DEFAULT_SEED,
@@ -11,16 +17,24 @@ from polarax.comparison import (
     Request,
     check_request,
 )
-from polarax.errors import UsageError
-from polarax.kernels import SVD_METHODS
-from polarax.metrics import GROUPS
 from polarax.selection import Selection
 
 
 def define_comparison_flags(values: flags.FlagValues) -> None:
     """Defines the shared flags."""
     flags.DEFINE_string("base", None, "Checkpoint before training: file, folder or URL.", flag_values=values)
-    flags.DEFINE_string("post", None, "Checkpoint after training.", flag_values=values)
+    flags.DEFINE_multi_string(
+        "post",
+        [],
+        "Checkpoint after training; may be repeated, then as PATH or LABEL=PATH, to compare several with one base",
+        flag_values=values,
+    )
+    flags.DEFINE_boolean("between", True, "Compare several posts with each other too.", flag_values=values)
+    define_measurement_flags(values)
+
+
+def define_measurement_flags(values: flags.FlagValues) -> None:
+    """Defines the flags that say which matrices are compared, and how."""
     flags.DEFINE_multi_string(
         "include",
         [],
@@ -88,8 +102,20 @@ def request_from_flags(values: flags.FlagValues, *, post_required: bool = True) 
             raise UsageError(f"--{name} is missing: the checkpoint to compare.")
     return check_request(
         values.base,
-        values.post or values.base,
-        Selection.parse(values.include, values.exclude, values.roles, values.layers or None),
+        one_post(values.post) if values.post else values.base,
+        **measurement_from_flags(values),
+        between=values.between,
+    )
+
+
+def measurement_from_flags(values: flags.FlagValues) -> dict[str, Any]:
+    """The arguments of `check_request` that `define_measurement_flags` defines flags for.
+
+    Raises:
+        UsageError: The selection cannot be read.
+    """
+    return dict(
+        selection=Selection.parse(values.include, values.exclude, values.roles, values.layers or None),
         metrics=values.metrics,
         dtype=values.dtype,
         top_k=values.top_k,

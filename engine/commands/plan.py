@@ -1,4 +1,4 @@
-"""Usage: polarax plan --base=BASE [--post=POST].
+"""Usage: polarax plan --base=BASE [--post=POST ...].
 
 Says what compare would do, from the headers alone: the stacks, what is skipped, bytes to read, floating-point
 operations, expected time, peak memory, and how the work divides over hosts. Takes the flags of compare. Without --post
@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from absl import flags
 
 from polarax.commands.comparison_flags import define_comparison_flags, request_from_flags
-from polarax.comparison import Request, without_garbage_collection
 from polarax.division import Share, balance, divide_stacks
 from polarax.errors import UsageError
-from polarax.plan import Stack
 from polarax.rates import DECOMPOSITIONS_SHARE, DEVICES, PRODUCTS_SHARE, measure_rates
+from polarax.request import Request, without_garbage_collection
+from polarax.stacks import Stack
 
 _UNMEASURED = "none"
 _THIS = "this"
@@ -70,7 +70,8 @@ def _plan(values: flags.FlagValues) -> None:
         for row in plan.skipped:
             print(f"    {row.name}: {row.reason}")
     print(f"read       {_bytes(plan.bytes_to_read)}")
-    print(f"operations {plan.operations / 1e9:.1f} GFLOP (nominal, two SVDs with vectors and one without a matrix)")
+    each = "two SVDs with vectors and one without a matrix" + ", the base's once for all posts" * (len(plan.parts) > 1)
+    print(f"operations {plan.operations / 1e9:.1f} GFLOP (nominal, {each})")
     print(f"memory     about {_bytes(plan.peak_memory)} at peak, on one CPU host")
     if plan.warning:
         print(f"           {plan.warning}")
@@ -84,10 +85,10 @@ def _plan(values: flags.FlagValues) -> None:
 def _print_stacks(stacks: Sequence[Stack], names: bool) -> None:
     """One line for all stacks of a shape and a pair of dtypes, which one program computes."""
     print(f"{'first stack':<24}{'stacks':>7}{'matrices':>10}  {'dtype':<22}{'read':>10}  {'operations':>16}  roles")
-    for (_, base, post), group in itertools.groupby(stacks, key=_program):
+    for (_, base, *posts), group in itertools.groupby(stacks, key=_program):
         members = list(group)
         pairs = [pair for stack in members for pair in stack.pairs]
-        dtypes = base.name if base == post else f"{base.name} / {post.name}"
+        dtypes = base.name if {base} == {*posts} else " / ".join(one.name for one in (base, *posts))
         roles = ",".join(dict.fromkeys(pair.role for pair in pairs))
         print(
             f"{members[0].label:<24}{len(members):>7}{len(pairs):>10}  {dtypes:<22}"
@@ -100,8 +101,8 @@ def _print_stacks(stacks: Sequence[Stack], names: bool) -> None:
 
 
 def _program(stack):
-    first = stack.pairs[0]
-    return stack.shape, first.dtype_base, first.dtype_post
+    first = stack.members[0]
+    return stack.shape, first[0].dtype_base, *(pair.dtype_post for pair in first)
 
 
 def _print_shares(shares: Sequence[Share]) -> None:

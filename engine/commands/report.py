@@ -11,6 +11,7 @@ from absl import flags
 from polarax.errors import UsageError
 from polarax.run import Run
 from polarax.run_directory import PLOTS_FOLDER
+from polarax.runs import History, Runs, open_run
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -29,13 +30,15 @@ def run(values: flags.FlagValues) -> int:
     """Reports; returns the exit code."""
     if not values.run:
         raise UsageError("--run is missing: the folder of a run.")
-    for line in write_pictures(Run.open(values.run), plots=values.plots, page=True, matrices=values.matrix):
+    for line in write_pictures(open_run(values.run), plots=values.plots, page=True, matrices=values.matrix):
         print(line)
     return 0
 
 
-def write_pictures(run: Run, *, plots: bool, page: bool, matrices: Sequence[str] = ()) -> Iterator[str]:
+def write_pictures(run: Run | Runs, *, plots: bool, page: bool, matrices: Sequence[str] = ()) -> Iterator[str]:
     """Writes the pictures of a run as files, its page, or both; yields a line on each file as it is there.
+
+    Of several posts also those of each.
 
     Raises:
         UsageError: A package is not installed, or a matrix is not in the run.
@@ -46,6 +49,28 @@ def write_pictures(run: Run, *, plots: bool, page: bool, matrices: Sequence[str]
     from polarax.report.plots import draw_plots, write_plots
 
     if not (plots or page):
+        return
+    if isinstance(run, History):
+        from polarax.report.history.page import write_history_report
+        from polarax.report.history.plots import draw_history_plots
+
+        if plots:
+            for path in write_plots(run, run.path / PLOTS_FOLDER, draw_history_plots(run.frame())):
+                yield f"Plot: {path}"
+        if page:
+            yield f"Report: {write_history_report(run)}"
+        return
+    if isinstance(run, Runs):
+        from polarax.report.posts.page import write_posts_report
+        from polarax.report.posts.plots import draw_posts_plots
+
+        for one in run.each():
+            yield from write_pictures(one, plots=plots, page=page, matrices=matrices)
+        if plots:
+            for path in write_plots(run, run.path / PLOTS_FOLDER, draw_posts_plots(run)):
+                yield f"Plot: {path}"
+        if page:
+            yield f"Report: {write_posts_report(run)}"
         return
     choose_matrices(run.frame(), matrices)  # a wrong name is told before anything is drawn
     figures = draw_plots(run)

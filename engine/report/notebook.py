@@ -2,7 +2,7 @@
 
 import functools
 import html
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from polarax.errors import UsageError
@@ -79,15 +79,20 @@ class RunPlots:
 def run_html(run: "Run") -> str:
     """The table by role and the reading as HTML; every text escaped."""
     summary = run.summary()
-    (header, *rows), notes = rows_by_role(summary)
     state = "finished" if run.finished else "interrupted"
     title = f"polarax run {run.path}: {summary['matrices']} matrices, {state}"
-    body = "".join(f"<tr>{_cells('td', row)}</tr>" for row in rows)
     reading = "".join(f"<li>{html.escape(sentence)}</li>" for sentence in summary["reading"])
+    table = table_html(*rows_by_role(summary))
+    return f"<div><p><strong>{html.escape(title)}</strong></p><ul>{reading}</ul>{table}</div>"
+
+
+def table_html(rows: Sequence[Sequence[str]], notes: Sequence[str]) -> str:
+    """A table, headings first, and the notes below it as HTML; every text escaped."""
+    header, *lines = rows
+    body = "".join(f"<tr>{_cells('td', row)}</tr>" for row in lines)
     return (
-        f"<div><p><strong>{html.escape(title)}</strong></p><ul>{reading}</ul>"
         f"<table><thead><tr>{_cells('th', header)}</tr></thead><tbody>{body}</tbody></table>"
-        f"<p><small>{html.escape(' '.join(notes))}</small></p></div>"
+        f"<p><small>{html.escape(' '.join(notes))}</small></p>"
     )
 
 

@@ -21,7 +21,7 @@ from polarax.report.plots.files import draw_plots
 from polarax.report.plots.style import printable, to_svg
 from polarax.report.reading import matrix_label
 from polarax.report.table import rows_by_role
-from polarax.report.table_data import MOST_ROWS, script_json, table_data
+from polarax.report.table_data import script_json, table_data
 from polarax.run_directory import REPORT_FILE, replacing, writing
 
 if TYPE_CHECKING:
@@ -78,49 +78,74 @@ def write_report(
 
 def render_report(run: "Run", *, matrices: Sequence[str] = (), figures: "Mapping[str, Figure] | None" = None) -> str:
     """The page's text. Arguments and errors as for `write_report`."""
-    try:
-        import jinja2
-        import markupsafe
-    except ImportError as error:
-        raise UsageError("The report needs jinja2: pip install 'polarax[report]'.") from error
-    templates = importlib.resources.files("polarax.report") / "templates"
-    files = {
-        name: (templates / name).read_text(encoding="utf-8") for name in ("report.html", "report.css", "report.js")
-    }
     frame, skipped, summary = run.frame(), run.skipped(), run.summary()
     figures = draw_plots(run) if figures is None else figures
     rows, notes = rows_by_role(summary)
-    template = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    ).from_string(files["report.html"])
-    return template.render(
-        title=f"{_last(run, 'base')} → {_last(run, 'post')}",
+    return render_template(
+        "report.html",
+        title=f"{last_part(run.description, 'base')} → {last_part(run.description, 'post')}",
         run=run.description,
         finished=run.finished,
         measured=len(frame),
         summary=summary,
         by_role=rows,
         notes=notes,
-        plots={name: markupsafe.Markup(to_svg(figure, name, themed=True)) for name, figure in figures.items()},
+        plots={name: Drawing(to_svg(figure, name, themed=True)) for name, figure in figures.items()},
         only_other=bool(len(frame)) and bool((frame["role"] == "other").all()),
         matrices=[
-            _matrix(run, row, number, markupsafe.Markup)
-            for number, row in enumerate(_rows_of(frame, choose_matrices(frame, matrices)))
+            _matrix(run, row, number) for number, row in enumerate(_rows_of(frame, choose_matrices(frame, matrices)))
         ],
-        most_rows=MOST_ROWS,
         skipped=skipped.head(_SKIPPED_ROWS).to_dict("records"),
         skipped_count=len(skipped),
-        facts=_flat(run.description),
-        table=markupsafe.Markup(script_json(table_data(frame))),
-        style=markupsafe.Markup(files["report.css"]),
-        script=markupsafe.Markup(files["report.js"]),
+        facts=flat(run.description),
+        table=table_data(frame),
+        grouped_by="",
+    )
+
+
+class Drawing(str):
+    """SVG that was made here: it may stand in a page as it is."""
+
+    def __html__(self) -> str:
+        return self
+
+
+def render_template(name: str, *, table: Mapping[str, Any], **content: Any) -> str:
+    """A page of the report: a template, which escapes every text, with the style and the script that all pages have.
+
+    Args:
+        name: The template.
+        table: What `table_data` returned.
+        content: What the template asks for.
+
+    Raises:
+        UsageError: jinja2 is not installed.
+    """
+    try:
+        import jinja2
+    except ImportError as error:
+        raise UsageError("The report needs jinja2: pip install 'polarax[report]'.") from error
+    folder = importlib.resources.files("polarax.report") / "templates"
+    files = {file.name: file.read_text(encoding="utf-8") for file in folder.iterdir() if file.is_file()}
+    environment = jinja2.Environment(
+        loader=jinja2.DictLoader(files),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(name).render(
+        **content,
+        table=Drawing(script_json(table)),
+        style=Drawing(files["report.css"]),
+        script=Drawing(files["report.js"]),
         script_hash=base64.b64encode(hashlib.sha256(files["report.js"].encode()).digest()).decode(),
     )
 
 
-def _last(run, side):
+def last_part(description: Mapping, side: str) -> str:
     """The end of a location: what a person calls the checkpoint."""
-    location = str((run.description.get(side) or {}).get("location") or side)
+    location = str((description.get(side) or {}).get("location") or side)
     return printable(location.rstrip("/").rpartition("/")[2] or location)
 
 
@@ -129,7 +154,7 @@ def _rows_of(frame, names):
     return [by_name.loc[name] for name in names]
 
 
-def _matrix(run, row, number, markup):
+def _matrix(run, row, number):
     """What the page shows of one matrix."""
     drawn = [draw(run, row["name"]) for draw in (plot_spectra, plot_rotation_maps, plot_cosines)]
     label = matrix_label(row)
@@ -144,7 +169,7 @@ def _matrix(run, row, number, markup):
             if column in row
         ],
         "plots": [
-            markup(to_svg(figure, f"matrix-{number}-{place}", themed=True))
+            Drawing(to_svg(figure, f"matrix-{number}-{place}", themed=True))
             for place, figure in enumerate(drawn)
             if figure is not None
         ],
@@ -155,10 +180,10 @@ def _number(value):
     return "–" if pd.isna(value) else f"{value:.5f}" if 0.5 < value < 2 else f"{value:.4g}"
 
 
-def _flat(content: Any, name: str = "") -> list[tuple[str, str]]:
+def flat(content: Any, name: str = "") -> list[tuple[str, str]]:
     """(dotted name, value) of every leaf of run.json."""
     if isinstance(content, Mapping):
-        return [leaf for key, value in content.items() for leaf in _flat(value, f"{name}.{key}" if name else str(key))]
+        return [leaf for key, value in content.items() for leaf in flat(value, f"{name}.{key}" if name else str(key))]
     if isinstance(content, list):
         content = ", ".join(map(str, content))
     return [(name, "–" if content in (None, "") else str(content))]

@@ -33,7 +33,7 @@ _FORMATS = {
 }
 
 # kind -> what is said of a matrix, and what the numbers behind it are.
-_PHRASES = {
+PHRASES = {
     "scaled up": ("scaled up", "alpha"),
     "scaled down": ("scaled down", "alpha"),
     "uneven": ("singular values changed, each by a factor of its own", "share of the change"),
@@ -113,7 +113,7 @@ def _effect(kind, effects, frame):
     """Sentences on one kind of effect: matrix by matrix if they are few, else by role."""
     if effects.empty:
         return
-    phrase, numbers = _PHRASES[kind]
+    phrase, numbers = PHRASES[kind]
     if len(effects) <= _NAMED:
         for effect in effects.itertuples():
             label = _possessive(frame.loc[effect.row])

@@ -1,6 +1,6 @@
 """The table by role on the terminal: each headline number beside its control."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 # (heading, metric, how its value is written, control metric, how that is written)
 _HEADLINES = (
@@ -21,8 +21,13 @@ def table_by_role(summary: Mapping) -> str:
     Args:
         summary: `Run.summary()`.
     """
-    rows, notes = rows_by_role(summary)
-    lines = [_line(row, [max(map(len, column)) for column in zip(*rows, strict=True)]) for row in rows]
+    return align_rows(*rows_by_role(summary))
+
+
+def align_rows(rows: Sequence[Sequence[str]], notes: Sequence[str], text_columns: int = 1) -> str:
+    """A table for the terminal: the heading first, the first columns to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [_line(row, widths, text_columns) for row in rows]
     lines.insert(1, "-" * max(map(len, lines)))
     return "\n".join([*lines, *notes])
 
@@ -67,9 +72,9 @@ def _number(role, metric, form):
     return form.format(found["median"]) if found and found["count"] else "-"
 
 
-def _line(cells, widths):
-    first, *rest = (
-        cell.ljust(width) if i == 0 else cell.rjust(width)
-        for i, (cell, width) in enumerate(zip(cells, widths, strict=True))
+def _line(cells, widths, text_columns):
+    aligned = (
+        cell.ljust(width) if place < text_columns else cell.rjust(width)
+        for place, (cell, width) in enumerate(zip(cells, widths, strict=True))
     )
-    return "  ".join([first, *rest]).rstrip()
+    return "  ".join(aligned).rstrip()

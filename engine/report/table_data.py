@@ -6,16 +6,19 @@ from typing import Any
 
 import pandas as pd
 
-from polarax.metrics import GROUPS, IDENTITY_COLUMNS, status_kind
+from polarax.metrics import BETWEEN_COLUMNS, GROUPS, IDENTITY_COLUMNS, status_kind
 from polarax.report.plots.rows import out_of_range
 from polarax.report.reading import THRESHOLDS
 from polarax.run_directory import jsonable
 
 # Shown first; the other columns are a choice away.
 _HEADLINES = (
-    "name", "layer", "role", "expert", "status", "drift", "alpha", "alpha_null", "ratio_cv", "ratio_cv_null",
-    "nf", "nf_null", "nf_excess", "budget_scaling", "coordination", "coordination_z", "fit_error", "rounding_share",
+    "post", "other", "step", "name", "layer", "role", "expert", "status", "drift", "change_cosine", "alpha",
+    "alpha_null", "ratio_cv", "ratio_cv_null", "nf", "nf_null", "nf_excess", "budget_scaling", "coordination",
+    "coordination_z", "fit_error", "rounding_share",
 )  # fmt: skip
+
+_LABELS = ("post", "other", "step")  # of several posts or steps, in front
 
 # Cells that a page takes with all columns; beyond, it has the headlines alone.
 _ALL_COLUMNS_CELLS = 120_000
@@ -43,13 +46,14 @@ def table_data(frame: pd.DataFrame) -> dict[str, Any]:
     shown = list(frame.columns)
     if frame.size > _ALL_COLUMNS_CELLS:
         shown = [column for column in shown if column in _HEADLINES]
-    group_of = {column: group for group, found in GROUPS.items() for column in found}
-    meaning = {column: text for found in GROUPS.values() for column, text in found.items()}
+    groups = {**GROUPS, "between": BETWEEN_COLUMNS}
+    group_of = {column: group for group, found in groups.items() for column in found}
+    meaning = {column: text for found in groups.values() for column, text in found.items()}
     patterns: dict[str, int] = {}
     columns, values = [], []
     for column in shown:
         texts = pd.api.types.is_string_dtype(frame[column]) or frame[column].dtype == object
-        group = "matrix" if column in IDENTITY_COLUMNS else group_of.get(column, "controls")
+        group = "matrix" if column in (*_LABELS, *IDENTITY_COLUMNS) else group_of.get(column, "controls")
         columns.append(
             {
                 "key": column,

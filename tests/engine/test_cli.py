@@ -11,6 +11,8 @@ import pytest
 
 import polarax
 import polarax.comparison
+import polarax.execution
+import polarax.request
 from tests.engine.command import NO_CACHE, Done, assert_one_line, shell
 
 
@@ -253,13 +255,13 @@ class TestOutputFolder:
 
 class TestFailures:
     def test_a_read_that_fails_part_way(self, compare, small, tmp_path, monkeypatch):
-        stack_reads = polarax.comparison.StackReads
+        stack_reads = polarax.execution.StackReads
 
         def cut_off(*args):  # after the headers were read
             os.truncate(small.post, os.path.getsize(small.post) - 40)
             return stack_reads(*args)
 
-        monkeypatch.setattr(polarax.comparison, "StackReads", cut_off)
+        monkeypatch.setattr(polarax.execution, "StackReads", cut_off)
         assert_one_line(compare(), "part-way", small.post, "tensor 'model.", code=1)
         assert not polarax.Run.open(tmp_path / "run").finished
 
@@ -267,7 +269,7 @@ class TestFailures:
         def interrupt(*_):
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(polarax.comparison, "_row", interrupt)
+        monkeypatch.setattr(polarax.execution, "_row", interrupt)
         assert_one_line(compare(), "Interrupted", code=130)
         assert not polarax.Run.open(tmp_path / "run").finished
 
@@ -275,7 +277,7 @@ class TestFailures:
         def fail(*_):
             raise ZeroDivisionError("simulated\nbug")
 
-        monkeypatch.setattr(polarax.comparison, "_row", fail)
+        monkeypatch.setattr(polarax.execution, "_row", fail)
         done = compare()
         assert_one_line(done, "ZeroDivisionError: simulated bug", "--verbosity=1", code=1)
         done = compare("--overwrite", verbosity=1)
@@ -557,7 +559,7 @@ class TestPlan:
             opened.append(source)
             return polarax.open_checkpoint(source)
 
-        monkeypatch.setattr(polarax.comparison, "open_checkpoint", spy)
+        monkeypatch.setattr(polarax.request, "open_checkpoint", spy)
         more = [] if spelt is None else [f"--post={spelt.format(llama.post)}"]
         done = cli("plan", f"--base={llama.post}", "--device=none", *more)
         assert done.code == 0 and opened == [llama.post]

@@ -9,8 +9,9 @@ import pytest
 import polarax
 import polarax.comparison
 from polarax.loaders.store import Store
-from polarax.plan import pair_operations, plan_comparison
+from polarax.plan import plan_comparison
 from polarax.selection import Selection
+from polarax.stacks import pair_operations
 
 
 def plan(base, post, *, memory_bytes=2**32, devices=1, lanes=1, draws=0, **selection):

@@ -12,8 +12,8 @@ import polarax
 from polarax import kernels
 from polarax.measure import measure_stack
 from polarax.metrics import SAMPLED, sampled_columns, sampled_metrics
-from polarax.plan import pair_operations
 from polarax.sampled_controls import matrix_key
+from polarax.stacks import pair_operations
 from tests.engine.command import NO_CACHE, assert_one_line
 from tests.engine.test_plan import plan
 

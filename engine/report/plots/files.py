@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from polarax.run import Run
+    from polarax.runs import Runs
 
 # Name of the file -> what draws it.
 PLOTS: dict[str, Callable[["Run"], "Figure | None"]] = {
@@ -39,11 +40,13 @@ def draw_plots(run: "Run") -> "dict[str, Figure]":
     return {name: figure for name, figure in drawn.items() if figure is not None}
 
 
-def write_plots(run: "Run", folder: pathlib.Path, figures: "Mapping[str, Figure] | None" = None) -> list[pathlib.Path]:
+def write_plots(
+    run: "Run | Runs", folder: pathlib.Path, figures: "Mapping[str, Figure] | None" = None
+) -> list[pathlib.Path]:
     """Writes the pictures of a run as PNG and as SVG.
 
     Args:
-        run: The run.
+        run: The run; nothing is asked of it if the figures are given.
         folder: Where to; it is made.
         figures: What `draw_plots` returned, if it was called already.
 
@@ -54,7 +57,7 @@ def write_plots(run: "Run", folder: pathlib.Path, figures: "Mapping[str, Figure]
         UsageError: matplotlib is not installed.
         RunError: The folder cannot be written.
     """
-    figures = draw_plots(run) if figures is None else figures
+    figures = draw_plots(run) if figures is None else figures  # type: ignore[arg-type]
     written = []
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)

@@ -15,7 +15,7 @@ BAND = (0.1, 0.9)
 # Metrics whose closed-form control fails where condition number times drift passes 1.
 _FIRST_ORDER = ("nf", "ratio_cv")
 # Metrics whose control is 0 by symmetry.
-_ZERO_CONTROL = ("coordination",)
+_ZERO_CONTROL = ("coordination", "change_cosine")
 
 
 class Control(NamedTuple):

@@ -40,6 +40,9 @@
 
   const roles = byId("filter-role");
   [...new Set(values.role)].sort().forEach((role) => option(roles, role, role));
+  const group = byId("filter-group"); // of several posts or steps
+  const grouped = group ? values[group.dataset.column].map(String) : [];
+  if (group) [...new Set(grouped)].forEach((one) => option(group, one, one));
   const groups = byId("column-group");
   option(groups, "headlines", "headlines");
   [...new Set(data.columns.map((column) => column.group))].forEach((group) => option(groups, group, group));
@@ -60,6 +63,7 @@
     const rows = [];
     for (let row = 0; row < searched.length; row++) {
       if (roles.value && values.role[row] !== roles.value) continue;
+      if (group?.value && grouped[row] !== group.value) continue;
       if (flagged && !data.flags[row]) continue;
       if (words.every((word) => searched[row].includes(word))) rows.push(row);
     }
@@ -122,11 +126,31 @@
     draw();
   };
   byId("filter-text").addEventListener("input", again);
-  for (const id of ["filter-role", "column-group", "filter-flagged"]) byId(id).addEventListener("change", again);
+  for (const id of ["filter-role", "filter-group", "column-group", "filter-flagged"]) byId(id)?.addEventListener("change", again);
   byId("more").addEventListener("click", () => {
     state.shown += 5 * step;
     drawBody();
   });
+  const slider = byId("step-choice");
+  if (slider) {
+    const steps = slider.dataset.steps.split(" ");
+    const articles = steps.map((step) => byId(`step-${step}`));
+    const follow = byId("step-follow");
+    const show = () => {
+      const step = steps[slider.value];
+      byId("step-shown").textContent = step;
+      articles.forEach((article, place) => { article.hidden = String(place) !== slider.value; });
+      const wanted = follow.checked ? step : "";
+      if (group.value !== wanted && (follow.checked || steps.includes(group.value))) {
+        group.value = wanted;
+        again();
+      }
+    };
+    slider.addEventListener("input", show);
+    follow.addEventListener("change", show);
+    group.addEventListener("change", () => { follow.checked = false; });
+    show(); // a browser may remember where it was before a reload
+  }
   if (data.matrices > searched.length) {
     byId("left-out").textContent = `Here are the ${searched.length} of ${data.matrices} matrices with the largest drift.`;
   }

@@ -1,0 +1,64 @@
+"""Usage: polarax history --checkpoints=FOLDER_OR_PATTERN [--base=BASE] --out=RUN.
+
+Compares every saved step of a training run with its first one, or with --base, and writes a run for each, with tables,
+pictures over the steps and a report with a slider. FOLDER is that of an Orbax CheckpointManager, or of any checkpoints
+that are called after their steps. A step that cannot be read is left out, with the reason. The same command again goes
+on where it was interrupted.
+"""
+
+import textwrap
+
+from absl import flags
+
+from polarax.commands.comparison_flags import define_measurement_flags, measurement_from_flags
+from polarax.commands.report import write_pictures
+from polarax.comparison import run_request
+from polarax.devices import enable_compilation_cache
+from polarax.errors import UsageError
+from polarax.history import check_history
+from polarax.report.history.table import table_of_steps
+from polarax.runs import History
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    """Defines the command's flags."""
+    flags.DEFINE_multi_string(
+        "checkpoints",
+        [],
+        "Folder with a checkpoint for each step, or a pattern in quotes, such as 'runs/checkpoint-*'; may be repeated",
+        flag_values=values,
+    )
+    flags.DEFINE_string("base", None, "What the steps are compared with; the first one by default.", flag_values=values)
+    define_measurement_flags(values)
+    flags.DEFINE_string("out", None, "Folder for the run; new or empty, or one to go on with.", flag_values=values)
+    flags.DEFINE_boolean("overwrite", False, "Replace a run that is already in --out.", flag_values=values)
+    flags.DEFINE_string(
+        "compilation_cache", "~/.cache/polarax", "Folder that keeps compiled programs; '' for none.", flag_values=values
+    )
+    flags.DEFINE_boolean("plots", True, "Draw pictures (needs matplotlib).", flag_values=values)
+    flags.DEFINE_boolean("report", True, "Write report.html of the pictures (needs jinja2).", flag_values=values)
+
+
+def run(values: flags.FlagValues) -> int:
+    """Compares; returns the exit code."""
+    for name, what in (("checkpoints", "a folder of steps, or a pattern"), ("out", "the folder for the run")):
+        if not values[name].value:
+            raise UsageError(f"--{name} is missing: {what}.")
+    if values.compilation_cache:
+        enable_compilation_cache(values.compilation_cache)
+    given = values.checkpoints[0] if len(values.checkpoints) == 1 else values.checkpoints
+    request = check_history(given, values.base or None, **measurement_from_flags(values))
+    history = run_request(request, values.out, overwrite=values.overwrite)
+    assert isinstance(history, History)
+    print(table_of_steps(history.frame()))
+    print()
+    for sentence in history.summary()["reading"]:
+        print(textwrap.fill(sentence, 110, subsequent_indent="  ", break_on_hyphens=False))
+    print()
+    try:
+        for line in write_pictures(history, plots=values.plots, page=values.plots and values.report):
+            print(line)
+    except UsageError as error:  # a package is not installed: the numbers are there all the same
+        print(error)
+    print(f"Run: {history.path}")
+    return 0

@@ -1,0 +1,116 @@
+"""polarax.history: the saved steps of a training run, each compared with the same base."""
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from polarax.comparison import run_request
+from polarax.errors import UsageError
+from polarax.loaders import find_steps
+from polarax.request import (
+    DEFAULT_CONTROL_DRAWS,
+    DEFAULT_MEMORY_GIB,
+    DEFAULT_SEED,
+    DEFAULT_TOP_K,
+    Request,
+    check_request,
+)
+from polarax.runs import History
+from polarax.selection import Selection
+
+
+def history(
+    checkpoints: Any,
+    base: Any = None,
+    out: str | os.PathLike | None = None,
+    *,
+    include: str | Sequence[str] | None = None,
+    exclude: str | Sequence[str] | None = None,
+    roles: str | Iterable[str] | None = None,
+    layers: str | int | Iterable[int] | None = None,
+    metrics: str | Iterable[str] | None = None,
+    dtype: str = "auto",
+    top_k: int = DEFAULT_TOP_K,
+    method: str = "auto",
+    memory_gib: float = DEFAULT_MEMORY_GIB,
+    role_map: str | os.PathLike | Mapping[str, Any] | None = None,
+    common_rows: bool = False,
+    control_draws: int = DEFAULT_CONTROL_DRAWS,
+    seed: int = DEFAULT_SEED,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> History:
+    """Compares every saved step of a training run with its first one, or with a base.
+
+    As many steps as memory has room for are read together, so that the base is decomposed once for them; memory does
+    not grow with their number. A step that cannot be read is left out, with the reason (`History.unusable`). Of
+    training states the parameters alone are compared.
+
+    Example:
+        >>> import numpy as np, polarax
+        >>> w = np.random.default_rng(0).normal(size=(8, 4)).astype("float32")
+        >>> steps = {step: polarax.open_checkpoint({"q": (1 + step / 1000) * w}) for step in (0, 10, 20)}
+        >>> frame = polarax.history(steps, progress=False).frame()
+        >>> frame.step.tolist(), frame.alpha.round(4).tolist()
+        ([10, 20], [1.01, 1.02])
+
+    Args:
+        checkpoints: Folder of a CheckpointManager, or any folder of checkpoints that are called after their steps; a
+            pattern ("runs/checkpoint-*"); a list of paths; or a mapping of steps to paths or open checkpoints.
+        base: What the steps are compared with; the first of them by default.
+        out: As for `polarax.compare`, and so are all others; small pictures of the rotations are not kept.
+        include: Regular expressions; a matrix is compared if one is found in its name.
+        exclude: Regular expressions; a matrix is left out if one is found in its name.
+        roles: Roles to compare.
+        layers: Layers to compare.
+        metrics: Groups of metrics.
+        dtype: Working precision.
+        top_k: Leading singular vectors whose subspaces are compared.
+        method: How to decompose.
+        memory_gib: Memory that a run may take.
+        role_map: A table of names of your own.
+        common_rows: Compare embeddings of different vocabularies on their common rows.
+        control_draws: Random changes of each kind to draw for every matrix and step.
+        seed: What they are drawn from.
+        overwrite: Replace a run that is already at `out`.
+        progress: Show progress on standard error.
+
+    Raises:
+        CheckpointError: There are no steps, or the base cannot be read.
+        UsageError: An argument cannot be met, there is nothing to compare a single step with, or no step is usable.
+        RunError: The run failed part-way; finished stacks are kept in `out`.
+    """
+    request = check_history(
+        checkpoints,
+        base,
+        selection=Selection.parse(include, exclude, roles, layers),
+        metrics=metrics,
+        dtype=dtype,
+        top_k=top_k,
+        method=method,
+        memory_gib=memory_gib,
+        role_map=role_map,
+        common_rows=common_rows,
+        control_draws=control_draws,
+        seed=seed,
+    )
+    found = run_request(request, out, overwrite=overwrite, progress=progress)
+    assert isinstance(found, History)
+    return found
+
+
+def check_history(checkpoints: Any, base: Any, **measurement: Any) -> Request:
+    """Finds the steps and plans; reads headers alone. Arguments and errors as for `history` and `check_request`."""
+    steps = find_steps(checkpoints)
+    if base is None:
+        first = next(iter(steps))
+        base = steps.pop(first)
+        if not steps:
+            raise UsageError(f"Step {first} is alone: give another one, or a base to compare it with.")
+    unusable: dict[str, str] = {}
+    posts = {str(step): source for step, source in steps.items()}
+    request = check_request(base, post=posts, between=False, unusable=unusable, **measurement)
+    if not request.posts:
+        step, reason = next(iter(unusable.items()))
+        raise UsageError(f"None of {len(unusable)} steps can be compared. Step {step}: {reason}")
+    return request

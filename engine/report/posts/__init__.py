@@ -1,0 +1,1 @@
+"""What the runs of several posts say side by side: summary, table, pictures, page."""

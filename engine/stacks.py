@@ -1,0 +1,243 @@
+"""Stacks: matrices of one shape and dtype that run through one compiled program, and the memory that they take.
+
+Each matrix comes with all the posts that have it, so that the base is read and decomposed once for them. Wide matrices
+are read as their transposes, whose laws are the same with left and right exchanged: up and down projections share a
+program.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from polarax.kernels import RANDOM_CHANGES
+from polarax.loaders import Pair
+
+# What the decomposition of one pair holds at once. By Gram matrices: n x n arrays, blocks of rows, both in float64, and
+# the pair as it is stored once more; by thin SVDs: m x n arrays, base, post, change, their factors, copies in LAPACK's
+# layout and its workspace. Counted in XLA's buffer assignment, and measured as peak resident memory.
+_SQUARE_ARRAYS, _BLOCK_ARRAYS = 15, 9
+_WHOLE_ARRAYS = 12
+# What drawing random changes and reading them takes besides, of m x n arrays and of n x n: XLA's buffer assignment.
+_DRAWN_ARRAYS, _DRAWN_SQUARE_ARRAYS = 6, 6
+_BLOCK_ROWS = 1024  # of a block, or n
+
+# Of the memory given, what compiled programs and libraries take (some 350 MB, measured), and what compiling the next
+# ones besides takes while a stack is computed, which is done only if there is plenty; at most this share of it all.
+_PROGRAM_BYTES, _COMPILING_BYTES = 3 * 2**27, 2**29
+PLENTY_BYTES = 2**31
+_PROGRAM_SHARE = 4
+
+# Matrices that are not stored as they are computed are read beside their place, and copied into it: of so many bytes
+# together, or one of them, at a time.
+BESIDE_BYTES = 64 * 2**20
+
+# Small matrices: more in one stack saves nothing, and each finished stack is progress that is kept.
+_LARGEST_STACK = 32
+
+# Posts of one go: more save nothing that counts, of the one decomposition of the base.
+_MOST_POSTS = 16
+
+# A matrix of the base with each post that has it.
+Member = tuple[Pair, ...]
+
+
+class Stack(NamedTuple):
+    """Matrices of one shape and dtype, measured together."""
+
+    number: int  # in the order of the run
+    pairs: tuple[Pair, ...]  # of the base and the first of the posts
+    size: int  # length of the stack, >= len(pairs): the rest is padding, so that one program serves a shape
+    lanes: int = 1  # equal parts of it that are computed side by side, each by the same program
+    work_bytes: int = 0  # estimated memory that one matrix takes while it is computed
+    draws: int = 0  # random changes of each kind, for the sampled controls
+    posts: tuple[int, ...] = (0,)  # places of the posts that have these matrices
+    more: tuple[tuple[Pair, ...], ...] = ()  # of the base and each of the other posts
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(m, n) of each matrix as it is computed: m >= n."""
+        return _tall(self.pairs[0])
+
+    @property
+    def transposed(self) -> tuple[bool, ...]:
+        """For each pair, whether it is stored as the transpose of what is computed."""
+        return tuple(pair.shape != self.shape for pair in self.pairs)
+
+    @property
+    def label(self) -> str:
+        """Name of the stack in the run directory."""
+        return f"{self.number:04d}-{self.shape[0]}x{self.shape[1]}"
+
+    @property
+    def pairs_of_posts(self) -> tuple[tuple[Pair, ...], ...]:
+        """The pairs of each of `posts`."""
+        return (self.pairs, *self.more)
+
+    @property
+    def members(self) -> tuple[Member, ...]:
+        """Each matrix's pairs with all posts."""
+        return tuple(zip(*self.pairs_of_posts, strict=True))
+
+    def of_post(self, place: int) -> "Stack":
+        """What is compared of one of `posts`."""
+        return self._replace(pairs=self.pairs_of_posts[self.posts.index(place)], posts=(place,), more=())
+
+    def between(self, first: int, second: int) -> "Stack":
+        """What is compared of two of `posts`, the first as the base of the second."""
+        both = (self.pairs_of_posts[self.posts.index(place)] for place in (first, second))
+        pairs = tuple(pair_posts(*pairs) for pairs in zip(*both, strict=True))
+        return self._replace(pairs=pairs, posts=(second,), more=())
+
+    @property
+    def bytes_stored(self) -> int:
+        """Bytes to read for the stack, base and posts."""
+        return len(self.pairs) * stored_bytes(self.members[0])
+
+    @property
+    def bytes_read(self) -> int:
+        """Memory that the stack is read into, its padding included, and what is read beside it."""
+        return self.size * stored_bytes(self.members[0]) + max(map(beside_bytes, self.members))
+
+    @property
+    def operations(self) -> float:
+        """Floating-point operations, nominal."""
+        return len(self.pairs) * pair_operations(*self.shape, draws=self.draws, posts=len(self.posts))
+
+
+def pair_posts(first: Pair, second: Pair) -> Pair:
+    """The pair of two posts of one base matrix, the first as the base of the second."""
+    return second._replace(dtype_base=first.dtype_post, base=first.post, stored_base=first.stored_post)
+
+
+def pair_operations(rows: int, cols: int, *, draws: int = 0, posts: int = 1) -> float:
+    """Nominal floating-point operations of one pair: two thin SVDs with vectors and one without.
+
+    Each further post takes one SVD less. With draws, one SVD with vectors and the products of a pair for each of their
+    three kinds and each post besides.
+
+    6 m n^2 + 20 n^3 with vectors and 2 m n^2 + 2 n^3 without (R-SVD; Golub and Van Loan, Matrix Computations, 4th
+    edition, section 8.6), and five products. A common yardstick for rates, not what a given algorithm spends.
+    """
+    m, n = max(rows, cols), min(rows, cols)
+    with_vectors, values_alone = 6 * m * n**2 + 20 * n**3, 2 * m * n**2 + 2 * n**3
+    products = 2 * m * n**2 * 2 + 2 * n**3 * 3
+    drawn = len(RANDOM_CHANGES) * draws * (with_vectors + products)
+    return float(with_vectors + posts * (with_vectors + values_alone + products + drawn))
+
+
+def make_stacks(
+    found: Iterable[Mapping[int, Pair]],
+    memory_bytes: int,
+    work_of: Callable[[Member], int],
+    devices: int,
+    most_lanes: int,
+    *,
+    together: bool,
+) -> Iterator[Stack]:
+    """The stacks of matrices, each matrix given as its pairs by the place of their post.
+
+    Args:
+        found: Matrices in model order.
+        memory_bytes: What the stacks in flight may take; a single larger matrix makes a stack of its own.
+        work_of: `work_bytes` of a matrix.
+        devices: Devices that a stack is divided over: its length is a multiple of their number.
+        most_lanes: Parts of a stack to compute side by side on one device, where memory allows.
+        together: Whether all posts of a matrix have to be in one stack.
+    """
+    groups: dict[tuple, list[Member]] = {}
+    for by_post in found:
+        first = next(iter(by_post.values()))
+        kind = tuple((place, pair.dtype_post) for place, pair in by_post.items())
+        groups.setdefault((_tall(first), first.dtype_base, kind), []).append(tuple(by_post.values()))
+    number, working_before = 0, 0
+    for (_, _, kind), whole in groups.items():
+        available = memory_bytes - program_bytes(memory_bytes)
+        for start, count in _shares(whole, available, work_of, together):
+            members = [member[start : start + count] for member in whole]
+            posts = tuple(place for place, _ in kind[start : start + count])
+            working_set, beside = work_of(members[0]), max(map(beside_bytes, members))
+            in_flight = 2 * stored_bytes(members[0])  # of the stack at work, and of the next one
+            free = available - 2 * beside
+            lanes = max(1, min(most_lanes, len(members), free // (working_set + in_flight)))
+            working = max(devices, lanes) * working_set
+            # The first stack of a shape is read while the last one of the shape before it is still at work.
+            fits = max(1, min(_LARGEST_STACK, (free - max(working, working_before)) // in_flight))
+            lanes = min(lanes, fits)
+            working_before = working
+            multiple = math.lcm(devices, lanes)
+            fits = max(multiple, fits - fits % multiple)
+            length = math.ceil(len(members) / math.ceil(len(members) / fits))
+            size = math.ceil(length / multiple) * multiple
+            for begin in range(0, len(members), size):
+                pairs, *more = zip(*members[begin : begin + size], strict=True)
+                yield Stack(number, pairs, size, lanes, working_set, posts=posts, more=tuple(more))
+                number += 1
+
+
+def _shares(
+    members: Sequence[Member], available: int, work_of: Callable[[Member], int], together: bool
+) -> Iterator[tuple[int, int]]:
+    """(start, count) of the posts that are measured in one go: all, or even shares of as many as memory has room for.
+
+    At most so many that they take half of it where one matrix is at work, which leaves room for what is read ahead.
+    """
+    posts = len(members[0])
+    count = posts
+    if not together:
+        while count > 1 and _needs(members, count, work_of) > available:
+            count -= 1
+        count = math.ceil(posts / math.ceil(posts / min(count, _MOST_POSTS)))
+    for start in range(0, posts, count):
+        yield start, min(count, posts - start)
+
+
+def _needs(members, count, work_of):
+    first = members[0][:count]
+    return work_of(first) + 2 * (stored_bytes(first) + max(beside_bytes(member[:count]) for member in members))
+
+
+def work_bytes(dtype: str, method: str, draws: int, between: bool, member: Member) -> int:
+    """Memory that a matrix takes while it is computed with its posts."""
+    m, n = _tall(member[0])
+    drawn = 8 * n * (_DRAWN_ARRAYS * m + _DRAWN_SQUARE_ARRAYS * n) if draws else 0
+    posts = len(member)
+    # Several posts are stacked, in one dtype, and those read against each other leave their frames.
+    several = (math.prod(member[0].shape) * _itemsize_of_posts(member) + between * 8 * n**2) * posts if posts > 1 else 0
+    if method in ("auto", "gram"):
+        blocks = _BLOCK_ARRAYS * min(m, max(n, _BLOCK_ROWS))
+        return 8 * n * (_SQUARE_ARRAYS * n + blocks) + stored_bytes(member) + drawn + several
+    factors = between * (posts - 1) * (m + n) * n + (posts - 1) * m * n
+    return np.dtype(dtype).itemsize * (_WHOLE_ARRAYS * m * n + factors) + drawn + several
+
+
+def _itemsize_of_posts(member: Member) -> int:
+    sizes = {pair.dtype_post.itemsize for pair in member}
+    return max(sizes) if len(sizes) == 1 else max(4, *sizes)
+
+
+def program_bytes(memory_bytes: int) -> int:
+    """What of the memory given is left to programs and libraries."""
+    wanted = _PROGRAM_BYTES + (_COMPILING_BYTES if memory_bytes >= PLENTY_BYTES else 0)
+    return min(wanted, memory_bytes // _PROGRAM_SHARE)
+
+
+def beside_bytes(member: Member) -> int:
+    """Memory beside a stack that reading this matrix, in base and posts, into it takes."""
+    pair = member[0]
+    if pair.shape == _tall(pair) and pair.base.is_plain and all(one.post.is_plain for one in member):
+        return 0
+    sides = ((pair.base, pair.dtype_base), *((one.post, one.dtype_post) for one in member))
+    # What is read of the tensor; several matrices may be cut from it.
+    one = max(math.prod(view.factors or pair.shape) * dtype.itemsize for view, dtype in sides)
+    return max(one, min(BESIDE_BYTES, _LARGEST_STACK * one))
+
+
+def _tall(pair: Pair) -> tuple[int, int]:
+    return max(pair.shape), min(pair.shape)
+
+
+def stored_bytes(member: Member) -> int:
+    """Bytes to read of a matrix, base and posts."""
+    return math.prod(member[0].shape) * (member[0].dtype_base.itemsize + sum(one.dtype_post.itemsize for one in member))
