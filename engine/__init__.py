@@ -3,6 +3,7 @@
     run = polarax.compare("base/", "post/", out="run/")
     run.frame()      # one row per matrix
     run.summary()    # model level
+    polarax.Tracker(every=100)  # the same quantities inside a training loop
 
 `polarax.kernels` has the functions on arrays, `polarax.loaders` the checkpoints.
 """
@@ -14,6 +15,7 @@ from polarax.comparison import compare
 from polarax.errors import RunError, UsageError
 from polarax.loaders import CheckpointError, open_checkpoint
 from polarax.run import Run
+from polarax.tracking import Tracker, monitor
 
 __version__ = importlib.metadata.version("polarax")
 
@@ -21,10 +23,12 @@ __all__ = [
     "CheckpointError",
     "Run",
     "RunError",
+    "Tracker",
     "UsageError",
     "__version__",
     "compare",
     "kernels",
     "loaders",
+    "monitor",
     "open_checkpoint",
 ]
