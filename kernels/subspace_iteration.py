@@ -111,8 +111,11 @@ def leading_svd(
     def unfinished(state):
         return (state[-1] > tolerance) & (state[-2] < cycles)
 
-    basis = _orthonormal(start.astype(x.dtype), [])
-    first = (*ritz([basis], [product(x, basis)]), jnp.int32(0), jnp.array(jnp.inf, x.dtype))
+    right = _orthonormal(start.astype(x.dtype), [])
+    image = product(x, right)
+    # Of vectors found before, these are the Ritz values; of others, smaller ones: then there is more to grow.
+    values = jnp.sqrt(jnp.sum(image**2, axis=0))
+    first = right, image, values, jnp.int32(0), jnp.array(jnp.inf, x.dtype)
     right, image, values, count, growth = lax.while_loop(unfinished, cycle, first)
     order = jnp.argsort(-values)  # Ritz values are in order; the lengths may differ from them by rounding
     right, image, values = right[:, order], image[:, order], values[order]
@@ -139,15 +142,18 @@ def _orthonormal(x, earlier):
     By the eigenvectors of the Gram matrix, which unlike Cholesky's factor are there for dependent columns as well
     (Stathopoulos and Wu 2002); twice, for what rounding leaves after once.
     """
-    for _ in range(2):
-        for block in earlier:
-            x = x - _small(block, _small(transpose(block), x))
+    known = jnp.concatenate(earlier, axis=-1) if earlier else None
+
+    def once(_, x):
+        if known is not None:
+            x = x - _small(known, _small(transpose(known), x))
         length = jnp.sqrt(jnp.sum(x**2, axis=0))
         x = x / jnp.where(length > 0, length, 1)
         vectors, values = lax.linalg.eigh(_small(transpose(x), x), symmetrize_input=False)
         kept = values > x.shape[1] * jnp.finfo(x.dtype).eps * values[-1]
-        x = _small(x, jnp.where(kept, vectors / jnp.sqrt(jnp.where(kept, values, 1)), 0))
-    return x
+        return _small(x, jnp.where(kept, vectors / jnp.sqrt(jnp.where(kept, values, 1)), 0))
+
+    return lax.fori_loop(0, 2, once, x)
 
 
 def _gram_vectors(image):

@@ -10,13 +10,13 @@ random weights in seconds. Afterwards
 
 import pathlib
 
+import decoder
 import jax
 import optax
 import orbax.checkpoint as ocp
 from absl import app, flags
 from flax import nnx
 
-import decoder
 import polarax
 
 CHECKPOINTS = flags.DEFINE_string("checkpoints", None, "Folder to save to and go on from.", required=True)
@@ -30,6 +30,8 @@ LENGTH = flags.DEFINE_integer("length", 128, "Tokens of a sequence.", lower_boun
 
 
 class Attention(nnx.Module):
+    """Causal attention with rotary positions and fewer keys than queries."""
+
     def __init__(self, config: decoder.Config, rngs: nnx.Rngs):
         keys = config.hidden // config.heads * config.key_heads
         self.q_proj = nnx.Linear(config.hidden, config.hidden, use_bias=False, rngs=rngs)
@@ -38,7 +40,7 @@ class Attention(nnx.Module):
         self.o_proj = nnx.Linear(config.hidden, config.hidden, use_bias=False, rngs=rngs)
         self.width, self.config = config.hidden // config.heads, config
 
-    def __call__(self, x):
+    def __call__(self, x):  # (batch, length, hidden)
         q, k, v = (f(x).reshape(*x.shape[:2], -1, self.width) for f in (self.q_proj, self.k_proj, self.v_proj))
         q, k = decoder.rotated(q, self.config), decoder.rotated(k, self.config)
         out = jax.nn.dot_product_attention(q, k, v, is_causal=True)
@@ -46,28 +48,34 @@ class Attention(nnx.Module):
 
 
 class FeedForward(nnx.Module):
+    """A gated unit."""
+
     def __init__(self, config: decoder.Config, rngs: nnx.Rngs):
         self.gate_proj = nnx.Linear(config.hidden, config.units, use_bias=False, rngs=rngs)
         self.up_proj = nnx.Linear(config.hidden, config.units, use_bias=False, rngs=rngs)
         self.down_proj = nnx.Linear(config.units, config.hidden, use_bias=False, rngs=rngs)
 
-    def __call__(self, x):
+    def __call__(self, x):  # (batch, length, hidden)
         return self.down_proj(nnx.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
 class Block(nnx.Module):
+    """One layer."""
+
     def __init__(self, config: decoder.Config, rngs: nnx.Rngs):
         self.input_layernorm = nnx.RMSNorm(config.hidden, epsilon=config.epsilon, rngs=rngs)
         self.self_attn = Attention(config, rngs)
         self.post_attention_layernorm = nnx.RMSNorm(config.hidden, epsilon=config.epsilon, rngs=rngs)
         self.mlp = FeedForward(config, rngs)
 
-    def __call__(self, x):
+    def __call__(self, x):  # (batch, length, hidden)
         x = x + self.self_attn(self.input_layernorm(x))
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
 class Decoder(nnx.Module):
+    """The whole model, its head tied to its embedding."""
+
     def __init__(self, config: decoder.Config, rngs: nnx.Rngs):
         self.embed_tokens = nnx.Embed(config.vocabulary, config.hidden, rngs=rngs)
         self.layers = nnx.List([Block(config, rngs) for _ in range(config.layers)])
@@ -91,6 +99,7 @@ def filled(config: decoder.Config, params) -> Decoder:
 
 
 def main(_):
+    """Trains, measures and saves."""
     config = decoder.SMALL if SMALL.value else decoder.Config()
     if SMALL.value:
         params = decoder.random_params(config, jax.random.key(0))

@@ -11,13 +11,13 @@ random weights in seconds. Afterwards
 import functools
 import pathlib
 
+import decoder
 import jax
 import jax.numpy as jnp
 import optax
 import orbax.checkpoint as ocp
 from absl import app, flags
 
-import decoder
 import polarax
 
 CHECKPOINTS = flags.DEFINE_string("checkpoints", None, "Folder to save to and go on from.", required=True)
@@ -31,6 +31,7 @@ LENGTH = flags.DEFINE_integer("length", 128, "Tokens of a sequence.", lower_boun
 
 
 def main(_):
+    """Trains, measures and saves."""
     config = decoder.SMALL if SMALL.value else decoder.Config()
     if SMALL.value:
         params = decoder.random_params(config, jax.random.key(0))

@@ -1,7 +1,7 @@
 """Low-rank adapters in a parameter tree: what is measured is the weight that the model computes with, W + scale A B.
 
-`nnx.LoRA` and most JAX code keep A as (in, rank) and B as (rank, out); PEFT keeps A as (rank, in), B as (out, rank). The
-shapes tell which, and the names where only both would fit. Layers in a stack have adapters in a stack.
+`nnx.LoRA` and most JAX code keep A as (in, rank) and B as (rank, out); PEFT keeps A as (rank, in), B as (out, rank).
+The shapes tell which, and the names where both would fit. Layers in a stack have adapters in a stack.
 """
 
 import re

@@ -94,8 +94,8 @@ class Metrics:
 def paths(labels: tuple[Label, ...]) -> list[str]:
     """Names for writers, one for each matrix: role, layer and expert, with the name in the model where that is needed.
 
-    "q/layer_03", "gate/layer_03/expert_012", "embed", "other/encoder.dense" for a role that is unknown. Of matrices that
-    would share one, each has its own name behind it.
+    "q/layer_03", "gate/layer_03/expert_012", "embed", "other/encoder.dense" for a role that is unknown. Of matrices
+    that would share one, each has its own name behind it.
     """
     layers = _digits(label.layer for label in labels)
     experts = _digits(label.expert for label in labels)
@@ -109,9 +109,7 @@ def paths(labels: tuple[Label, ...]) -> list[str]:
             parts += [f"expert_{label.expert:0{experts}d}"] if label.expert is not None else []
         found.append("/".join(parts))
     repeated = {path for path in found if found.count(path) > 1} if len(set(found)) < len(found) else set()
-    return [
-        f"{path}/{label.name}" if path in repeated else path for path, label in zip(found, labels, strict=True)
-    ]
+    return [f"{path}/{label.name}" if path in repeated else path for path, label in zip(found, labels, strict=True)]
 
 
 def _digits(numbers) -> int:

@@ -59,5 +59,3 @@ def monitor(tracker: Tracker | None = None, /, **arguments: Any) -> Any:
         return updates, MonitorState(optax.safe_increment(state.count), tracked)
 
     return optax.GradientTransformationExtraArgs(init, update)
-
-

@@ -124,7 +124,9 @@ class Tracker:
         layout, leaves = self._look(params)
         base = tuple(jnp.copy(leaves[name]) for name in layout.leaves)
         reference = self._find_reference(leaves)
-        last = {key: {name: jnp.copy(x) for name, x in readings.start_of(kept).items()} for key, kept in reference.items()}
+        last = {
+            key: {name: jnp.copy(x) for name, x in readings.start_of(kept).items()} for key, kept in reference.items()
+        }
         return TrackerState(base, reference, last, self._no_metrics(layout))
 
     def update(self, state: TrackerState, params: Any, step: int | jax.Array) -> tuple[TrackerState, Metrics]:
@@ -154,9 +156,7 @@ class Tracker:
             last, metrics = self._update_on_device(state, leaves, step)
         return state._replace(last=last, metrics=metrics), metrics
 
-    def plan(
-        self, params: Any, *, step_seconds: float | None = None, tokens: int | None = None
-    ) -> TrackingPlan:
+    def plan(self, params: Any, *, step_seconds: float | None = None, tokens: int | None = None) -> TrackingPlan:
         """What tracking costs, from shapes alone; no value is looked at, `jax.ShapeDtypeStruct` will do.
 
         Args:

@@ -40,10 +40,9 @@ def test_values_and_vectors_from_a_random_start(shape, kind):
             assert _left_out(vectors, found_vectors) < 1e-3
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_last_times_vectors_save_cycles(shape):
-    x = matrices.matrix("arithmetic", shape, "float32")
-    first = find(x, _random_start(shape), k=K)
+def test_last_times_vectors_save_cycles():
+    x = matrices.matrix("gaussian", (240, 200), "float32")
+    first = find(x, _random_start(x.shape), k=K)
     moved = matrices.drifted(x, 1e-3)
     again = find(moved, restarted(first.right, jax.random.key(0)), k=K)
     np.testing.assert_allclose(again.values[:K], np.linalg.svd(moved.astype(np.float64))[1][:K], rtol=1e-5)
