@@ -95,7 +95,7 @@ def leading_svd(
         best = _gram_vectors(image)[:, ::-1][:, :block]
         image = _small(image, best)
         # The length of an image loses nothing of small values, as the square root of an eigenvalue would.
-        return _small(basis, best), image, jnp.sqrt(jnp.sum(image**2, axis=0))
+        return _small(basis, best), image, _lengths(image)
 
     def cycle(state):
         right, image, values, count, _ = state
@@ -114,7 +114,7 @@ def leading_svd(
     right = _orthonormal(start.astype(x.dtype), [])
     image = product(x, right)
     # Of vectors found before, these are the Ritz values; of others, smaller ones: then there is more to grow.
-    values = jnp.sqrt(jnp.sum(image**2, axis=0))
+    values = _lengths(image)
     first = right, image, values, jnp.int32(0), jnp.array(jnp.inf, x.dtype)
     right, image, values, count, growth = lax.while_loop(unfinished, cycle, first)
     order = jnp.argsort(-values)  # Ritz values are in order; the lengths may differ from them by rounding
@@ -144,16 +144,23 @@ def _orthonormal(x, earlier):
     """
     known = jnp.concatenate(earlier, axis=-1) if earlier else None
 
-    def once(_, x):
+    def once(turn, x):
+        before = _lengths(x)
         if known is not None:
             x = x - _small(known, _small(transpose(known), x))
-        length = jnp.sqrt(jnp.sum(x**2, axis=0))
-        x = x / jnp.where(length > 0, length, 1)
+        # What shrinks the second time is rounding: the earlier blocks leave no room for it.
+        length = _lengths(x)
+        room = length > jnp.where(turn == 0, 0, 0.5) * before
+        x = jnp.where(room, x / jnp.where(room, length, 1), 0)
         vectors, values = lax.linalg.eigh(_small(transpose(x), x), symmetrize_input=False)
         kept = values > x.shape[1] * jnp.finfo(x.dtype).eps * values[-1]
         return _small(x, jnp.where(kept, vectors / jnp.sqrt(jnp.where(kept, values, 1)), 0))
 
     return lax.fori_loop(0, 2, once, x)
+
+
+def _lengths(x):
+    return jnp.sqrt(jnp.sum(x**2, axis=0))
 
 
 def _gram_vectors(image):
