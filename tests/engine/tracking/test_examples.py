@@ -24,6 +24,7 @@ def _run(script, folder, steps):
         "--every=4",
         "--batch=2",
         "--length=16",
+        "--learning_rate=0.01",
     ]
     command += [f"--checkpoints={folder / 'checkpoints'}", f"--metrics={folder / 'spectra.jsonl'}"]
     done = subprocess.run(

@@ -24,7 +24,6 @@ def test_updates_are_untouched_and_numbers_in_the_state():
         grads = jax.tree.map(jnp.sign, params)
         expected, plain_state = plain.update(grads, plain_state, params)
         updates, state = update(grads, state, params)
-        jax.tree.map(np.testing.assert_array_equal, updates, jax.jit(lambda x: x)(updates))
         jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5), updates, expected)
         params = optax.apply_updates(params, updates)
     metrics = optax.tree.get(state, "metrics")
@@ -46,7 +45,7 @@ def test_in_flax_optimizer():
 
     for _ in range(2):
         step(model, optimizer)
-    metrics = optax.tree.get(nnx.to_pure_dict(nnx.state(optimizer)) and optimizer.opt_state, "metrics")
+    metrics = optax.tree.get(optimizer.opt_state, "metrics")
     assert metrics.scalars()["spectra/other/kernel/drift"] > 0
 
 
