@@ -32,6 +32,7 @@ _SHARES = {
     "reading": 40,
     "memory": 25,
     "planning": 10,
+    "tracking": 25,
 }
 
 

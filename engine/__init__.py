@@ -3,6 +3,7 @@
     run = polarax.compare("base/", "post/", out="run/")
     run.frame()      # one row per matrix
     run.summary()    # model level
+    polarax.Tracker(every=100)  # the same quantities inside a training loop
 
 `polarax.kernels` has the functions on arrays, `polarax.loaders` the checkpoints.
 """
@@ -16,6 +17,7 @@ from polarax.history import history
 from polarax.loaders import CheckpointError, open_checkpoint
 from polarax.run import Run
 from polarax.runs import History, Runs
+from polarax.tracking import Tracker, monitor
 
 __version__ = importlib.metadata.version("polarax")
 
@@ -25,11 +27,13 @@ __all__ = [
     "Run",
     "RunError",
     "Runs",
+    "Tracker",
     "UsageError",
     "__version__",
     "compare",
     "history",
     "kernels",
     "loaders",
+    "monitor",
     "open_checkpoint",
 ]

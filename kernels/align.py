@@ -63,10 +63,16 @@ def align(
     if base.shape[-2] < base.shape[-1]:
         base, post = transpose(base), transpose(post)
     both = polar(jnp.stack([base, post]), method=method)
-    factor_base, factor_post = both.factor
+    return Alignment(difference_of_factors(*both.factor, *both.rank), None, None)
+
+
+def difference_of_factors(
+    factor_base: jax.Array, factor_post: jax.Array, rank_base: jax.Array, rank_post: jax.Array
+) -> jax.Array:
+    """nf, (...), from the polar factors of tall matrices, (..., m, n), and their ranks, (...)."""
     projector = matmul(transpose(factor_post), factor_post)
     product = matmul(matmul(transpose(factor_post), factor_base), projector)
-    return Alignment(_normalised(frobenius(product - projector), *both.rank), None, None)
+    return _normalised(frobenius(product - projector), rank_base, rank_post)
 
 
 def rotation_difference(pair: Frames) -> jax.Array:

@@ -27,36 +27,29 @@ class ParameterTree(Checkpoint):
     names.
     """
 
-    def __init__(self, tree: Any):
+    def __init__(self, tree: Any, *, abstract: bool = False):
         """Lists the leaves of a tree.
 
         Args:
             tree: Nested mappings, lists and tuples of arrays, an `nnx.State` or an `nnx.Module`.
+            abstract: Leaves need no values: only what their names and shapes say will be asked for.
 
         Raises:
             CheckpointError: If it is no tree, two of its leaves get one name, or a leaf holds no
                 values.
         """
         location = f"parameter tree ({type(tree).__name__})"
-        self._leaves: dict[str, Any] = {}
-        tree = _state_of_module(tree)
-        if not isinstance(tree, (Mapping, list, tuple)):
-            raise CheckpointError(
-                f"{location}: expected a path, a URL, a nested dict of arrays, or an nnx State or Module"
-            )
-        for keys, leaf in _leaves(tree, ()):
-            name = name_of(keys)
-            if name in self._leaves:
-                raise CheckpointError(f"{location}: two arrays are named {name!r}")
-            if type(leaf).__name__ == "ShapeDtypeStruct":
+        self._abstract = abstract
+        self._leaves = named_leaves(tree)
+        for name, leaf in self._leaves.items():
+            if type(leaf).__name__ == "ShapeDtypeStruct" and not abstract:
                 raise CheckpointError(f"{location}: tensor {name!r} is abstract: it has no values")
-            self._leaves[name] = leaf
         infos = {name: _info(leaf, is_kernel(name, getattr(leaf, "shape", ()))) for name, leaf in self._leaves.items()}
         super().__init__(location, "parameter tree", infos)
 
     def shares_values(self, name: str, other: str) -> bool:
-        """Whether two names lead to one array."""
-        return self._leaves[name] is self._leaves[other]
+        """Whether two names lead to one array; never of abstract leaves, which tell nothing of it."""
+        return not self._abstract and self._leaves[name] is self._leaves[other]
 
     def read(self, name: str, index: Index = None) -> Read:
         """Reads a tensor, or part of it; see `Checkpoint.read`.
@@ -89,6 +82,29 @@ class ParameterTree(Checkpoint):
             return array.T if transposed else array
 
         return Read(future, decode, subject)
+
+
+def named_leaves(tree: Any) -> dict[str, Any]:
+    """The leaves of a parameter tree by their names, in tree order; no value is looked at.
+
+    Args:
+        tree: Nested mappings, lists and tuples of arrays, tracers or abstract arrays, an `nnx.State` or an
+            `nnx.Module`.
+
+    Raises:
+        CheckpointError: If it is no tree, or two of its leaves get one name.
+    """
+    location = f"parameter tree ({type(tree).__name__})"
+    tree = _state_of_module(tree)
+    if not isinstance(tree, (Mapping, list, tuple)):
+        raise CheckpointError(f"{location}: expected a path, a URL, a nested dict of arrays, or an nnx State or Module")
+    leaves: dict[str, Any] = {}
+    for keys, leaf in _leaves(tree, ()):
+        name = name_of(keys)
+        if name in leaves:
+            raise CheckpointError(f"{location}: two arrays are named {name!r}")
+        leaves[name] = leaf
+    return leaves
 
 
 def _leaves(node: Any, keys: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:

@@ -25,6 +25,8 @@ def page(results: Results, plots: Sequence[str] = ()) -> str:
         _timed(results.records, "batch", "Stacks of small matrices"),
         _growth(results.records),
         _timed(results.records, "reading", "Reading and memory"),
+        _timed(results.records, "tracking", "Tracking a training loop"),
+        _tracking(results.records),
         _problems(results),
         *(f"![{name}]({name})\n" for name in plots),
     ]
@@ -205,6 +207,18 @@ def _timed(records, suite, title):
         kept = [[row[i] for i in keep] for row in rows]
         text += table([header[i] for i in keep], kept) + "\n"
     return f"## {title}\n\n{text}" if text else ""
+
+
+def _tracking(records):
+    lines = [
+        f"- {record['case']}: a measurement takes {record['steps_per_measurement']:.2g} steps; every 100 steps "
+        f"that adds {_percent(record['share'])} to the loop. The tracker keeps "
+        f"{record['state_bytes'] / 2**20:.0f} MiB, of which the copy of the parameters takes "
+        f"{record['tracked_bytes'] / 2**20:.0f} MiB."
+        for record in records
+        if "steps_per_measurement" in record
+    ]
+    return "\n".join(lines) + "\n" if lines else ""
 
 
 def _timed_row(record: Record, in_case, peak):

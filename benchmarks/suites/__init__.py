@@ -9,4 +9,5 @@ MODULES = {
     "growth": ("growth", "devices"),
     "pairs": ("commands", "pairs"),
     "reading": ("reading", "memory", "planning"),
+    "tracking": ("tracking",),
 }

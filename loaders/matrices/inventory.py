@@ -16,8 +16,9 @@ from polarax.loaders.matrices.view import View
 
 OPTIMIZER = "optimizer state: not a parameter"
 
-# What training code calls the part of its state that is not the model: optax.adam's moments are beneath it.
-_OPTIMIZER = re.compile(r"(?:^|[./])(?:opt_states?|optimizer|optimizer_state|optim)[./]")
+# What training code calls the part of its state that is not the model: optax.adam's moments are beneath it, and the
+# copy that `polarax.Tracker` keeps of the parameters.
+_OPTIMIZER = re.compile(r"(?:^|[./])(?:opt_states?|optimizer|optimizer_state|optim|tracker)[./]")
 _VECTORS = ("bias", "scale")  # a number per unit, whatever axes the units have
 _VECTOR = re.compile(rf"(?:^|[._/])({'|'.join(_VECTORS)})$")
 _RELATIVE_BIAS = "relative_attention_bias"  # T5's is a table (buckets, heads)
@@ -58,8 +59,12 @@ class _Lister:
         self._role_map = role_map
         self._given_config = config
         self._config: Mapping | None = None
-        # Each of its words begins so, and to look for that is quick: large models have some 90,000 names.
-        self._names = tuple(name for name in checkpoint.names() if "opt" not in name or not _OPTIMIZER.search(name))
+        # Each of its words has one of these, and to look for that is quick: large models have some 90,000 names.
+        self._names = tuple(
+            name
+            for name in checkpoint.names()
+            if ("opt" not in name and "tracker" not in name) or not _OPTIMIZER.search(name)
+        )
         self._stacks = layer_stacks(checkpoint)
         recognised = {name: recognise(name) for name in self._names}
         if any(_asks_config(found) for found in recognised.values()):

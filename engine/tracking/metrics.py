@@ -1,0 +1,124 @@
+"""What the last measurement found: arrays over all matrices while training runs, plain numbers by name on the host."""
+
+import dataclasses
+import functools
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+
+from polarax.tracking.layout import Label
+
+_NO_LAYER = {"other"}  # roles that say nothing: their matrices go by their names
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["step", "full_step", "readings", "leading", "spectra", "finite"],
+    meta_fields=["labels", "counts"],
+)
+@dataclasses.dataclass(frozen=True)
+class Metrics:
+    """Readings of every tracked matrix at one step. A pytree: `jit` takes and gives it."""
+
+    step: jax.Array  # (), int32: of which these are; -1 before the first measurement
+    full_step: jax.Array  # (), int32: of which the whole spectra are; -1 before they were taken
+    readings: dict[str, jax.Array]  # name -> (matrices,)
+    leading: jax.Array | None  # (matrices, k): leading singular values; NaN beyond a matrix's own
+    spectra: dict[str, jax.Array]  # shape -> (matrices of that shape, r): whole spectra, where asked for
+    finite: jax.Array  # (matrices,), bool
+    labels: tuple[Label, ...]  # static: what each matrix is, in the order of all arrays
+    counts: tuple[tuple[str, int], ...]  # static: how many of them have each shape, in that order
+
+    def scalars(self, prefix: str = "spectra", *, leading: bool = False) -> dict[str, float]:
+        """All readings as a flat dict, as writers of metrics take it: {"spectra/q/layer_03/nf": 0.02, ...}.
+
+        Fetches the arrays to the host, which waits for the step that computes them.
+
+        Args:
+            prefix: In front of every name; "" for none.
+            leading: With the leading singular values, as s_01, s_02, ...
+
+        Returns:
+            Name -> number, NaN where there is none; `step` and `nonfinite` (how many matrices) among them. Empty
+            before the first measurement.
+        """
+        host = self._on_host()
+        if host.step < 0:
+            return {}
+        columns = {name: values for name, values in host.readings.items()}
+        if leading and host.leading is not None:
+            width = host.leading.shape[1]
+            digits = max(2, len(str(width)))
+            columns |= {f"s_{place + 1:0{digits}d}": host.leading[:, place] for place in range(width)}
+        joint = f"{prefix}/" if prefix else ""
+        found = {f"{joint}step": float(host.step), f"{joint}nonfinite": float(np.sum(~host.finite))}
+        for index, path in enumerate(paths(self.labels)):
+            for name, values in columns.items():
+                if not (name.startswith("s_") and np.isnan(values[index]) and host.finite[index]):
+                    found[f"{joint}{path}/{name}"] = float(values[index])
+        return found
+
+    def nonfinite(self) -> list[str]:
+        """Names of the matrices that had NaN or Inf at the last measurement."""
+        return [label.name for label, fine in zip(self.labels, self._on_host().finite, strict=True) if not fine]
+
+    def histograms(self, prefix: str = "spectra", bins: int = 50) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """Histograms of log10 of the whole spectra, of the last step at which they were taken.
+
+        Returns:
+            Name such as "spectra/q/layer_03/log10_singular_values" -> counts (bins,), edges (bins + 1,). Empty unless
+            the tracker takes whole spectra (`full_every`) and has done so; without matrices that were not finite.
+        """
+        host = self._on_host()
+        joint = f"{prefix}/" if prefix else ""
+        if host.full_step < 0:
+            return {}
+        found = {}
+        for path, values in zip(paths(self.labels), host.each_spectrum(), strict=True):
+            positive = values[values > 0]  # NaN is not
+            if positive.size:
+                found[f"{joint}{path}/log10_singular_values"] = np.histogram(np.log10(positive), bins=bins)
+        return found
+
+    def each_spectrum(self) -> Iterator[np.ndarray]:
+        """The whole spectra, matrix by matrix, each (r,), in the order of `labels`; none unless they are taken."""
+        for key, _ in self.counts if self.spectra else ():
+            yield from _plain(jax.device_get(self.spectra[key]))
+
+    def _on_host(self) -> "Metrics":
+        return jax.tree.map(_plain, jax.device_get(self), is_leaf=_is_variable)
+
+
+def paths(labels: tuple[Label, ...]) -> list[str]:
+    """Names for writers, one for each matrix: role, layer and expert, with the name in the model where that is needed.
+
+    "q/layer_03", "gate/layer_03/expert_012", "embed", "other/encoder.dense" for a role that is unknown. Of matrices
+    that would share one, each has its own name behind it.
+    """
+    layers = _digits(label.layer for label in labels)
+    experts = _digits(label.expert for label in labels)
+    found = []
+    for label in labels:
+        parts = [label.role]
+        if label.role in _NO_LAYER:
+            parts.append(label.name)
+        else:
+            parts += [f"layer_{label.layer:0{layers}d}"] if label.layer is not None else []
+            parts += [f"expert_{label.expert:0{experts}d}"] if label.expert is not None else []
+        found.append("/".join(parts))
+    repeated = {path for path in found if found.count(path) > 1} if len(set(found)) < len(found) else set()
+    return [f"{path}/{label.name}" if path in repeated else path for path, label in zip(found, labels, strict=True)]
+
+
+def _is_variable(leaf) -> bool:
+    """Whether this is one of the boxes that `nnx.Optimizer` puts around the arrays of its state."""
+    return hasattr(leaf, "get_value")
+
+
+def _plain(leaf) -> np.ndarray:
+    return np.asarray(leaf.get_value() if _is_variable(leaf) else leaf)
+
+
+def _digits(numbers) -> int:
+    return max(2, len(str(max((number for number in numbers if number is not None), default=0))))

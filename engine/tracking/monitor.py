@@ -1,0 +1,61 @@
+"""`monitor`: the tracker as an optax gradient transformation, which leaves the updates as they are."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from polarax.errors import UsageError
+from polarax.tracking.tracker import Tracker, TrackerState
+
+
+class MonitorState(NamedTuple):
+    """State of `monitor`; `optax.tree.get(state, "metrics")` finds the numbers in that of a whole chain."""
+
+    count: jax.Array  # (), int32: updates so far
+    tracker: TrackerState
+
+
+def monitor(tracker: Tracker | None = None, /, **arguments: Any) -> Any:
+    """An optax gradient transformation that follows the parameters and passes the updates on untouched.
+
+    The parameters of an update are those before it, so that step 0 is the model as it was at init. Needs optax
+    (`pip install 'polarax[train]'`).
+
+    Args:
+        tracker: What to follow; or instead
+        **arguments: those of `polarax.Tracker`.
+
+    Raises:
+        UsageError: Both are given, an argument cannot be used, or, at an update, there are no parameters.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import optax
+        >>> import polarax
+        >>> optimizer = optax.chain(polarax.monitor(every=10), optax.sgd(0.1))
+        >>> params = {"dense": {"kernel": jnp.eye(32)}}
+        >>> state = optimizer.init(params)
+        >>> updates, state = optimizer.update(params, state, params)
+        >>> metrics = optax.tree.get(state, "metrics")
+        >>> metrics.scalars()["spectra/other/dense.kernel/drift"]
+        0.0
+    """
+    try:
+        import optax
+    except ImportError as error:
+        raise UsageError("polarax.monitor needs optax: pip install 'polarax[train]'.") from error
+    if tracker is not None and arguments:
+        raise UsageError(f"Give a tracker or its arguments, not both. Got {', '.join(arguments)} beside a tracker.")
+    followed = Tracker(**arguments) if tracker is None else tracker
+
+    def init(params: Any) -> MonitorState:
+        return MonitorState(jnp.zeros((), jnp.int32), followed.init(params))
+
+    def update(updates: Any, state: MonitorState, params: Any = None, **_: Any) -> tuple[Any, MonitorState]:
+        if params is None:
+            raise UsageError("polarax.monitor needs the parameters: optimizer.update(grads, state, params).")
+        tracked, _metrics = followed.update(state.tracker, params, state.count)
+        return updates, MonitorState(optax.safe_increment(state.count), tracked)
+
+    return optax.GradientTransformationExtraArgs(init, update)
