@@ -3,9 +3,12 @@
 import dataclasses
 import re
 from collections.abc import Iterable, Sequence
+from typing import TypeVar
 
 from polarax.errors import UsageError
-from polarax.loaders import ROLES, Pair, Skipped
+from polarax.loaders import ROLES, Pair, Skipped, View
+
+_Matrix = TypeVar("_Matrix", Pair, View)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,8 +62,8 @@ class Selection:
             "layers": [f"{kept.start}-{kept.stop - 1}" for kept in self.layers],
         }
 
-    def split(self, pairs: Sequence[Pair]) -> tuple[list[Pair], list[Skipped]]:
-        """The pairs selected, and a row for each that is not.
+    def split(self, pairs: Sequence[_Matrix]) -> tuple[list[_Matrix], list[Skipped]]:
+        """The pairs, or matrices of one checkpoint, that are selected, and a row for each that is not.
 
         Raises:
             UsageError: There are pairs but the selection leaves none.
@@ -82,7 +85,7 @@ class Selection:
             )
         return chosen, skipped
 
-    def _reason_to_skip(self, pair: Pair) -> str | None:
+    def _reason_to_skip(self, pair: Pair | View) -> str | None:
         if self.include and not any(pattern.search(pair.name) for pattern in self.include):
             return "include"
         if any(pattern.search(pair.name) for pattern in self.exclude):

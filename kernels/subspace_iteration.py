@@ -54,7 +54,7 @@ def leading_svd(
     k: int,
     cycles: int = 40,
     tolerance: float = TOLERANCE,
-    precision: jax.typing.DTypeLike | lax.Precision | str = PRECISION,
+    precision: lax.Precision | str = PRECISION,
 ) -> LeadingSvd:
     """The k leading singular values and vectors of one matrix; `lax.map` it over a stack.
 

@@ -2,6 +2,7 @@
 
 import doctest
 import importlib
+import inspect
 import pkgutil
 import re
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from polarax.report.effects import THRESHOLDS
 from polarax.report.plots import files
 from polarax.report.signature import Signature
 from polarax.report.table import table_by_role
+from polarax.tracking.readings import METRICS, Options, names
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
@@ -29,6 +31,7 @@ COLUMNS = {*IDENTITY_COLUMNS, *CONTROL_COLUMNS, *(c for group in GROUPS.values()
 ARRAYS = {"s_base", "s_post", "s_change", "cosines_left", "cosines_right"}
 ARRAYS |= {"rotation_left", "rotation_right", "rotation_difference"}
 PLOTS = set(files.PLOTS)
+TRACKED = set(names(Options(METRICS, spectrum=True)))
 LARGEST_PICTURE = 150_000  # bytes
 
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -139,7 +142,7 @@ def test_no_other_column_is_defined():
 def test_names_in_code_font_exist(page):
     """A column that is renamed leaves no trace of its old name."""
     known = COLUMNS | set(sampled_columns(GROUPS)) | ARRAYS | PLOTS | set(THRESHOLDS) | set(Signature._fields)
-    known |= set(ROLES) | set(_flags())
+    known |= set(ROLES) | set(_flags()) | TRACKED | set(inspect.signature(polarax.Tracker).parameters)
     written = set(_CODE.findall(_prose(page)))
     assert not {word for word in written - known if re.fullmatch(r"[a-z]+(_[a-z]+)+", word)}
 

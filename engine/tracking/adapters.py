@@ -87,8 +87,9 @@ def _weight_of(stem: str, shapes: Mapping[str, Sequence[int]]) -> str | None:
 
 def _is_flax(weight: Sequence[int], a: Sequence[int], b: Sequence[int], prefer: bool) -> bool | None:
     """Whether A comes as (in, rank); None if the shapes fit in neither way. Kernels in a stack are (L, in, out)."""
+    stack: tuple[int, ...] = ()
     if len(weight) == 2:
-        stack, rows, cols = (), weight[0], weight[1]
+        rows, cols = weight
     elif len(weight) == 3:
         stack, rows, cols = (weight[0],), weight[2], weight[1]
     else:

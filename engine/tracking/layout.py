@@ -99,11 +99,12 @@ def find_layout(
     inventory = take_inventory(tree, role_map)
     skipped = [Skipped(name, reason) for name, reason in inventory.reasons.items() if name not in halves]
     skipped += [Skipped(name, f"same values as {other}") for name, other in inventory.tied.items()]
-    views = []
+    views: list[View] = []
     for name, found in inventory.views.items():
         if name in halves or name in inventory.tied:
             continue
-        if is_floating(tree.dtype(name)) and tree.dtype(name).itemsize > 1:
+        dtype = tree.dtype(name)
+        if dtype is not None and is_floating(dtype) and dtype.itemsize > 1:
             views += found
         else:
             skipped.append(Skipped(name, f"{tree.dtype_name(name)}: not measured"))
@@ -139,7 +140,7 @@ def _cut(source: Source, group: Group, leaves: Mapping[str, jax.Array], start: j
     part = jnp.swapaxes(leaf, 0, 1) if source.kernel else leaf
     if source.sizes != part.shape:
         part = lax.dynamic_slice(part, [start[axis] for axis in range(part.ndim)], source.sizes)
-    matrix = source.view.arrange(part).astype(group.dtype)
+    matrix = jnp.asarray(source.view.arrange(part)).astype(group.dtype)  # type: ignore[arg-type]  # has NumPy's methods
     if source.adapter is not None:
         a, b = (jnp.asarray(leaves[name]) for name in (source.adapter.a, source.adapter.b))
         if a.ndim == 3:
@@ -160,15 +161,16 @@ def _chosen(views: Sequence[View], selection: Selection) -> tuple[list[View], li
         apart = []
     if not views:
         raise UsageError("There is no matrix among the parameters.")
-    # A view has what a selection looks at: name, role, layer.
-    chosen, left_out = selection.split(views)  # type: ignore[arg-type]
-    return chosen, [*left_out, *(Skipped(view.name, f"role {view.role}: only if asked for") for view in apart)]  # type: ignore[list-item]
+    chosen, left_out = selection.split(views)
+    return chosen, [*left_out, *(Skipped(view.name, f"role {view.role}: only if asked for") for view in apart)]
 
 
-def _grouped(views, tree, raw, adapters) -> tuple[Group, ...]:
+def _grouped(
+    views: Sequence[View], tree: ParameterTree, raw: Mapping[str, Any], adapters: Mapping[str, Adapter]
+) -> tuple[Group, ...]:
     members: dict[tuple, list[View]] = {}
     for view in views:
-        stored = tree.dtype(view.tensor).name
+        stored = tree.dtype_name(view.tensor)
         members.setdefault((max(view.shape), min(view.shape), stored), []).append(view)
     several = {shape for shape in members if sum(other[:2] == shape[:2] for other in members) > 1}
     groups = []

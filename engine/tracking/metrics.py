@@ -2,7 +2,8 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import jax
 import numpy as np
@@ -111,14 +112,14 @@ def paths(labels: tuple[Label, ...]) -> list[str]:
     return [f"{path}/{label.name}" if path in repeated else path for path, label in zip(found, labels, strict=True)]
 
 
-def _is_variable(leaf) -> bool:
+def _is_variable(leaf: Any) -> bool:
     """Whether this is one of the boxes that `nnx.Optimizer` puts around the arrays of its state."""
     return hasattr(leaf, "get_value")
 
 
-def _plain(leaf) -> np.ndarray:
+def _plain(leaf: Any) -> np.ndarray:
     return np.asarray(leaf.get_value() if _is_variable(leaf) else leaf)
 
 
-def _digits(numbers) -> int:
+def _digits(numbers: Iterable[int | None]) -> int:
     return max(2, len(str(max((number for number in numbers if number is not None), default=0))))

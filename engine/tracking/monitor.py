@@ -12,7 +12,7 @@ from polarax.tracking.tracker import Tracker, TrackerState
 class MonitorState(NamedTuple):
     """State of `monitor`; `optax.tree.get(state, "metrics")` finds the numbers in that of a whole chain."""
 
-    count: jax.Array  # (), int32: updates so far
+    count: jax.Array  # type: ignore[assignment]  # (), int32: updates so far
     tracker: TrackerState
 
 

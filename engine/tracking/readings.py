@@ -59,7 +59,7 @@ class Options(NamedTuple):
 
 def reference(base: jax.Array, options: Options, stored: str) -> Arrays:
     """What is kept of a base matrix, (m, n), for as long as the run lasts."""
-    shape = base.shape
+    shape = (base.shape[0], base.shape[1])
     kept = {"norm": kernels.frobenius(base)}
     if options.leading:
         k, block = options.count(shape), options.block(shape)
@@ -132,7 +132,7 @@ def measure(
         leading, now = _leading(matrix, change, size, norm, growth, kept, last, options)
         readings |= leading
     if "spectrum" in kept:
-        control = kernels.closed_form_controls(kept["spectrum"], size, shape=matrix.shape)
+        control = kernels.closed_form_controls(kept["spectrum"], size, shape=(matrix.shape[0], matrix.shape[1]))
         if "budget" in options.metrics:
             readings |= _budget(base, change, size, kept, control)
         if "rotation" in options.metrics:

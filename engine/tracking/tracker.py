@@ -242,7 +242,7 @@ class Tracker:
                 place, kept, before = inputs
                 matrix, base = read(*place), read_base(*place)
                 found, now, fine = readings.measure(matrix, base, kept, before, self._options)
-                whole = ()
+                whole: jax.Array | tuple[()] = ()
                 if full:
                     values, more = readings.measure_spectrum(jnp.where(fine, matrix, base), kept)
                     whole = jnp.where(fine, values, jnp.nan)

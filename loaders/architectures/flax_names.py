@@ -131,6 +131,8 @@ VISION = Architecture(
 
 _ATTENTIONS = ("attn", "attention", "self_attn", "self_attention", "mha", "MultiHeadDotProductAttention_0")
 _FEED_FORWARDS = ("mlp", "ffn", "feed_forward")
+_PROJECTIONS = {"q_proj": "q", "k_proj": "k", "v_proj": "v", "o_proj": "o", "out_proj": "o"}
+_PROJECTIONS |= {"wq": "q", "wk": "k", "wv": "v", "wo": "o"}
 _LINEARS = {"gate": "gate", "up": "up", "down": "down", "gate_proj": "gate", "up_proj": "up", "down_proj": "down"}
 
 COMMON = Architecture(
@@ -139,12 +141,11 @@ COMMON = Architecture(
     layers=("layers.", "layer.", "blocks.", "block."),
     in_layer={
         **{name: role for attention in _ATTENTIONS for name, role in _attention(attention).items()},
-        **{
-            f"{attention}.{name}": role
-            for attention in _ATTENTIONS
-            for name, role in (("q_proj", "q"), ("k_proj", "k"), ("v_proj", "v"), ("o_proj", "o"), ("out_proj", "o"))
-        },
+        **{f"{attention}.{name}": role for attention in _ATTENTIONS for name, role in _PROJECTIONS.items()},
         **{f"{block}.{name}": role for block in _FEED_FORWARDS for name, role in _LINEARS.items()},
+        # Straight in the layer, where there is one of each.
+        **_PROJECTIONS,
+        **{name: role for name, role in _LINEARS.items() if name.endswith("_proj")},
     },
     outside={"embed": "embed", "embed_tokens": "embed", "token_embed": "embed", "lm_head": "head"},
 )
