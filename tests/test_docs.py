@@ -31,7 +31,9 @@ COLUMNS = {*IDENTITY_COLUMNS, *CONTROL_COLUMNS, *(c for group in GROUPS.values()
 ARRAYS = {"s_base", "s_post", "s_change", "cosines_left", "cosines_right"}
 ARRAYS |= {"rotation_left", "rotation_right", "rotation_difference"}
 PLOTS = set(files.PLOTS)
-TRACKED = set(names(Options(METRICS, spectrum=True)))
+TRACKED = {*names(Options(METRICS, spectrum=True)), "lora_a", "lora_b"}  # the latter are Flax's names
+for _function in (polarax.Tracker, polarax.Tracker.plan):
+    TRACKED |= set(inspect.signature(_function).parameters)
 LARGEST_PICTURE = 150_000  # bytes
 
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -142,7 +144,7 @@ def test_no_other_column_is_defined():
 def test_names_in_code_font_exist(page):
     """A column that is renamed leaves no trace of its old name."""
     known = COLUMNS | set(sampled_columns(GROUPS)) | ARRAYS | PLOTS | set(THRESHOLDS) | set(Signature._fields)
-    known |= set(ROLES) | set(_flags()) | TRACKED | set(inspect.signature(polarax.Tracker).parameters)
+    known |= set(ROLES) | set(_flags()) | TRACKED
     written = set(_CODE.findall(_prose(page)))
     assert not {word for word in written - known if re.fullmatch(r"[a-z]+(_[a-z]+)+", word)}
 
