@@ -98,7 +98,7 @@ def request_from_flags(values: flags.FlagValues, *, post_required: bool = True) 
         CheckpointError: A checkpoint cannot be read.
     """
     for name in ("base", "post") if post_required else ("base",):
-        if not values[name].value:
+        if values[name].value in (None, "", [], [""]):
             raise UsageError(f"--{name} is missing: the checkpoint to compare.")
     return check_request(
         values.base,

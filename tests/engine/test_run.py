@@ -321,8 +321,8 @@ class TestNotARun:
 
 
 def _write_rows(path, columns, rows):
-    from polarax.run_directory import _write_csv
+    from polarax.run_directory import write_csv
 
     writer = RunWriter(claim_directory(path), {}, columns, [])
-    _write_csv(path / "matrices.csv", columns, map(writer._cells, rows))
+    write_csv(path / "matrices.csv", columns, map(writer._cells, rows))
     return polarax.Run.open(path)
