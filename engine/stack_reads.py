@@ -98,9 +98,14 @@ def _read_side(
 ) -> Callable[[], np.ndarray]:
     """Starts to read one side of a stack; returns the function that waits for it."""
     operand[len(views) :] = 0  # pads a last stack that is short
-    plain = [index for index, view in enumerate(views) if view.is_plain and not stack.transposed[index]]
+    shapes = [view.read_shape(checkpoint.shape(view.tensor)) for view in views]
+    plain = [
+        index
+        for index, view in enumerate(views)
+        if view.is_plain and not stack.transposed[index] and math.prod(shapes[index]) == operand[index].size
+    ]
     in_place = checkpoint.read_many(
-        [Wanted(views[index].tensor, views[index].slices, operand[index]) for index in plain]
+        [Wanted(views[index].tensor, views[index].slices, operand[index].reshape(shapes[index])) for index in plain]
     )
     beside = [index for index in range(len(views)) if index not in set(plain)]
 

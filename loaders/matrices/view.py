@@ -38,6 +38,11 @@ class View(NamedTuple):
         """Whether the matrix is what is read, as it is."""
         return self.factors is None and self.cut is None and self.order is None
 
+    def read_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """Shape of what is read of the tensor, whose own is given: a matrix of a stack keeps the stack's axis."""
+        cuts = self.slices or ()
+        return (*(len(range(*cut.indices(size))) for cut, size in zip(cuts, shape, strict=False)), *shape[len(cuts) :])
+
     def read(self, checkpoint: Checkpoint) -> Read:
         """Starts to read the matrix: (out, in), in the stored dtype.
 

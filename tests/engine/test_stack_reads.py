@@ -47,6 +47,23 @@ def test_every_matrix_is_in_its_place(pair, memory_bytes):
     assert sorted(seen) == sorted(pair[0])
 
 
+def test_matrices_of_a_stacked_tensor(write, tmp_path):
+    rng = np.random.default_rng(1)
+    shapes = {"gate_up_proj": (3, 8, 4), "down_proj": (3, 4, 4)}
+    names = {f"model.layers.0.mlp.experts.{name}": shape for name, shape in shapes.items()}
+    sides = [{name: rng.standard_normal(shape).astype(np.float32) for name, shape in names.items()} for _ in range(2)]
+    paths = [write(tmp_path / f"{number}.safetensors", side) for number, side in enumerate(sides)]
+    base, post, stacks = plan(*paths)
+    with StackReads(base, post, stacks) as reads:
+        for stack, operands in zip(stacks, reads, strict=True):
+            for operand, side in zip(operands, sides, strict=True):
+                for index, pair in enumerate(stack.pairs):
+                    half = {"gate": slice(0, 4), "up": slice(4, 8)}.get(pair.role, slice(None))
+                    own = side[pair.base.tensor][pair.expert, half]
+                    np.testing.assert_array_equal(operand[index], as_computed(own))
+    assert sum(len(stack.pairs) for stack in stacks) == 3 * 3
+
+
 def test_two_sets_of_buffers_take_turns(pair):
     squares = tuple({name: matrix for name, matrix in side.items() if "square" in name} for side in pair)
     base, post, stacks = plan(*squares, 1)
