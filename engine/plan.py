@@ -31,8 +31,8 @@ _PROGRAM_BYTES, _COMPILING_BYTES = 3 * 2**27, 2**29
 _PLENTY_BYTES = 2**31
 _PROGRAM_SHARE = 4
 
-# Matrices that are not stored as they are computed are read beside their place, and copied into it: of so many bytes
-# together, or one of them, at a time.
+# Matrices that are not stored as they are computed are read beside their place, and copied or decoded into it: of so
+# many bytes together, or one of them, at a time.
 BESIDE_BYTES = 64 * 2**20
 
 # Small matrices: more in one stack saves nothing, and each finished stack is progress that is kept.
@@ -67,7 +67,7 @@ class Stack(NamedTuple):
     @property
     def bytes_stored(self) -> int:
         """Bytes to read for the stack, base and post."""
-        return len(self.pairs) * _stored_bytes(self.pairs[0])
+        return sum(pair.bytes_base + pair.bytes_post for pair in self.pairs)
 
     @property
     def bytes_read(self) -> int:
@@ -239,12 +239,14 @@ def _program_bytes(memory_bytes: int) -> int:
 
 def _beside_bytes(pair: Pair) -> int:
     """Memory beside a stack that reading this pair's matrices into it takes."""
-    if pair.shape == _tall(pair) and pair.base.is_plain and pair.post.is_plain:
-        return 0
-    sides = ((pair.base, pair.dtype_base), (pair.post, pair.dtype_post))
-    # What is read of the tensor; several matrices may be cut from it.
-    one = max(math.prod(view.factors or pair.shape) * dtype.itemsize for view, dtype in sides)
-    return max(one, min(BESIDE_BYTES, _LARGEST_STACK * one))
+    sides = ((pair.base, pair.dtype_base, pair.bytes_base), (pair.post, pair.dtype_post, pair.bytes_post))
+    elements = math.prod(pair.shape)
+    stored = max(nbytes if nbytes != elements * dtype.itemsize else 0 for _, dtype, nbytes in sides)
+    one = 0
+    if pair.shape != _tall(pair) or not (pair.base.is_plain and pair.post.is_plain):
+        # What is read of the tensor; several matrices may be cut from it.
+        one = max(math.prod(view.factors or pair.shape) * dtype.itemsize for view, dtype, _ in sides)
+    return sum(max(nbytes, min(BESIDE_BYTES, _LARGEST_STACK * nbytes)) for nbytes in (one, stored))
 
 
 def _tall(pair: Pair) -> tuple[int, int]:
@@ -252,4 +254,5 @@ def _tall(pair: Pair) -> tuple[int, int]:
 
 
 def _stored_bytes(pair: Pair) -> int:
+    """Bytes of a pair as it is read; in the store it may take fewer."""
     return math.prod(pair.shape) * (pair.dtype_base.itemsize + pair.dtype_post.itemsize)

@@ -173,7 +173,7 @@ class Checkpoint(abc.ABC):
         return self._info(name).shape
 
     def dtype(self, name: str) -> np.dtype | None:
-        """Stored dtype of a tensor, if need be from ml_dtypes; None if there is none for it."""
+        """Dtype in which a tensor is read, if need be from ml_dtypes; None if there is none for it."""
         return self._info(name).dtype
 
     def dtype_name(self, name: str) -> str:
@@ -183,6 +183,15 @@ class Checkpoint(abc.ABC):
     def nbytes(self, name: str) -> int:
         """Size of a tensor in the store, in bytes."""
         return self._info(name).nbytes
+
+    def is_decoded(self, name: str) -> bool:
+        """Whether a tensor is stored in another way than it is read: quantised, or with a scale."""
+        info = self._info(name)
+        return info.dtype is not None and info.nbytes != math.prod(info.shape) * info.dtype.itemsize
+
+    def is_transposed(self, name: str) -> bool:
+        """Whether a tensor is shown with its axes in the reverse order of those that it is stored with."""
+        return False
 
     @abc.abstractmethod
     def read(self, name: str, index: Index = None) -> Read:
