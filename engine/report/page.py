@@ -121,7 +121,8 @@ def render_report(run: "Run", *, matrices: Sequence[str] = (), figures: "Mapping
 def _last(run, side):
     """The end of a location: what a person calls the checkpoint."""
     location = str((run.description.get(side) or {}).get("location") or side)
-    return printable(location.rstrip("/").rpartition("/")[2] or location)
+    folder = location.partition("?***")[0].rstrip("/")
+    return printable(folder.rpartition("/")[2] or location)
 
 
 def _rows_of(frame, names):
