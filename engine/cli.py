@@ -79,13 +79,13 @@ def _run(module, values):
         raise
     except (*INPUT_ERRORS, RunError) as error:
         if values.verbosity >= 1:
-            traceback.print_exc()
+            _print_traceback()
         return _fail(_one_line(error), code=1 if isinstance(error, RunError) else 2)
     except KeyboardInterrupt:
         return _fail("Interrupted; finished stacks are kept.", code=130)
     except Exception as error:
         if values.verbosity >= 1:
-            traceback.print_exc()
+            _print_traceback()
         hint = "" if values.verbosity >= 1 else " (--verbosity=1 shows where)"
         return _fail(f"{type(error).__name__}: {_one_line(error)}{hint}", code=1)
 
@@ -96,8 +96,21 @@ def _drop_output():
 
 
 def _fail(message, code=2):
-    print(f"polarax: {message}", file=sys.stderr)
+    print(f"polarax: {_without_secrets(message)}", file=sys.stderr)
     return code
+
+
+def _print_traceback():
+    """Of the error at hand, whose causes may quote what was typed."""
+    print(_without_secrets(traceback.format_exc()), end="", file=sys.stderr)
+
+
+def _without_secrets(text):
+    if ":/" not in text and "?" not in text:
+        return text
+    from polarax.loaders.stores.addresses import redact
+
+    return redact(text)
 
 
 def _one_line(error):

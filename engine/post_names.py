@@ -7,6 +7,7 @@ from typing import Any
 
 from polarax.errors import UsageError
 from polarax.loaders import Checkpoint
+from polarax.loaders.stores.addresses import redact_location
 
 # A label is the name of a folder in the run, and a word in tables and pictures.
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}")
@@ -65,7 +66,7 @@ def _named(source):
     match = _NAMED.fullmatch(text)
     if match is not None and not os.path.exists(text):
         return match[1], match[2]
-    return _label_of(text), source
+    return _label_of(redact_location(text).partition("?***")[0]), source
 
 
 def _label_of(location):

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from polarax.errors import RunError
-from polarax.loaders import Checkpoint, CheckpointError, View, Wanted, read_views
+from polarax.loaders import Checkpoint, CheckpointError, Read, View, Wanted, read_views
 from polarax.stacks import BESIDE_BYTES, Stack
 
 # Bytes that XLA's programs on CPU want their operands aligned to (kMinAlign of its CPU runtime): others are copied.
@@ -106,9 +106,11 @@ def _read_side(
         for index, view in enumerate(views)
         if view.is_plain and not stack.transposed[index] and math.prod(shapes[index]) == operand[index].size
     ]
-    in_place = checkpoint.read_many(
-        [Wanted(views[index].tensor, views[index].slices, operand[index].reshape(shapes[index])) for index in plain]
-    )
+    wanted = [
+        Wanted(views[index].tensor, views[index].slices, operand[index].reshape(shapes[index])) for index in plain
+    ]
+    decoded = [item for item in wanted if checkpoint.is_decoded(item.name)]
+    in_place = checkpoint.read_many([item for item in wanted if not checkpoint.is_decoded(item.name)])
     beside = [index for index in range(len(views)) if index not in set(plain)]
 
     def finish():
@@ -119,8 +121,27 @@ def _read_side(
             for index, read in zip(together, reads, strict=True):
                 matrix = read.result()
                 operand[index] = matrix.T if stack.transposed[index] else matrix
+        _read_decoded(checkpoint, decoded)
         for read in in_place:
             read.result()
         return operand
 
     return finish
+
+
+def _read_decoded(checkpoint: Checkpoint, wanted: Sequence[Wanted]) -> None:
+    """Reads what is decoded on its way into its place; what is stored waits for that in `BESIDE_BYTES` at most."""
+    waiting = collections.deque((item, checkpoint.read_bytes(item)) for item in wanted)
+    flying: collections.deque[tuple[Read, int]] = collections.deque()
+    held = 0
+    while waiting or flying:
+        if held <= BESIDE_BYTES // 2:  # several at once, which may lie beside each other
+            together = []
+            while waiting and (not held or held + waiting[0][1] <= BESIDE_BYTES):
+                together.append(waiting.popleft())
+                held += together[-1][1]
+            reads = checkpoint.read_many([item for item, _ in together])
+            flying.extend((read, count) for read, (_, count) in zip(reads, together, strict=True))
+        read, count = flying.popleft()
+        read.result()
+        held -= count

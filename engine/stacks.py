@@ -93,7 +93,7 @@ class Stack(NamedTuple):
     @property
     def bytes_stored(self) -> int:
         """Bytes to read for the stack, base and posts."""
-        return len(self.pairs) * stored_bytes(self.members[0])
+        return sum(member[0].bytes_base + sum(pair.bytes_post for pair in member) for member in self.members)
 
     @property
     def bytes_read(self) -> int:
@@ -108,7 +108,9 @@ class Stack(NamedTuple):
 
 def pair_posts(first: Pair, second: Pair) -> Pair:
     """The pair of two posts of one base matrix, the first as the base of the second."""
-    return second._replace(dtype_base=first.dtype_post, base=first.post, stored_base=first.stored_post)
+    return second._replace(
+        dtype_base=first.dtype_post, base=first.post, stored_base=first.stored_post, bytes_base=first.bytes_post
+    )
 
 
 def pair_operations(rows: int, cols: int, *, draws: int = 0, posts: int = 1) -> float:
@@ -226,12 +228,16 @@ def program_bytes(memory_bytes: int) -> int:
 def beside_bytes(member: Member) -> int:
     """Memory beside a stack that reading this matrix, in base and posts, into it takes."""
     pair = member[0]
-    if pair.shape == _tall(pair) and pair.base.is_plain and all(one.post.is_plain for one in member):
-        return 0
-    sides = ((pair.base, pair.dtype_base), *((one.post, one.dtype_post) for one in member))
-    # What is read of the tensor; several matrices may be cut from it.
-    one = max(math.prod(view.factors or pair.shape) * dtype.itemsize for view, dtype in sides)
-    return max(one, min(BESIDE_BYTES, _LARGEST_STACK * one))
+    sides = [(pair.base, pair.dtype_base, pair.bytes_base)]
+    sides += [(one.post, one.dtype_post, one.bytes_post) for one in member]
+    elements = math.prod(pair.shape)
+    # What is decoded is read as it is stored.
+    stored = max(nbytes if nbytes != elements * dtype.itemsize else 0 for _, dtype, nbytes in sides)
+    one = 0
+    if pair.shape != _tall(pair) or not all(view.is_plain for view, _, _ in sides):
+        # What is read of the tensor; several matrices may be cut from it.
+        one = max(math.prod(view.factors or pair.shape) * dtype.itemsize for view, dtype, _ in sides)
+    return sum(max(nbytes, min(BESIDE_BYTES, _LARGEST_STACK * nbytes)) for nbytes in (one, stored))
 
 
 def _tall(pair: Pair) -> tuple[int, int]:
@@ -239,5 +245,5 @@ def _tall(pair: Pair) -> tuple[int, int]:
 
 
 def stored_bytes(member: Member) -> int:
-    """Bytes to read of a matrix, base and posts."""
+    """Bytes of a matrix, base and posts, as it is read; in the store it may take fewer."""
     return math.prod(member[0].shape) * (member[0].dtype_base.itemsize + sum(one.dtype_post.itemsize for one in member))

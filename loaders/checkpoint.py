@@ -12,6 +12,7 @@ import numpy as np
 import tensorstore as ts
 
 from polarax.loaders.slices import Index, plan_run
+from polarax.loaders.stores.addresses import redact, redact_location
 
 # What a fingerprint reads: a page of each of at most this many tensors, 4 MiB in all, so that it
 # stays cheap over a network. Common models have fewer tensors than that, and every one of theirs is
@@ -25,16 +26,17 @@ _REASON_LENGTH = 300  # characters of a storage error that a message repeats
 class CheckpointError(ValueError):
     """A checkpoint that cannot be used as it is.
 
-    The message is one line that names the file, the tensor and what was expected.
+    The message is one line that names the file, the tensor and what was expected; of addresses without what may be
+    secret.
     """
 
     def __init__(self, message: str):
-        super().__init__(" ".join(message.splitlines()))
+        super().__init__(redact(" ".join(message.splitlines())))
 
 
 def brief_reason(error: Exception) -> str:
     """What an error of the storage layer says, cut short: it may quote a server's whole page."""
-    text = str(error)
+    text = redact(str(error))  # before it is cut: half of an address is none
     return text if len(text) <= _REASON_LENGTH else text[: _REASON_LENGTH - 3] + "..."
 
 
@@ -143,12 +145,12 @@ class Checkpoint(abc.ABC):
     """The tensors of one model, listed without reading them, and read one by one.
 
     Attributes:
-        location: What the user gave, for messages.
+        location: What the user gave, to be shown and stored: of an address without login and query.
         format: What kind of checkpoint it is, in words.
     """
 
     def __init__(self, location: str, format: str, tensors: Mapping[str, TensorInfo]):
-        self.location = location
+        self.location = redact_location(location)
         self.format = format
         self._tensors = dict(tensors)
 
@@ -173,7 +175,7 @@ class Checkpoint(abc.ABC):
         return self._info(name).shape
 
     def dtype(self, name: str) -> np.dtype | None:
-        """Stored dtype of a tensor, if need be from ml_dtypes; None if there is none for it."""
+        """Dtype in which a tensor is read, if need be from ml_dtypes; None if there is none for it."""
         return self._info(name).dtype
 
     def dtype_name(self, name: str) -> str:
@@ -183,6 +185,15 @@ class Checkpoint(abc.ABC):
     def nbytes(self, name: str) -> int:
         """Size of a tensor in the store, in bytes."""
         return self._info(name).nbytes
+
+    def is_decoded(self, name: str) -> bool:
+        """Whether a tensor is stored in another way than it is read: quantised, or with a scale."""
+        info = self._info(name)
+        return info.dtype is not None and info.nbytes != math.prod(info.shape) * info.dtype.itemsize
+
+    def is_transposed(self, name: str) -> bool:
+        """Whether a tensor is shown with its axes in the reverse order of those that it is stored with."""
+        return False
 
     @abc.abstractmethod
     def read(self, name: str, index: Index = None) -> Read:

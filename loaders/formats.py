@@ -11,6 +11,7 @@ from polarax.loaders.orbax_checkpoint import open_orbax
 from polarax.loaders.orbax_folders import METADATA, is_orbax
 from polarax.loaders.parameter_tree import ParameterTree
 from polarax.loaders.safetensors_checkpoint import open_safetensors
+from polarax.loaders.scaled_checkpoint import with_scales
 from polarax.loaders.store import local_path
 from polarax.loaders.stores.hub import resolve_hub_path
 
@@ -34,12 +35,18 @@ def open_checkpoint(source: Any) -> Checkpoint:
             a folder with one; or parameters in memory: nested dicts and lists of arrays, Flax
             Linen parameters, an `nnx.State` or `nnx.Module`. A `Checkpoint` is returned as it is.
 
+    Returns:
+        The checkpoint. Weights of one byte with scales beside them are read as float32, and their scales are not
+        listed.
+
     Raises:
         CheckpointError: If there is no checkpoint, or it is not what it says; nothing has been read
             but its headers.
     """
-    if isinstance(source, Checkpoint):
-        return source
+    return source if isinstance(source, Checkpoint) else with_scales(_open(source))
+
+
+def _open(source: Any) -> Checkpoint:
     if not isinstance(source, (str, bytes, os.PathLike)):
         return ParameterTree(source)
     source = resolve_hub_path(os.fsdecode(source))

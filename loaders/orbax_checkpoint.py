@@ -73,6 +73,10 @@ class OrbaxCheckpoint(Checkpoint):
         """The object in config.json beside the tree; None if there is none."""
         return read_config(_store(self._folder))
 
+    def is_transposed(self, name: str) -> bool:
+        """Whether a tensor is a kernel of rank 2."""
+        return is_kernel(name, self.shape(name))
+
     def read(self, name: str, index: Index = None) -> Read:
         """Starts to read a tensor, or part of it; see `Checkpoint.read`. Whole chunks are read from the store."""
         self._readable_dtype(name)

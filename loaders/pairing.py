@@ -1,5 +1,6 @@
 """Which matrices of two checkpoints are compared: matched by name or by what they are, none dropped in silence."""
 
+import math
 import re
 import sys
 from collections.abc import Iterable, Mapping
@@ -35,8 +36,10 @@ class Pair(NamedTuple):
     name_post: str  # the post's name of it
     base: View  # where it is in the base, and how to read it
     post: View
-    stored_base: str  # dtype in the store, in words: "bfloat16", or "Q4_1" where it is dequantised
+    stored_base: str  # dtype in the store, in words: "bfloat16"; "Q4_1", "float8_e4m3fn, scaled" where it is decoded
     stored_post: str
+    bytes_base: int  # in the store
+    bytes_post: int
 
 
 class Skipped(NamedTuple):
@@ -265,8 +268,16 @@ class _Pairing:
                 view_post,
                 self._base.dtype_name(view.tensor),
                 self._post.dtype_name(view_post.tensor),
+                _stored_bytes(self._base, view),
+                _stored_bytes(self._post, view_post),
             )
         )
+
+
+def _stored_bytes(checkpoint: Checkpoint, view: View) -> int:
+    """A matrix's share of the bytes of its tensor."""
+    nbytes, shape = checkpoint.nbytes(view.tensor), checkpoint.shape(view.tensor)
+    return nbytes if shape == view.shape else nbytes * math.prod(view.shape) // math.prod(shape)
 
 
 def _words(identity: tuple[int | None, str, int | None]) -> str:

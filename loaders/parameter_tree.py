@@ -51,6 +51,10 @@ class ParameterTree(Checkpoint):
         """Whether two names lead to one array; never of abstract leaves, which tell nothing of it."""
         return not self._abstract and self._leaves[name] is self._leaves[other]
 
+    def is_transposed(self, name: str) -> bool:
+        """Whether a tensor is a kernel of rank 2."""
+        return is_kernel(name, self.shape(name))
+
     def read(self, name: str, index: Index = None) -> Read:
         """Reads a tensor, or part of it; see `Checkpoint.read`.
 

@@ -11,6 +11,7 @@ from typing import TypeVar
 import numpy as np
 
 from polarax.loaders.checkpoint import CheckpointError, brief_reason
+from polarax.loaders.stores.addresses import redact_location
 from polarax.loaders.stores.bucket import open_bucket
 from polarax.loaders.stores.files import Files, Head, StoreError
 from polarax.loaders.stores.http_client import HttpClient
@@ -32,14 +33,14 @@ class Store:
     """A folder of files, wherever it is; reads run on threads of its own.
 
     Attributes:
-        location: The folder as a path or URL that ends in a slash.
+        location: The folder as a path or URL that ends in a slash, without login and query.
         head_bytes: How much to ask of a file of which nothing is known.
         is_local: Whether it is a folder of this machine.
     """
 
     def __init__(self, files: Files, location: str):
         """Args: how its files are read; where it is, for messages."""
-        self.location = location
+        self.location = redact_location(location)
         self.head_bytes = files.head_bytes
         self.is_local = isinstance(files, LocalFiles)
         self._files = files
@@ -73,10 +74,8 @@ class Store:
 
     def path(self, key: str) -> str:
         """Path or URL of a file, for messages."""
-        parts = urllib.parse.urlsplit(self.location) if is_url(self.location) else None
-        if parts is None or not parts.query:
-            return self.location + key
-        return urllib.parse.urlunsplit(parts._replace(path=parts.path + key))
+        folder, query, hidden = self.location.partition("?") if is_url(self.location) else (self.location, "", "")
+        return folder + key + query + hidden
 
     def files(self) -> tuple[str, ...] | None:
         """The files of the folder, sorted, without hidden ones; None where a store cannot tell.

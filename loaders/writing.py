@@ -21,6 +21,7 @@ from polarax.loaders.checkpoint import Checkpoint, CheckpointError
 from polarax.loaders.dtypes import is_floating, spelling_of
 from polarax.loaders.safetensors_checkpoint import SafetensorsCheckpoint
 from polarax.loaders.safetensors_header import LENGTH_BYTES, Entry, parse_json_object
+from polarax.loaders.scaled_checkpoint import ScaledCheckpoint
 from polarax.loaders.store import Store
 
 Replacement = np.ndarray | Callable[[], Any]
@@ -65,10 +66,17 @@ def write_checkpoint(
         The folder.
 
     Raises:
-        CheckpointError: If the source has no such tensor or is no safetensors checkpoint, `out` is taken, an
-            array does not fit its place, the disk is full, or the source cannot be read. There is then nothing
-            under the final name. Errors of the functions in `replacements` are passed on, with the same effect.
+        CheckpointError: If the source has no such tensor or is no safetensors checkpoint, a tensor to replace is stored
+            with a scale, `out` is taken, an array does not fit its place, the disk is full, or the source cannot be
+            read. There is then nothing under the final name. Errors of the functions in `replacements` are passed on,
+            with the same effect.
     """
+    if isinstance(source, ScaledCheckpoint):
+        for name in replacements:
+            words = source.dtype_name(name)  # there are no scales in it, which are part of their weights
+            if source.is_scaled(name):
+                raise CheckpointError(f"{source.location}: tensor {name!r} is {words}, which cannot be written")
+        source = source.stored
     if not isinstance(source, SafetensorsCheckpoint):
         raise CheckpointError(f"{source.location}: only safetensors checkpoints can be written; it is {source.format}")
     target = pathlib.Path(os.path.abspath(os.fspath(out)))

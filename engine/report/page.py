@@ -146,7 +146,8 @@ def render_template(name: str, *, table: Mapping[str, Any], **content: Any) -> s
 def last_part(description: Mapping, side: str) -> str:
     """The end of a location: what a person calls the checkpoint."""
     location = str((description.get(side) or {}).get("location") or side)
-    return printable(location.rstrip("/").rpartition("/")[2] or location)
+    folder = location.partition("?***")[0].rstrip("/")
+    return printable(folder.rpartition("/")[2] or location)
 
 
 def _rows_of(frame, names):

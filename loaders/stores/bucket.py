@@ -9,6 +9,7 @@ from typing import Any
 
 import tensorstore as ts
 
+from polarax.loaders.stores.addresses import redact
 from polarax.loaders.stores.files import CHANGED, LARGEST_LOAD, Head, StoreError
 from polarax.loaders.stores.http_client import PATIENCE
 
@@ -155,5 +156,5 @@ def _wait(future: Any, seconds: float) -> Any:
 
 
 def _brief(error: Exception) -> str:
-    text = " ".join(str(error).split())
+    text = redact(" ".join(str(error).split()))  # before it is cut: half of an address is none
     return text if len(text) <= _REASON_LENGTH else text[: _REASON_LENGTH - 3] + "..."

@@ -3,12 +3,17 @@
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol
 
+from polarax.loaders.stores.addresses import redact
+
 LARGEST_LOAD = 100_000_000
 """Bytes of the largest file that is loaded whole: as long as a safetensors header may be."""
 
 
 class StoreError(Exception):
     """A file that cannot be read; the message is the reason alone, whoever reads knows the file."""
+
+    def __init__(self, message: str):
+        super().__init__(redact(message))
 
 
 class Head(NamedTuple):

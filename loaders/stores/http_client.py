@@ -19,6 +19,7 @@ import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
+from polarax.loaders.stores.addresses import redact
 from polarax.loaders.stores.files import StoreError, unfilled
 
 
@@ -48,7 +49,7 @@ class MayPass(Exception):
 
     def __init__(self, message: str, wait: float = 0.0):
         """Args: what happened; seconds to wait that the server asks for."""
-        super().__init__(message)
+        super().__init__(redact(message))
         self.wait = wait
 
 
@@ -347,4 +348,4 @@ def _too_slow() -> str:
 
 
 def _brief(error: Exception) -> str:
-    return (getattr(error, "strerror", None) or str(error) or type(error).__name__)[:200]
+    return redact(getattr(error, "strerror", None) or str(error) or type(error).__name__)[:200]

@@ -3,6 +3,7 @@
 import itertools
 import os
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -11,7 +12,7 @@ import polarax.comparison
 from polarax.loaders.store import Store
 from polarax.plan import plan_comparison
 from polarax.selection import Selection
-from polarax.stacks import pair_operations
+from polarax.stacks import BESIDE_BYTES, pair_operations
 
 
 def plan(base, post, *, memory_bytes=2**32, devices=1, lanes=1, draws=0, **selection):
@@ -205,6 +206,35 @@ def test_operations_are_those_of_the_formula(rows, cols):
     assert pair_operations(rows, cols) == 2 * svd + values + products
     tree = {"a": np.ones((rows, cols)), "b": np.ones((rows, cols))}
     assert plan(tree, tree).operations == 2 * pair_operations(rows, cols)
+
+
+class TestScaledWeights:
+    """Weights of one byte with a scale: read as such, four bytes each in memory."""
+
+    @pytest.fixture
+    def pair(self):
+        name = "model.layers.{}.self_attn.o_proj.weight"
+        base, post = {}, {}
+        for layer in range(40):
+            base[name.format(layer)] = np.broadcast_to(np.zeros((), ml_dtypes.float8_e4m3fn), (2048, 1024))
+            base[name.format(layer) + "_scale_inv"] = np.ones((16, 8), np.float32)
+            post[name.format(layer)] = np.broadcast_to(np.zeros((), ml_dtypes.bfloat16), (2048, 1024))
+        return base, post
+
+    def test_bytes_and_memory(self, pair):
+        planned, plain = plan(*pair), plan({k: v.astype(np.float32) for k, v in pair[1].items()}, pair[1])
+        assert planned.matrices == 40 and planned.skipped == ()
+        assert planned.bytes_to_read == 40 * (2048 * 1024 * (1 + 2) + 16 * 8 * 4)
+        assert plain.bytes_to_read == 40 * 2048 * 1024 * (4 + 2)
+        stack, as_float32 = planned.stacks[0], plain.stacks[0]
+        beside = min(BESIDE_BYTES, 32 * (2048 * 1024 + 512))
+        assert stack.bytes_read - beside == stack.size * 2048 * 1024 * (4 + 2)
+        assert as_float32.bytes_read == as_float32.size * 2048 * 1024 * (4 + 2)
+
+    @pytest.mark.parametrize("gib", [0.5, 1, 4])
+    def test_the_peak_stays_within_what_is_given(self, pair, gib):
+        planned = plan(*pair, memory_bytes=int(gib * 2**30))
+        assert planned.peak_memory <= gib * 2**30 and not planned.warning
 
 
 def test_the_plan_of_a_huge_model_takes_no_memory(tmp_path):

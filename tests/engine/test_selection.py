@@ -14,7 +14,7 @@ FLOAT = np.dtype(np.float32)
 
 def pair(name, layer=None, role="other"):
     view = View(name, (2, 2), layer=layer, role=role)
-    return Pair(name, layer, role, None, (2, 2), FLOAT, FLOAT, name, view, view, "float32", "float32")
+    return Pair(name, layer, role, None, (2, 2), FLOAT, FLOAT, name, view, view, "float32", "float32", 16, 16)
 
 
 PAIRS = [

@@ -1,10 +1,12 @@
 """The operands of a run: values, order, padding, memory that is used again."""
 
 import jax
+import ml_dtypes
 import numpy as np
 import pytest
 
 import polarax
+import polarax.stack_reads
 from polarax.errors import RunError
 from polarax.loaders import CheckpointError
 from polarax.plan import plan_comparison
@@ -62,6 +64,54 @@ def test_matrices_of_a_stacked_tensor(write, tmp_path):
                     own = side[pair.base.tensor][pair.expert, half]
                     np.testing.assert_array_equal(operand[index], as_computed(own))
     assert sum(len(stack.pairs) for stack in stacks) == 3 * 3
+
+
+@pytest.mark.parametrize("beside", [1, 5000, 2**26])
+def test_scaled_weights_are_decoded_into_their_places(write, tmp_path, monkeypatch, beside):
+    monkeypatch.setattr(polarax.stack_reads, "BESIDE_BYTES", beside)
+    rng = np.random.default_rng(2)
+    stored, meant = {}, {}
+    for index in range(20):
+        for name, shape in (("down_proj", (60, 40)), ("up_proj", (40, 60)), ("o_proj", (60, 40))):
+            name = f"model.layers.{index}.mlp.{name}.weight"
+            stored[name] = rng.standard_normal(shape).astype(ml_dtypes.float8_e4m3fn)
+            meant[name] = stored[name].astype(np.float32)
+            if "o_proj" in name:  # of the same shape and dtype as the others, as it is stored
+                stored[name] = meant[name]
+                continue
+            scale = rng.random((shape[0], 1), np.float32)
+            stored[name + "_scale"], meant[name] = scale, meant[name] * scale
+    post = write(tmp_path / "post.safetensors", meant)
+    in_flight, most = 0, 0
+    checkpoint = polarax.open_checkpoint(write(tmp_path / "base.safetensors", stored))
+    read_many = checkpoint.read_many
+
+    def spy(wanted):
+        nonlocal in_flight, most
+        sizes = [checkpoint.read_bytes(item) if item.out is not None else 0 for item in wanted]
+        reads = read_many(wanted)
+        for position, (item, size) in enumerate(zip(wanted, sizes, strict=True)):
+            if checkpoint.is_decoded(item.name) and item.out is not None:
+                in_flight += size
+                most = max(most, in_flight)
+
+                def done(array, size=size):
+                    nonlocal in_flight
+                    in_flight -= size
+                    return array
+
+                reads[position] = reads[position].then(done)
+        return reads
+
+    monkeypatch.setattr(checkpoint, "read_many", spy)
+    base, post, stacks = plan(checkpoint, post)
+    with StackReads(base, post, stacks) as reads:
+        for stack, operands in zip(stacks, reads, strict=True):
+            for index, pair in enumerate(stack.pairs):
+                for operand in operands:
+                    np.testing.assert_array_equal(operand[index], as_computed(meant[pair.name]))
+    assert in_flight == 0 and most <= max(beside, 60 * 40 + 60 * 4)
+    assert most > min(beside, 20 * 2400) / 2  # several at once
 
 
 def test_two_sets_of_buffers_take_turns(pair):

@@ -27,7 +27,7 @@ def test_a_pair_has_everything_that_is_known_without_reading():
     base, post = {name: matrix(4, 3)}, {name: matrix(4, 3, dtype=BF16)}
     pairs, skipped = pair_checkpoints(open_checkpoint(base), open_checkpoint(post))
     view = View(name, (4, 3), layer=2, role="up", expert=1)
-    assert pairs == [Pair(name, 2, "up", 1, (4, 3), F32, BF16, name, view, view, "float32", "bfloat16")]
+    assert pairs == [Pair(name, 2, "up", 1, (4, 3), F32, BF16, name, view, view, "float32", "bfloat16", 48, 24)]
     assert skipped == []
 
 
