@@ -12,7 +12,7 @@ from jax import lax
 
 from polarax.kernels.frames import frames
 from polarax.kernels.polar import polar
-from polarax.kernels.products import frobenius, matmul, promote_pair, transpose
+from polarax.kernels.products import frobenius, inner, matmul, promote_pair, transpose
 from polarax.kernels.relate import Frames
 
 
@@ -70,8 +70,8 @@ def difference_of_factors(
     factor_base: jax.Array, factor_post: jax.Array, rank_base: jax.Array, rank_post: jax.Array
 ) -> jax.Array:
     """nf, (...), from the polar factors of tall matrices, (..., m, n), and their ranks, (...)."""
-    projector = matmul(transpose(factor_post), factor_post)
-    product = matmul(matmul(transpose(factor_post), factor_base), projector)
+    projector = inner(factor_post, factor_post)
+    product = matmul(inner(factor_post, factor_base), projector)
     return _normalised(frobenius(product - projector), rank_base, rank_post)
 
 
@@ -86,7 +86,7 @@ def rotation_difference(pair: Frames) -> jax.Array:
     def by_product():
         inside = jnp.arange(size) < pair.rank_post[..., None]
         identity = jnp.eye(size, dtype=pair.left.dtype) * inside[..., None, :]
-        return frobenius(matmul(transpose(pair.left), pair.right) - identity)
+        return frobenius(inner(pair.left, pair.right) - identity)
 
     full_rank = jnp.all((pair.rank_base == size) & (pair.rank_post == size))
     norm = lax.cond(full_rank, lambda: frobenius(pair.right - pair.left), by_product)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from polarax.kernels.products import frobenius, matmul, promote_pair, transpose
+from polarax.kernels.products import frobenius, inner, matmul, promote_pair, transpose
 from polarax.kernels.relate import Frames
 from polarax.kernels.svd import Svd, numerical_rank, svd
 
@@ -54,7 +54,7 @@ def drift_budget(
     base, post = promote_pair(base, post)
     left, values, right = svd(base, method=method) if base_svd is None else base_svd
     change = post - base
-    in_frame = matmul(matmul(transpose(left), change), right)
+    in_frame = matmul(inner(left, change), right)
     rank = numerical_rank(values, *base.shape[-2:])
     inside = jnp.arange(values.shape[-1]) < rank[..., None]
     in_frame = jnp.where(inside[..., :, None] & inside[..., None, :], in_frame, 0)

@@ -10,6 +10,7 @@ With V_b, V_p and X = W_b^T D at hand, E = S_b^-1 V_b^T X V_b, Q_V = V_b^T V_p a
 singular vector is ever formed.
 """
 
+import itertools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -18,7 +19,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.scipy.linalg import eigh_tridiagonal
 
-from polarax.kernels.products import matmul, transpose
+from polarax.kernels.products import inner, matmul, transpose, transposed_operand
 from polarax.kernels.row_blocks import reduce_row_blocks
 from polarax.kernels.sequential import one_at_a_time
 
@@ -29,8 +30,10 @@ RESOLVED = 1e-4
 # about eps s_1 / s, come near 1e-7.
 UNRESOLVED = 1e-8
 
-# A Gram matrix of this many columns or more is made from blocks of columns: 5/8 of the products of a full one.
-_BLOCKED_COLUMNS = 512
+# A Gram matrix is made from this many strips of rows, each from the diagonal on: 7/12 of the products of a full one.
+_STRIPS = 6
+# Of fewer columns it is made at once.
+_STRIP_COLUMNS = 512
 # The second pass takes this share of the vectors if all the small singular values are among them, otherwise all.
 _FEW_SMALL = 1 / 12
 
@@ -52,12 +55,7 @@ class RightFrame(NamedTuple):
 
 def gram(x: jax.Array) -> jax.Array:
     """x^T x of (..., m, n): (..., n, n)."""
-    return _gram(x, levels=2 if x.shape[-1] >= _BLOCKED_COLUMNS else 0)
-
-
-def inner(x: jax.Array, y: jax.Array) -> jax.Array:
-    """x^T y of (..., m, n) and (..., m, k): (..., n, k)."""
-    return matmul(transpose(x), y)
+    return _from_strips(_strips(x))
 
 
 def stored_gram(x: jax.Array, convert: Callable[[jax.Array], jax.Array], vectors: jax.Array | None = None) -> jax.Array:
@@ -70,9 +68,9 @@ def stored_gram(x: jax.Array, convert: Callable[[jax.Array], jax.Array], vectors
     """
 
     def of_block(x):
-        return gram(convert(x) if vectors is None else matmul(convert(x), vectors))
+        return _strips(convert(x) if vectors is None else matmul(convert(x), vectors))
 
-    return reduce_row_blocks(of_block, x)
+    return _from_strips(reduce_row_blocks(of_block, x))
 
 
 def change_grams(base: jax.Array, post: jax.Array, convert: Callable[[jax.Array], jax.Array]) -> ChangeGrams:
@@ -81,9 +79,10 @@ def change_grams(base: jax.Array, post: jax.Array, convert: Callable[[jax.Array]
     def whole(base, post):
         first = convert(base)
         change = convert(post) - first
-        return ChangeGrams(gram(change), inner(first, change))
+        return _strips(change), inner(first, change)
 
-    return reduce_row_blocks(whole, base, post)
+    strips, across = reduce_row_blocks(whole, base, post)
+    return ChangeGrams(_from_strips(strips), across)
 
 
 def change_rows(
@@ -128,7 +127,7 @@ def change_in_frame(frame: RightFrame, across: jax.Array, rows_of: Callable[[jax
     """
     values, vectors, _ = frame
     divisor = jnp.where(values > 0, values, 1)
-    in_frame = matmul(transpose(vectors), matmul(across, vectors)) / divisor[..., :, None]
+    in_frame = inner(vectors, matmul(across, vectors)) / divisor[..., :, None]
     blurred = _blurred(values)
 
     def by_left_vectors(count):
@@ -199,11 +198,18 @@ def _eigh_descending(symmetric):
     return values[..., ::-1], vectors[..., ::-1]
 
 
-def _gram(x, levels):
-    if not levels:
-        return inner(x, x)
-    first, second = jnp.split(x, [x.shape[-1] // 2], axis=-1)
-    across = inner(first, second)
-    upper = jnp.concatenate([_gram(first, levels - 1), across], axis=-1)
-    lower = jnp.concatenate([transpose(across), _gram(second, levels - 1)], axis=-1)
-    return jnp.concatenate([upper, lower], axis=-2)
+def _strips(x):
+    """The upper triangle of x^T x in strips of rows, each from its block on the diagonal to the last column."""
+    size = x.shape[-1]
+    count = _STRIPS if size >= _STRIP_COLUMNS else 1
+    transposed = transposed_operand(x)
+    bounds = [size * index // count for index in range(count + 1)]
+    return [matmul(transposed[..., first:last, :], x[..., first:]) for first, last in itertools.pairwise(bounds)]
+
+
+def _from_strips(strips):
+    """The symmetric matrix that this is the upper triangle of."""
+    size = strips[0].shape[-1]
+    unpadded = [(0, 0)] * (strips[0].ndim - 1)
+    upper = jnp.concatenate([jnp.pad(x, [*unpadded, (size - x.shape[-1], 0)]) for x in strips], axis=-2)
+    return jnp.where(jnp.tri(size, dtype=bool), transpose(upper), upper)

@@ -22,6 +22,23 @@ def transpose(x: jax.Array) -> jax.Array:
     return jnp.swapaxes(x, -1, -2)
 
 
+def inner(x: jax.Array, y: jax.Array) -> jax.Array:
+    """x^T y of (..., m, n) and (..., m, k): (..., n, k)."""
+    return matmul(transposed_operand(x), y)
+
+
+def transposed_operand(x: jax.Array) -> jax.Array:
+    """x^T, to be the left operand of products: (..., m, n) -> (..., n, m).
+
+    XLA on CPU multiplies float64 matrices up to 1.5 times as fast if the transpose is there than if it is implied.
+    """
+
+    def copied(x):
+        return lax.optimization_barrier(transpose(x))
+
+    return lax.platform_dependent(x, cpu=copied, default=transpose) if x.dtype == jnp.float64 else transpose(x)
+
+
 def promote(x: jax.typing.ArrayLike) -> jax.Array:
     """The array in the dtype the kernels work in: float32 and float64 stay, smaller floats become float32.
 

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from polarax.kernels.polar_polynomial import orthogonality_tolerance
-from polarax.kernels.products import frobenius, matmul, transpose
+from polarax.kernels.products import frobenius, inner, matmul, transpose
 
 _MOST_STEPS = 5
 # Errors are squared: from here down, relative to 1, they shrink.
@@ -61,9 +61,9 @@ def refine_svd(x: jax.Array, right: jax.Array) -> Refined:
     identity = jnp.eye(size, dtype=x.dtype)
 
     def measured(left, right):
-        off_left = identity - matmul(transpose(left), left)
-        off_right = identity - matmul(transpose(right), right)
-        across = matmul(transpose(left), matmul(x, right))
+        off_left = identity - inner(left, left)
+        off_right = identity - inner(right, right)
+        across = inner(left, matmul(x, right))
         diagonal = jnp.diagonal(across, axis1=-2, axis2=-1)
         largest = jnp.max(jnp.abs(diagonal), axis=-1)
         off = frobenius(across - diagonal[..., None, :] * identity) / jnp.where(largest > 0, largest, 1)

@@ -26,7 +26,7 @@ from polarax.kernels.gram import (
     right_frame,
     stored_gram,
 )
-from polarax.kernels.products import frobenius, matmul, transpose
+from polarax.kernels.products import frobenius, inner, matmul, transpose
 from polarax.kernels.sequential import after
 from polarax.kernels.svd import Svd, numerical_rank, singular_values, svd
 
@@ -90,9 +90,9 @@ class FactorRelations:
             self._shape,
             of_base.values,
             of_post.values,
-            left=matmul(transpose(of_base.left), of_post.left),
-            right=matmul(transpose(of_base.right), of_post.right),
-            in_frame=matmul(matmul(transpose(of_base.left), change), of_base.right),
+            left=inner(of_base.left, of_post.left),
+            right=inner(of_base.right, of_post.right),
+            in_frame=matmul(inner(of_base.left, change), of_base.right),
             change_norm=frobenius(change),
             s_change=singular_values(change, method=self._method) if self._change_values else None,
         )
@@ -171,7 +171,7 @@ class GramRelations:
         s_base, s_post = of_base.frame.values, of_post.frame.values
         rows_of = functools.partial(change_rows, base, post, self._convert)
         in_frame = change_in_frame(of_base.frame, across, rows_of)
-        right = matmul(transpose(of_base.frame.vectors), of_post.frame.vectors)
+        right = inner(of_base.frame.vectors, of_post.frame.vectors)
         grown = in_frame + s_base[..., :, None] * self._identity
         left = matmul(grown, right) / jnp.where(s_post > 0, s_post, 1)[..., None, :]
         found = _masked(
