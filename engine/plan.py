@@ -79,6 +79,8 @@ class Plan:
         large = []
         for stack in self.stacks:
             one = stored_bytes(stack.members[0]) + stack.work_bytes
+            if one + stack.beside_bytes <= available:
+                continue
             needs = [(one + beside_bytes(member), member[0]) for member in stack.members]
             large += [(need, pair) for need, pair in needs if need > available]
         if not large:

@@ -51,6 +51,7 @@ class Stack(NamedTuple):
     size: int  # length of the stack, >= len(pairs): the rest is padding, so that one program serves a shape
     lanes: int = 1  # equal parts of it that are computed side by side, each by the same program
     work_bytes: int = 0  # estimated memory that one matrix takes while it is computed
+    beside_bytes: int = 0  # at most so much is read beside the stack, and then copied into it
     draws: int = 0  # random changes of each kind, for the sampled controls
     posts: tuple[int, ...] = (0,)  # places of the posts that have these matrices
     more: tuple[tuple[Pair, ...], ...] = ()  # of the base and each of the other posts
@@ -98,7 +99,7 @@ class Stack(NamedTuple):
     @property
     def bytes_read(self) -> int:
         """Memory that the stack is read into, its padding included, and what is read beside it."""
-        return self.size * stored_bytes(self.members[0]) + max(map(beside_bytes, self.members))
+        return self.size * stored_bytes(self.members[0]) + self.beside_bytes
 
     @property
     def operations(self) -> float:
@@ -174,7 +175,7 @@ def make_stacks(
             size = math.ceil(length / multiple) * multiple
             for begin in range(0, len(members), size):
                 pairs, *more = zip(*members[begin : begin + size], strict=True)
-                yield Stack(number, pairs, size, lanes, working_set, posts=posts, more=tuple(more))
+                yield Stack(number, pairs, size, lanes, working_set, beside, posts=posts, more=tuple(more))
                 number += 1
 
 
@@ -228,16 +229,25 @@ def program_bytes(memory_bytes: int) -> int:
 def beside_bytes(member: Member) -> int:
     """Memory beside a stack that reading this matrix, in base and posts, into it takes."""
     pair = member[0]
-    sides = [(pair.base, pair.dtype_base, pair.bytes_base)]
-    sides += [(one.post, one.dtype_post, one.bytes_post) for one in member]
     elements = math.prod(pair.shape)
-    # What is decoded is read as it is stored.
-    stored = max(nbytes if nbytes != elements * dtype.itemsize else 0 for _, dtype, nbytes in sides)
-    one = 0
-    if pair.shape != _tall(pair) or not all(view.is_plain for view, _, _ in sides):
+    one = stored = 0
+    as_stored = pair.shape[0] >= pair.shape[1]
+    sides = [(pair.base, pair.dtype_base, pair.bytes_base)]
+    sides += [(side.post, side.dtype_post, side.bytes_post) for side in member]
+    for view, dtype, nbytes in sides:
+        as_stored = as_stored and view.is_plain
         # What is read of the tensor; several matrices may be cut from it.
-        one = max(math.prod(view.factors or pair.shape) * dtype.itemsize for view, dtype, _ in sides)
-    return sum(max(nbytes, min(BESIDE_BYTES, _LARGEST_STACK * nbytes)) for nbytes in (one, stored))
+        whole = (math.prod(view.factors) if view.factors else elements) * dtype.itemsize
+        one = max(one, whole)
+        # What is decoded is read as it is stored.
+        if nbytes != elements * dtype.itemsize:
+            stored = max(stored, nbytes)
+    return _read_beside(stored) + (0 if as_stored else _read_beside(one))
+
+
+def _read_beside(nbytes):
+    """Memory for matrices of so many bytes, of which several are read at a time if they are small."""
+    return max(nbytes, min(BESIDE_BYTES, _LARGEST_STACK * nbytes))
 
 
 def _tall(pair: Pair) -> tuple[int, int]:
