@@ -88,41 +88,44 @@ def pair_analysis(
 def in_lanes(
     name: str, base: np.ndarray, post: np.ndarray, *, dtype: str, groups: Sequence[str] = ALL_GROUPS
 ) -> Contestant:
-    """The same analysis as `polarax compare` runs it: on CPU parts of the stack side by side, elsewhere one program."""
-    length = -(-len(base) // most_lanes())
-    parts = [_padded(base[i : i + length], post[i : i + length], length) for i in range(0, len(base), length)]
-    single = pair_analysis(name, *parts[0], dtype=dtype, groups=groups)
-    if len(parts) == 1:
-        return single
-    return Contestant(name, _SideBySide(single.call, parts), single.prepare, single.about)
+    """The same analysis as `polarax compare` runs it: on CPU pair by pair on each core, elsewhere in one program."""
+    if takes_batches():
+        return pair_analysis(name, device.put(base), device.put(post), dtype=dtype, groups=groups)
+    pairs = _one_by_one(base, post)
+    length = -(-len(pairs) // most_lanes())
+    lanes = [pairs[start : start + length] for start in range(0, len(pairs), length)]
+    single = pair_analysis(name, *pairs[0], dtype=dtype, groups=groups)
+    return Contestant(name, _SideBySide(single.call, lanes), single.prepare, single.about)
 
 
 class _SideBySide:
-    """One program on several stacks at the same time, each with its share of the cores."""
+    """One program on the pairs of several lanes at the same time, each with its share of the cores."""
 
-    def __init__(self, program, stacks):
-        self._program, self._stacks = program, stacks
+    def __init__(self, program, lanes):
+        self._program, self._lanes = program, lanes
 
     def __call__(self):
-        count = len(self._stacks)
+        count = len(self._lanes)
         with concurrent.futures.ThreadPoolExecutor(count) as pool, shared_cores(count):
-            return list(pool.map(self._program.on, self._stacks))
+            return list(pool.map(self._lane, self._lanes))
 
     def memory(self):
         """What all of them take together, as `device.Compiled.memory`."""
-        return {name: len(self._stacks) * size for name, size in self._program.memory().items()}
+        return {name: len(self._lanes) * size for name, size in self._program.memory().items()}
+
+    def _lane(self, pairs):
+        return [self._program.on(pair) for pair in pairs]
 
 
-def _padded(base, post, length):
-    """Both on the device, with zeros up to the length."""
-    missing = [(0, length - len(base)), (0, 0), (0, 0)]
-    return tuple(device.put(np.pad(x, missing)) for x in (base, post))
+def _one_by_one(base, post):
+    """Each pair on the device, as a stack of one."""
+    return [(device.put(base[i : i + 1]), device.put(post[i : i + 1])) for i in range(len(base))]
 
 
 def one_at_a_time(name: str, base: np.ndarray, post: np.ndarray, *, dtype: str) -> Contestant:
     """The same analysis by one call for each pair, from one compiled program."""
-    single = pair_analysis(name, device.put(base[:1]), device.put(post[:1]), dtype=dtype)
-    pairs = [(device.put(base[i : i + 1]), device.put(post[i : i + 1])) for i in range(len(base))]
+    pairs = _one_by_one(base, post)
+    single = pair_analysis(name, *pairs[0], dtype=dtype)
 
     def call():
         for pair in pairs:

@@ -134,17 +134,22 @@ def run_stacks(work: Work, stacks: Sequence[Stack], outputs: Sequence[Output], p
 
 
 class _Programs:
-    """The compiled programs of a run, one for each shape and set of dtypes, and how a stack runs through its own."""
+    """The compiled programs of a run, one for each shape and set of dtypes, and how a stack runs through its own.
+
+    A program takes all of a stack where that is one batch or divided over devices; on a lone CPU one matrix, since XLA
+    would copy the operands of a loop over several.
+    """
 
     def __init__(self, work, between, mesh, seconds):
         self._work, self._between, self._mesh, self._seconds = work, between, mesh, seconds
         self._sharding = stack_sharding(mesh)
+        self._one_by_one = mesh is None and not takes_batches()
         self._compiled = {}
 
     def of(self, stack):
-        """The program for one lane of the stack, compiled when it is first asked for."""
+        """The program for the stack, compiled when it is first asked for."""
         first = stack.members[0]
-        shape = (stack.size // stack.lanes, *stack.shape)
+        shape = (1 if self._one_by_one else stack.size, *stack.shape)
         key = (shape, first[0].dtype_base, *(pair.dtype_post for pair in first))
         if key not in self._compiled:
             with _timed(self._seconds, "compile"):
@@ -176,18 +181,18 @@ class _Programs:
         """Starts every lane that holds a matrix; returns their futures, of `PostReadings` on the host."""
         program, length = self.of(stack), stack.size // stack.lanes
         operands = (*operands, *self._keys(stack))
-        starts = range(0, len(stack.pairs), length)
+        end = len(stack.pairs) if self._one_by_one else stack.size
+        lanes = [slice(start, min(start + length, end)) for start in range(0, len(stack.pairs), length)]
         return [
-            pool.submit(self._run, program, len(stack.posts), [operand[start : start + length] for operand in operands])
-            for start in starts
+            pool.submit(self._run, program, len(stack.posts), [operand[lane] for operand in operands]) for lane in lanes
         ]
 
     def _run(self, program, posts, operands):
         with jax.enable_x64(True):  # a setting of each thread
-            base, *others = (_place(operand, self._sharding) for operand in operands)
-            if posts == 1:
-                return PostReadings((jax.device_get(program(base, *others)),), ())
-            return jax.device_get(program(base, tuple(others[:posts]), *others[posts:]))
+            if not self._one_by_one:
+                return _call(program, posts, [_place(operand, self._sharding) for operand in operands])
+            matrices = range(len(operands[0]))
+            return _joined([_call(program, posts, [operand[i : i + 1] for operand in operands]) for i in matrices])
 
     def _keys(self, stack):
         """One array, (size, 2): what each matrix's random changes are drawn from; nothing if there are none."""
@@ -198,14 +203,22 @@ class _Programs:
         return (keys,)
 
 
+def _call(program, posts, operands):
+    """The readings of a program's matrices, on the host."""
+    base, *others = operands
+    if posts == 1:
+        return PostReadings((jax.device_get(program(base, *others)),), ())
+    return jax.device_get(program(base, tuple(others[:posts]), *others[posts:]))
+
+
 def _pairs_of(stack):
     """Places within the stack of all posts that are compared with each other."""
     return tuple(itertools.combinations(range(len(stack.posts)), 2))
 
 
-def _joined(lanes):
-    """The readings of a stack from those of its lanes."""
-    return jax.tree.map(lambda *parts: np.concatenate(parts), *lanes)
+def _joined(parts):
+    """The readings of a stack from those of its parts."""
+    return parts[0] if len(parts) == 1 else jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
 
 
 def _as_stored(readings, stack):

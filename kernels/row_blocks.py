@@ -13,8 +13,8 @@ from jax import lax
 
 Sums = TypeVar("Sums")
 
-# Rows of a block, or as many as there are columns, whichever is more.
-_BLOCK_ROWS = 1024
+# Rows of a block, or a share of the columns, whichever is more: each block adds to a result of the columns squared.
+_BLOCK_ROWS, _BLOCK_SHARE = 512, 4
 
 
 def reduce_row_blocks(
@@ -30,6 +30,11 @@ def reduce_row_blocks(
         combine: Makes one result of two, leaf by leaf.
     """
     return lax.platform_dependent(*stacks, cpu=lambda *x: _by_blocks(function, combine, *x), default=function)
+
+
+def rows_of_block(columns: int) -> int:
+    """Rows that `reduce_row_blocks` takes at a time on CPU, at least, of a matrix with so many columns."""
+    return max(_BLOCK_ROWS, columns // _BLOCK_SHARE)
 
 
 def fold_row_blocks(
@@ -64,7 +69,7 @@ def _by_blocks(function, combine, *stacks):
     def following(found, *blocks):
         return jax.tree.map(combine, found, function(*blocks))
 
-    return fold_row_blocks(function, following, *stacks, block_rows=max(_BLOCK_ROWS, stacks[0].shape[-1]))
+    return fold_row_blocks(function, following, *stacks, block_rows=rows_of_block(stacks[0].shape[-1]))
 
 
 def _as_bits(x):

@@ -227,10 +227,10 @@ def _reading_verdicts(records):
     found = []
     for case, in_case in groups(timed(of_suite(records, "reading"))):
         own = {record["contestant"]: record for record in in_case}
-        if "plain sequential reads" in own:
+        if {"plain sequential reads", "polarax"} <= own.keys():
             share = ratio(own["plain sequential reads"]["samples"], own["polarax"]["samples"]).median
             found.append(Verdict(case, "at least 80% of plain reads", f"{100 * share:.0f}%", share >= 0.8))
-        if "reading alone" in own:
+        if "reading alone" in own and len(own) == 3:
             whole, *alone = (own[name]["samples"] for name in own)
             over = statistics.median(mine / max(others) for mine, *others in zip(whole, *alone, strict=True))
             found.append(Verdict(case, "at most 1.1 x the longer one alone", f"{over:.2f} x", over <= 1.1))

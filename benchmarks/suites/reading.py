@@ -101,7 +101,7 @@ def _our_reads(base, post):
         request = check_request(
             base, post, Selection(), metrics=None, dtype="auto", top_k=16, method="auto", memory_gib=1.0
         )
-        with StackReads(request.base, request.post, request.plan.stacks) as reads:
+        with StackReads(request.base, list(request.posts.values()), request.plan.stacks) as reads:
             for _ in reads:
                 pass
 
