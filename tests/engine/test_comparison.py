@@ -404,10 +404,10 @@ class TestStacks:
         assert len(run.frame()) == 37
         stacks = [path.name for path in (run.path / "arrays").iterdir()]
         assert len(stacks) == 3  # 36 of one shape, wide ones among them, take two
-        assert sorted(compiled) == [((1, 6, 5), "float64"), ((18, 6, 5), "float32")]
+        assert sorted(compiled) == [((1, 6, 5), "float32"), ((1, 6, 5), "float64")]
 
-    @pytest.mark.parametrize(("lanes", "lengths"), [(2, [2, 1]), (3, [1, 1]), (8, [1, 1])])
-    def test_lanes_run_one_program_side_by_side_and_change_no_number(self, monkeypatch, lanes, lengths):
+    @pytest.mark.parametrize("lanes", [2, 3, 8])
+    def test_lanes_run_one_program_side_by_side_and_change_no_number(self, monkeypatch, lanes):
         rng = np.random.default_rng(8)
         base = {f"a.{i}": rng.normal(size=(12, 7)).astype(np.float32) for i in range(3)}
         base |= {"b.0": rng.normal(size=(5, 9)).astype(np.float32)}
@@ -419,7 +419,7 @@ class TestStacks:
         blas = [library["num_threads"] for library in threadpoolctl.threadpool_info()]
         run = compare(base, post)
         assert [library["num_threads"] for library in threadpoolctl.threadpool_info()] == blas
-        assert [shape[0] for shape, _ in compiled] == lengths
+        assert [shape[0] for shape, _ in compiled] == [1, 1]
         assert_same_rows(run.frame(), alone, rtol=1e-9)
         for name, w in base.items():
             expected = np.linalg.svd(w.astype(np.float64), compute_uv=False)
@@ -430,7 +430,7 @@ class TestStacks:
         names = [name for name, (w, _) in llama.matrices.items() if w.shape == (48, 48)][:5]
         one = 4 * 48 * 48
         # The work arrays, one pair besides, two in each of two stacks; a quarter is for programs.
-        memory = (24 * 8 * 48 * 48 + one + 2 * 2 * one) * 4 // 3 + 1
+        memory = (27 * 8 * 48 * 48 + one + 2 * 2 * one) * 4 // 3 + 1
         seen = _spy_on_stacks(monkeypatch)
         include = [f"^{name}$" for name in names]
         memory = {"memory_gib": memory / 2**30}

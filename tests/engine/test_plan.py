@@ -129,7 +129,7 @@ class TestMemory:
     SHAPES = [(16, 16), (256, 256), (24, 8), (128, 64), (300, 200), (8, 8)]
     # The largest matrix alone: its work arrays, the pair in the stack at work and in the next one, and once more; a
     # quarter of the memory is for programs.
-    LEAST = (24 * 8 + 3 * 8) * 256 * 256 * 4 // 3 + 1
+    LEAST = (27 * 8 + 3 * 8) * 256 * 256 * 4 // 3 + 1
 
     @staticmethod
     def tree(shapes):

@@ -157,6 +157,10 @@ def _saved(figure, form, *, transparent=False, salt=None):
     metadata = {"Date": None} if form == "svg" else None
     with _style(), matplotlib.rc_context({"svg.hashsalt": salt}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # names may be in any script
+        if (layout := figure.get_layout_engine()) is not None:
+            # Arranged once for all files: it takes as long as to draw, and savefig does it each time.
+            layout.execute(figure)
+            figure.set_layout_engine("none")
         figure.savefig(file, format=form, transparent=transparent, metadata=metadata)
     return file.getvalue()
 
