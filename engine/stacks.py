@@ -27,7 +27,7 @@ _DRAWN_ARRAYS, _DRAWN_SQUARE_ARRAYS = 6, 6
 # ones besides takes while a stack is computed, which is done only if there is plenty; at most this share of it all.
 _PROGRAM_BYTES, _COMPILING_BYTES = 3 * 2**27, 2**29
 PLENTY_BYTES = 2**31
-_PROGRAM_SHARE = 4
+_PROGRAM_SHARE = 3
 
 # Matrices that are not stored as they are computed are read beside their place, and copied into it: of so many bytes
 # together, or one of them, at a time.

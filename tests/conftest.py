@@ -24,6 +24,9 @@ atexit.register(shutil.rmtree, _cache, ignore_errors=True)
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", _cache)
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
+# And what is compiled runs once: JAX's way to compile in less time, to slower programs.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+
 # A property's first example compiles, which no deadline allows for. Each run has the same ones.
 hypothesis.settings.register_profile("polarax", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("polarax")

@@ -47,7 +47,8 @@ def _reading(options, *, cold) -> list[Record]:
         trees = [_save_with_orbax(file, folder / file.stem) for file in files]
         readers: dict[str, tuple[Callable[[], object], list[pathlib.Path]]] = {
             "polarax": (_our_reads(*files), files),
-            "plain sequential reads": (functools.partial(_read_plainly, files), files),
+            "plain sequential reads": (functools.partial(_read_plainly, files, bytearray(_BUFFER_BYTES)), files),
+            "plain reads into memory": (functools.partial(_read_plainly, files, _memory(files)), files),
             "safe_open": (functools.partial(_read_by_safe_open, files), files),
             "polarax, orbax checkpoint": (_our_reads(*trees), trees),
             "orbax restore": (functools.partial(_restore_with_orbax, trees), trees),
@@ -108,8 +109,13 @@ def _our_reads(base, post):
     return read
 
 
-def _read_plainly(files):
-    buffer = memoryview(bytearray(_BUFFER_BYTES))
+def _memory(files):
+    """Memory for the largest file, its pages there already."""
+    return np.ones(max(file.stat().st_size for file in files), np.uint8)
+
+
+def _read_plainly(files, buffer):
+    """Reads files from the first byte to the last, buffer after buffer; one file may fill it only in part."""
     for file in files:
         with open(file, "rb", buffering=0) as stream:
             while stream.readinto(buffer):

@@ -4,7 +4,6 @@ The root itself stays off sys.path, for `engine`, `kernels` and `loaders` would 
 """
 
 import importlib.util
-import os
 import pathlib
 import subprocess
 import sys
@@ -22,21 +21,15 @@ if "benchmarks" not in sys.modules:
     sys.modules["benchmarks"] = module
     spec.loader.exec_module(module)
 
-# XLA's quickest compilation: these runs check that figures come out, not how fast the programs are.
-QUICK = "--xla_backend_optimization_level=0"
-
 
 @pytest.fixture
 def run_benchmarks():
     """Runs `python -m benchmarks` with arguments; returns the finished process."""
 
     def run(*arguments, timeout=150):
-        flags = f"{os.environ.get('XLA_FLAGS', '')} {QUICK}".strip()
-        environment = {**os.environ, "XLA_FLAGS": flags}
         return subprocess.run(
             [sys.executable, "-m", "benchmarks", *map(str, arguments)],
             cwd=ROOT,
-            env=environment,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,

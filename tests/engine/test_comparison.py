@@ -429,8 +429,8 @@ class TestStacks:
         # Nine matrices of 96 x 48 or so, in stacks of two: the last one is half empty.
         names = [name for name, (w, _) in llama.matrices.items() if w.shape == (48, 48)][:5]
         one = 4 * 48 * 48
-        # The work arrays, one pair besides, two in each of two stacks; a quarter is for programs.
-        memory = (27 * 8 * 48 * 48 + one + 2 * 2 * one) * 4 // 3 + 1
+        # The work arrays, one pair besides, two in each of two stacks; a third is for programs.
+        memory = (27 * 8 * 48 * 48 + one + 2 * 2 * one) * 3 // 2 + 1
         seen = _spy_on_stacks(monkeypatch)
         include = [f"^{name}$" for name in names]
         memory = {"memory_gib": memory / 2**30}

@@ -128,8 +128,8 @@ class TestMemory:
     # Small and large in turn; 40 of each, so that the stacks of the small ones grow as far as they may.
     SHAPES = [(16, 16), (256, 256), (24, 8), (128, 64), (300, 200), (8, 8)]
     # The largest matrix alone: its work arrays, the pair in the stack at work and in the next one, and once more; a
-    # quarter of the memory is for programs.
-    LEAST = (27 * 8 + 3 * 8) * 256 * 256 * 4 // 3 + 1
+    # third of the memory is for programs.
+    LEAST = (27 * 8 + 3 * 8) * 256 * 256 * 3 // 2 + 1
 
     @staticmethod
     def tree(shapes):

@@ -83,7 +83,7 @@ def test_runs_on_and_on(arguments, environment):
     if "--one_cpu" in arguments and not hasattr(os, "sched_setaffinity"):
         pytest.skip("this system has no sched_setaffinity")
     # XLA's pool has as many threads as there are processors: the fewer, the sooner all of them wait.
-    usual = {**os.environ, "XLA_FLAGS": "", "NPROC": "2", "JAX_PLATFORMS": "cpu"}
+    usual = {**os.environ, "XLA_FLAGS": "", "NPROC": "2", "JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "0"}
     done = subprocess.run(
         [sys.executable, STRESS, *arguments.split()],
         env=usual | environment,
