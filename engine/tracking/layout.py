@@ -24,6 +24,11 @@ from polarax.tracking.adapters import Adapter, Scale, find_adapters
 # Outside the layers, large, and seldom what is asked about: tracked where `roles` or `include` names them.
 _LEFT_OUT = frozenset({"embed", "position", "token_type", "patch", "head"})
 
+# Models are divided over devices by columns and by rows in turn (Megatron-LM, arXiv:1909.08053), these roles the other
+# way round than the rest. Turned to be tall all are divided alike, but for square ones: in one group with the rest,
+# each of those would be gathered to bring it into the arrangement of the others.
+_DIVIDED_BY_ROWS = frozenset({"o", "down"})
+
 
 class Label(NamedTuple):
     """What one tracked matrix is."""
@@ -49,7 +54,7 @@ class Source(NamedTuple):
 class Group(NamedTuple):
     """Matrices of one shape, which share one program; m >= n, wide ones are turned round."""
 
-    key: str  # "1536x576"
+    key: str  # "1536x576", and what tells it from others of this shape
     shape: tuple[int, int]  # (m, n)
     stored: str  # dtype of the parameters
     dtype: str  # the working one: float32, or float64 for parameters in float64
@@ -170,11 +175,12 @@ def _grouped(
 ) -> tuple[Group, ...]:
     members: dict[tuple, list[View]] = {}
     for view in views:
-        stored = tree.dtype_name(view.tensor)
-        members.setdefault((max(view.shape), min(view.shape), stored), []).append(view)
-    several = {shape for shape in members if sum(other[:2] == shape[:2] for other in members) > 1}
+        m, n, stored = max(view.shape), min(view.shape), tree.dtype_name(view.tensor)
+        division = "-by_rows" if m == n and view.role in _DIVIDED_BY_ROWS else ""
+        members.setdefault((m, n, stored, division), []).append(view)
+    several = {(m, n) for m, n, stored, _ in members for other in members if other[:2] == (m, n) and other[2] != stored}
     groups = []
-    for (m, n, stored), found in members.items():
+    for (m, n, stored, division), found in members.items():
         sources: dict[str, tuple[int, Source]] = {}  # by their text: slices have no hash before Python 3.12
         places, starts = [], []
         for view in found:
@@ -194,7 +200,7 @@ def _grouped(
         rank = max(map(len, starts))
         groups.append(
             Group(
-                f"{m}x{n}" + (f"-{stored}" if (m, n, stored) in several else ""),
+                f"{m}x{n}" + (f"-{stored}" if (m, n) in several else "") + division,
                 (m, n),
                 stored,
                 "float64" if stored == "float64" else "float32",

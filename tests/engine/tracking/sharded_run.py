@@ -11,7 +11,8 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import polarax
 
-SHAPES = {"q_proj": (96, 64), "o_proj": (64, 96), "up_proj": (96, 160), "down_proj": (160, 96)}
+# q and o are square: nothing in their shapes says that they are divided the other way round.
+SHAPES = {"q_proj": (96, 96), "k_proj": (96, 64), "o_proj": (96, 96), "up_proj": (96, 160), "down_proj": (160, 96)}
 LAYOUTS = {
     "fsdp": (PartitionSpec(("x", "y"), None),) * 2,
     "tensor": (PartitionSpec(None, "y"), PartitionSpec("y", None)),
@@ -29,7 +30,7 @@ def main(layout, metrics, axes):
     host = {f"layers_{layer}": block() for layer in range(2)}
 
     def place(path, x):
-        column = path[1].key in ("q_proj", "up_proj")
+        column = path[1].key in ("q_proj", "k_proj", "up_proj")
         return jax.device_put(x, NamedSharding(mesh, LAYOUTS[layout][0 if column else 1]))
 
     params = jax.tree.map_with_path(place, host)
