@@ -15,6 +15,7 @@ import pytest
 import polarax
 from polarax.plan import plan_posts
 from polarax.report.history.page import render_history_report, write_history_report
+from polarax.report.history.plots import plot_over_steps
 from polarax.report.history.table import spread_evenly
 from polarax.run_directory import RunWriter
 from polarax.selection import Selection
@@ -278,3 +279,14 @@ class TestReport:
         seen = visit(page, tmp_path, script)
         assert seen.wrong == [] and "CONSOLE" not in seen.log
         assert seen.found == [["step-40"], ["step-20"], "20", ["20"], "18 of 18"]
+
+
+def test_of_a_single_step_the_control_and_the_bands_are_seen():
+    frame = pd.DataFrame({"layer": [0, 1], "alpha": [1.001, 1.003], "alpha_null": [1.0, 1.0], "alpha_null_std": 1e-4})
+    frame = frame.assign(step=5, role="q", expert=None, status="ok", control_reach=0.1)
+    axis = plot_over_steps(frame, "alpha", "alpha").axes[0]
+    control, median = axis.lines
+    assert np.ptp(control.get_xdata()) == 1 and set(control.get_ydata()) == {1.0}
+    assert list(median.get_xdata()) == [5] and median.get_ydata() == pytest.approx([1.002])
+    for band in axis.collections:
+        assert np.all(np.ptp(band.get_paths()[0].vertices, axis=0) > 0)

@@ -43,7 +43,7 @@ def render_history_report(history: "History") -> str:
     first, last = (history.labels[0], history.labels[-1]) if history.labels else ("", "")
     return render_template(
         "history.html",
-        title=f"{last_part(history.description, 'base')}: steps {first} to {last}",
+        title=f"{last_part(history.description, 'base')}: {'step' if first == last else f'steps {first} to'} {last}",
         run=history.description,
         finished=history.finished,
         steps=steps,

@@ -81,17 +81,18 @@ def plot_over_steps(frame: pd.DataFrame, metric: str, title: str, role: str | No
         of_role = rows[rows["role"] == name]
         for control in controls(of_role, metric)[-1:]:
             steps, means = _by_step(of_role, control.mean)
-            (line,) = axis.plot(steps, means["median"], "--", color=MUTED)
+            (line,) = axis.plot(*_along(steps, means["median"]), "--", color=MUTED)
             shown[control.label] = line
             if control.std is not None:
                 width = CONTROL_DEVIATIONS * _by_step(of_role, control.std)[1]["median"]
                 low, high = means["median"] - width, means["median"] + width
                 label = f"of one matrix, ± {CONTROL_DEVIATIONS} standard deviations"
-                shown[label] = axis.fill_between(steps, low, high, color=MUTED, alpha=0.25, lw=0)
+                shown[label] = axis.fill_between(*_along(steps, low, high), color=MUTED, alpha=0.25, lw=0)
         steps, values = _by_step(of_role, of_role[metric])
         if len(of_role) > len(steps):
             label = f"{BAND[0]:.0%} to {BAND[1]:.0%} of the matrices"
-            shown[label] = axis.fill_between(steps, values["low"], values["high"], color=BLUE, alpha=0.25, lw=0)
+            band = _along(steps, values["low"], values["high"])
+            shown[label] = axis.fill_between(*band, color=BLUE, alpha=0.25, lw=0)
         (line,) = axis.plot(steps, values["median"], "-", marker=marker(steps), color=BLUE)
         shown[f"{metric}, median"] = line
         axis.ticklabel_format(axis="y", useOffset=False)
@@ -102,6 +103,14 @@ def plot_over_steps(frame: pd.DataFrame, metric: str, title: str, role: str | No
     legend_below(figure, list(shown.values()))
     figure.suptitle(title)
     return figure
+
+
+def _along(steps, *values):
+    """Steps, and what is drawn along them as a line or an area, which a single step would show nothing of."""
+    along = np.asarray(steps, float)
+    if len(along) == 1:
+        along = along[0] + np.array([-0.5, 0.5])
+    return along, *(np.broadcast_to(value, along.shape) for value in values)
 
 
 @picture
@@ -119,17 +128,15 @@ def plot_budget_over_steps(frame: pd.DataFrame, role: str | None = None) -> "Fig
         columns = [f"{part}{end}" for part, *_ in PARTS for end in ("", "_null")]
         shares = rows[rows["role"] == name].groupby("step")[columns].mean()
         steps = shares.index.to_numpy(float)
-        along = steps if len(steps) > 1 else steps[0] + np.array([-0.5, 0.5])
         bottom, expected = np.zeros(len(steps)), np.zeros(len(steps))
         for part, _, colour in PARTS:
             top = bottom + shares[part].to_numpy()
-            low, high = (np.broadcast_to(edge, along.shape) for edge in (bottom, top))
-            axis.fill_between(along, low, high, color=colour, lw=0)
+            axis.fill_between(*_along(steps, bottom, top), color=colour, lw=0)
             bottom, expected = top, expected + shares[f"{part}_null"].to_numpy()
             if part != PARTS[-1][0]:
-                axis.plot(along, np.broadcast_to(expected, along.shape), color=INK, lw=1)
+                axis.plot(*_along(steps, expected), color=INK, lw=1)
         axis.set_ylim(0, 1)
-        axis.set_xlim(along[0], along[-1])
+        axis.set_xlim(*_along(steps)[0][[0, -1]])
         whole_ticks(axis)
     handles: list[Artist] = [
         axes[0].fill_between([], [], color=colour, lw=0, label=label) for _, label, colour in PARTS
