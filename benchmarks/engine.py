@@ -14,7 +14,7 @@ import numpy as np
 from benchmarks import device, peers
 from benchmarks.timing import Contestant
 from polarax import kernels
-from polarax.devices import most_lanes, shared_cores, takes_batches
+from polarax.devices import lone_cpu, most_lanes, shared_cores, takes_batches
 from polarax.measure import measure_stack
 from polarax.metrics import GROUPS
 from polarax.stacks import pair_operations
@@ -89,7 +89,7 @@ def in_lanes(
     name: str, base: np.ndarray, post: np.ndarray, *, dtype: str, groups: Sequence[str] = ALL_GROUPS
 ) -> Contestant:
     """The same analysis as `polarax compare` runs it: on CPU pair by pair on each core, elsewhere in one program."""
-    if takes_batches():
+    if not lone_cpu():
         return pair_analysis(name, device.put(base), device.put(post), dtype=dtype, groups=groups)
     pairs = _one_by_one(base, post)
     length = -(-len(pairs) // most_lanes())

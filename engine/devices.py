@@ -39,13 +39,18 @@ def takes_batches() -> bool:
     return jax.default_backend() != "cpu"
 
 
+def lone_cpu() -> bool:
+    """Whether a CPU is the only device: calls of one matrix each then run side by side on its cores."""
+    return not takes_batches() and jax.local_device_count() == 1
+
+
 def most_lanes() -> int:
     """Parts of a stack that pay when they are computed side by side: one for each core of a lone CPU device.
 
     A decomposition keeps one core busy and hardly more; matrices side by side keep all of them. Other devices take a
     stack as one batch.
     """
-    return cores() if not takes_batches() and jax.local_device_count() == 1 else 1
+    return cores() if lone_cpu() else 1
 
 
 @contextlib.contextmanager

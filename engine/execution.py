@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from polarax.devices import (
+    lone_cpu,
     release_free_memory,
     shared_cores,
     stack_mesh,
@@ -124,7 +125,7 @@ def run_stacks(work: Work, stacks: Sequence[Stack], outputs: Sequence[Output], p
                 lanes = programs.start(pool, stack, operands)
                 if following is not None and work.plan.compiles_ahead:
                     programs.of(following)
-                readings = _joined([lane.result() for lane in lanes])
+                readings = _joined([part for lane in lanes for part in lane.result()])
             del operands  # its memory is filled again
             for output in outputs:
                 if output.waits_for(stack):
@@ -143,7 +144,7 @@ class _Programs:
     def __init__(self, work, between, mesh, seconds):
         self._work, self._between, self._mesh, self._seconds = work, between, mesh, seconds
         self._sharding = stack_sharding(mesh)
-        self._one_by_one = mesh is None and not takes_batches()
+        self._one_by_one = lone_cpu()
         self._compiled = {}
 
     def of(self, stack):
@@ -178,21 +179,18 @@ class _Programs:
         return self._compiled[key]
 
     def start(self, pool, stack, operands):
-        """Starts every lane that holds a matrix; returns their futures, of `PostReadings` on the host."""
-        program, length = self.of(stack), stack.size // stack.lanes
+        """Starts the calls of every lane; returns the lanes' futures, of a list of `PostReadings` on the host."""
+        program, posts, length = self.of(stack), len(stack.posts), stack.size // stack.lanes
         operands = (*operands, *self._keys(stack))
-        end = len(stack.pairs) if self._one_by_one else stack.size
-        lanes = [slice(start, min(start + length, end)) for start in range(0, len(stack.pairs), length)]
-        return [
-            pool.submit(self._run, program, len(stack.posts), [operand[lane] for operand in operands]) for lane in lanes
-        ]
+        parts = [slice(i, i + 1) for i in range(len(stack.pairs))] if self._one_by_one else [slice(None)]
+        lanes = [parts[start : start + length] for start in range(0, len(parts), length)]
+        return [pool.submit(self._run, program, posts, operands, lane) for lane in lanes]
 
-    def _run(self, program, posts, operands):
+    def _run(self, program, posts, operands, parts):
         with jax.enable_x64(True):  # a setting of each thread
-            if not self._one_by_one:
-                return _call(program, posts, [_place(operand, self._sharding) for operand in operands])
-            matrices = range(len(operands[0]))
-            return _joined([_call(program, posts, [operand[i : i + 1] for operand in operands]) for i in matrices])
+            return [
+                _call(program, posts, [_place(operand[part], self._sharding) for operand in operands]) for part in parts
+            ]
 
     def _keys(self, stack):
         """One array, (size, 2): what each matrix's random changes are drawn from; nothing if there are none."""
@@ -218,7 +216,7 @@ def _pairs_of(stack):
 
 def _joined(parts):
     """The readings of a stack from those of its parts."""
-    return parts[0] if len(parts) == 1 else jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
+    return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
 
 
 def _as_stored(readings, stack):

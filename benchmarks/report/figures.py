@@ -223,15 +223,19 @@ def verdicts(records: Sequence[Record]) -> list[Verdict]:
     return found + _accuracy_verdicts(records) + _reading_verdicts(records)
 
 
+# A whole run, and what it does at the same time.
+_OVERLAP = ("polarax.compare", "polarax.compare, weights in memory", "reading alone")
+
+
 def _reading_verdicts(records):
     found = []
     for case, in_case in groups(timed(of_suite(records, "reading"))):
         own = {record["contestant"]: record for record in in_case}
-        if {"plain sequential reads", "polarax"} <= own.keys():
+        if own.keys() >= {"plain sequential reads", "polarax"}:
             share = ratio(own["plain sequential reads"]["samples"], own["polarax"]["samples"]).median
             found.append(Verdict(case, "at least 80% of plain reads", f"{100 * share:.0f}%", share >= 0.8))
-        if "reading alone" in own and len(own) == 3:
-            whole, *alone = (own[name]["samples"] for name in own)
+        if own.keys() >= set(_OVERLAP):
+            whole, *alone = (own[name]["samples"] for name in _OVERLAP)
             over = statistics.median(mine / max(others) for mine, *others in zip(whole, *alone, strict=True))
             found.append(Verdict(case, "at most 1.1 x the longer one alone", f"{over:.2f} x", over <= 1.1))
         if case.startswith("plan"):

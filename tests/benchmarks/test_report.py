@@ -283,3 +283,14 @@ def test_reading_is_judged_within_rounds():
     text = page(_results(gathered(records)))
     assert "| warm | at least 80% of plain reads | 90% | met |" in text
     assert "## Reading and memory" in text
+
+
+def test_reading_is_not_judged_where_a_contestant_failed():
+    records = [
+        {"suite": "reading", "case": "warm", "contestant": "polarax", "reference": True, "error": "no"},
+        _timed("reading", "warm", "plain sequential reads", [0.9, 2.7], bytes=8.0),
+        _timed("reading", "whole", "polarax.compare", [4.0, 4.4]),
+        {"suite": "reading", "case": "whole", "contestant": "reading alone", "reference": False, "error": "no"},
+    ]
+    assert figures.verdicts(gathered(records)) == []
+    assert "## Reading and memory" in page(_results(gathered(records)))
