@@ -5,5 +5,5 @@
     python -m benchmarks compare OLD.json NEW.json
 
 Run from the root of the repository; nothing here is installed. polarax is called as its users call
-it: `polarax.kernels`, `polarax.measure.measure_stack` and the command line.
+it: `polarax.kernels`, `polarax.measuring.program.measure_stack` and the command line.
 """

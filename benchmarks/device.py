@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from benchmarks.timing import Contestant
-from polarax.devices import working_dtype
+from polarax.planning.devices import working_dtype
 
 
 def has_float64() -> bool:

@@ -14,10 +14,10 @@ import numpy as np
 from benchmarks import device, peers
 from benchmarks.timing import Contestant
 from polarax import kernels
-from polarax.devices import lone_cpu, most_lanes, shared_cores, takes_batches
-from polarax.measure import measure_stack
+from polarax.measuring.program import measure_stack
 from polarax.metrics import GROUPS
-from polarax.stacks import pair_operations
+from polarax.planning.devices import lone_cpu, most_lanes, shared_cores, takes_batches
+from polarax.planning.stacks import pair_operations
 
 ALL_GROUPS = tuple(GROUPS)
 # What the peers' script reads too: it leaves out the spectrum of the change, a third SVD.
@@ -30,7 +30,7 @@ class Kernel(NamedTuple):
     methods: tuple[str, ...]
     ours: Callable[[jax.Array, jax.Array, str], object]  # (base, post, method)
     theirs: Callable[[peers.Library, object, object], object]  # (library, base, post)
-    operations: Callable[[int, int], float]  # (m, n), m >= n: nominal, as polarax.plan counts
+    operations: Callable[[int, int], float]  # (m, n), m >= n: nominal, as polarax.planning.comparison_plan counts
 
 
 def _with_vectors(m, n):

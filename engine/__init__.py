@@ -15,8 +15,8 @@ from polarax.comparison import compare
 from polarax.errors import RunError, UsageError
 from polarax.history import history
 from polarax.loaders import CheckpointError, open_checkpoint
-from polarax.run import Run
-from polarax.runs import History, Runs
+from polarax.results.run import Run
+from polarax.results.runs import History, Runs
 from polarax.tracking import Tracker, monitor
 
 __version__ = importlib.metadata.version("polarax")

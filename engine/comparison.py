@@ -8,12 +8,12 @@ import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from polarax.execution import Output, Work, run_stacks
 from polarax.loaders import Skipped
+from polarax.measuring.execution import Output, Work, run_stacks
+from polarax.measuring.progress import Progress
 from polarax.metrics import BETWEEN_GROUPS, columns
-from polarax.plan import Part
-from polarax.progress import Progress
-from polarax.request import (
+from polarax.planning.comparison_plan import Part
+from polarax.planning.request import (
     DEFAULT_CONTROL_DRAWS,
     DEFAULT_MEMORY_GIB,
     DEFAULT_SEED,
@@ -23,11 +23,11 @@ from polarax.request import (
     describe_posts,
     describe_request,
 )
-from polarax.run import Run
-from polarax.run_directory import BETWEEN_FOLDER, RunWriter, claim_directory
-from polarax.runs import History, Runs
-from polarax.runs_directory import RunsWriter
-from polarax.selection import Selection
+from polarax.planning.selection import Selection
+from polarax.results.run import Run
+from polarax.results.run_directory import BETWEEN_FOLDER, RunWriter, claim_directory
+from polarax.results.runs import History, Runs
+from polarax.results.runs_directory import RunsWriter
 
 
 def compare(

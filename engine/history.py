@@ -7,7 +7,7 @@ from typing import Any
 from polarax.comparison import run_request
 from polarax.errors import UsageError
 from polarax.loaders import find_steps
-from polarax.request import (
+from polarax.planning.request import (
     DEFAULT_CONTROL_DRAWS,
     DEFAULT_MEMORY_GIB,
     DEFAULT_SEED,
@@ -15,8 +15,8 @@ from polarax.request import (
     Request,
     check_request,
 )
-from polarax.runs import History
-from polarax.selection import Selection
+from polarax.planning.selection import Selection
+from polarax.results.runs import History
 
 
 def history(

@@ -16,11 +16,11 @@ from absl import flags
 
 import polarax
 from polarax.cli import COMMANDS
+from polarax.findings.effects import THRESHOLDS
+from polarax.findings.signature import Signature
 from polarax.loaders import ROLES
 from polarax.metrics import BETWEEN_COLUMNS, CONTROL_COLUMNS, GROUPS, IDENTITY_COLUMNS, sampled_columns
-from polarax.report.effects import THRESHOLDS
 from polarax.report.plots import files
-from polarax.report.signature import Signature
 from polarax.report.table import table_by_role
 from polarax.tracking.readings import METRICS, Options, names
 
@@ -220,7 +220,7 @@ MODULES = sorted(
 
 
 def test_modules_are_found():
-    assert {"polarax.kernels.align", "polarax.loaders", "polarax.run"} <= set(MODULES)
+    assert {"polarax.kernels.align", "polarax.loaders", "polarax.results.run"} <= set(MODULES)
 
 
 @pytest.mark.parametrize("name", MODULES)

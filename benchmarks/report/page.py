@@ -88,7 +88,7 @@ def _head(results):
         "",
         "Times are medians of rounds in which contestants took turns; the spread is the "
         "interquartile range over the median; ratios are medians over rounds. Rates count nominal "
-        "operations (polarax.plan), the same for everybody, and so can pass the floor.",
+        "operations (polarax.planning.comparison_plan), the same for everybody, and so can pass the floor.",
         "",
     ]
     return "\n".join(lines)

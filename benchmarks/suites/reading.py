@@ -21,8 +21,8 @@ from benchmarks.options import Options
 from benchmarks.shapes import shrunk
 from benchmarks.timing import Contestant
 from polarax.comparison import check_request
-from polarax.selection import Selection
-from polarax.stack_reads import StackReads
+from polarax.measuring.stack_reads import StackReads
+from polarax.planning.selection import Selection
 
 # Matrices of the pair that is read, 1 GiB on each side, and of the one that is analysed as well.
 _STACK, _SHORT_STACK = (64, 4096, 2048), (8, 1024, 512)

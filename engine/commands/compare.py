@@ -13,11 +13,11 @@ from absl import flags
 from polarax.commands.comparison_flags import define_comparison_flags, request_from_flags
 from polarax.commands.report import write_pictures
 from polarax.comparison import run_request
-from polarax.devices import enable_compilation_cache
 from polarax.errors import UsageError
+from polarax.planning.devices import enable_compilation_cache
 from polarax.report.posts.table import table_of_posts
 from polarax.report.table import table_by_role
-from polarax.run import Run
+from polarax.results.run import Run
 
 
 def define_flags(values: flags.FlagValues) -> None:

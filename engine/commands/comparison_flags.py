@@ -7,8 +7,8 @@ from absl import flags
 from polarax.errors import UsageError
 from polarax.kernels import SVD_METHODS
 from polarax.metrics import GROUPS
-from polarax.post_names import one_post
-from polarax.request import (
+from polarax.planning.post_labels import one_post
+from polarax.planning.request import (
     DEFAULT_CONTROL_DRAWS,
     DEFAULT_MEMORY_GIB,
     DEFAULT_SEED,
@@ -17,7 +17,7 @@ from polarax.request import (
     Request,
     check_request,
 )
-from polarax.selection import Selection
+from polarax.planning.selection import Selection
 
 
 def define_comparison_flags(values: flags.FlagValues) -> None:

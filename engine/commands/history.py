@@ -13,11 +13,11 @@ from absl import flags
 from polarax.commands.comparison_flags import define_measurement_flags, measurement_from_flags
 from polarax.commands.report import write_pictures
 from polarax.comparison import run_request
-from polarax.devices import enable_compilation_cache
 from polarax.errors import UsageError
 from polarax.history import check_history
+from polarax.planning.devices import enable_compilation_cache
 from polarax.report.history.table import table_of_steps
-from polarax.runs import History
+from polarax.results.runs import History
 
 
 def define_flags(values: flags.FlagValues) -> None:

@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from absl import flags
 
 from polarax.commands.comparison_flags import define_comparison_flags, request_from_flags
-from polarax.division import Share, balance, divide_stacks
 from polarax.errors import UsageError
-from polarax.rates import DECOMPOSITIONS_SHARE, DEVICES, PRODUCTS_SHARE, measure_rates
-from polarax.request import Request, without_garbage_collection
-from polarax.stacks import Stack
+from polarax.planning.division import Share, balance, divide_stacks
+from polarax.planning.rates import DECOMPOSITIONS_SHARE, DEVICES, PRODUCTS_SHARE, measure_rates
+from polarax.planning.request import Request, without_garbage_collection
+from polarax.planning.stacks import Stack
 
 _UNMEASURED = "none"
 _THIS = "this"

@@ -9,9 +9,9 @@ from collections.abc import Iterator, Sequence
 from absl import flags
 
 from polarax.errors import UsageError
-from polarax.run import Run
-from polarax.run_directory import PLOTS_FOLDER
-from polarax.runs import History, Runs, open_run
+from polarax.results.run import Run
+from polarax.results.run_directory import PLOTS_FOLDER
+from polarax.results.runs import History, Runs, open_run
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -44,7 +44,7 @@ def write_pictures(run: Run | Runs, *, plots: bool, page: bool, matrices: Sequen
         UsageError: A package is not installed, or a matrix is not in the run.
         RunError: A file cannot be written.
     """
-    from polarax.report.chosen import choose_matrices
+    from polarax.findings.chosen import choose_matrices
     from polarax.report.page import write_report
     from polarax.report.plots import draw_plots, write_plots
 

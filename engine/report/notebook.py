@@ -12,7 +12,7 @@ from polarax.report.table import rows_by_role
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from polarax.run import Run
+    from polarax.results.run import Run
 
 
 class RunPlots:

@@ -15,19 +15,19 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from polarax.errors import UsageError
-from polarax.report.chosen import choose_matrices
+from polarax.findings.chosen import choose_matrices
+from polarax.findings.reading import matrix_label
 from polarax.report.plots import plot_cosines, plot_rotation_maps, plot_spectra
 from polarax.report.plots.files import draw_plots
 from polarax.report.plots.style import printable, to_svg
-from polarax.report.reading import matrix_label
 from polarax.report.table import rows_by_role
 from polarax.report.table_data import script_json, table_data
-from polarax.run_directory import REPORT_FILE, replacing, writing
+from polarax.results.run_directory import REPORT_FILE, replacing, writing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from polarax.run import Run
+    from polarax.results.run import Run
 
 _SKIPPED_ROWS = 1000  # listed on the page; skipped.csv has them all
 

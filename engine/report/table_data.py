@@ -6,10 +6,10 @@ from typing import Any
 
 import pandas as pd
 
+from polarax.findings.reading import THRESHOLDS
 from polarax.metrics import BETWEEN_COLUMNS, GROUPS, IDENTITY_COLUMNS, status_kind
 from polarax.report.plots.rows import out_of_range
-from polarax.report.reading import THRESHOLDS
-from polarax.run_directory import jsonable
+from polarax.results.run_directory import jsonable
 
 # Shown first; the other columns are a choice away.
 _HEADLINES = (

@@ -1,8 +1,8 @@
 """Following spectra inside a training loop: `polarax.Tracker` and `polarax.monitor`."""
 
-from polarax.tracking.metrics import Metrics
+from polarax.tracking.costs import TrackingPlan
 from polarax.tracking.monitor import MonitorState, monitor
-from polarax.tracking.plan import TrackingPlan
+from polarax.tracking.tracked_metrics import Metrics
 from polarax.tracking.tracker import Tracker, TrackerState
 from polarax.tracking.writers import JsonlWriter, read_jsonl
 

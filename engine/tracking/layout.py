@@ -18,7 +18,7 @@ from polarax.loaders import ROLES, Skipped, View
 from polarax.loaders.dtypes import is_floating
 from polarax.loaders.matrices import RoleMap, take_inventory
 from polarax.loaders.parameter_tree import ParameterTree, is_kernel, named_leaves
-from polarax.selection import Selection
+from polarax.planning.selection import Selection
 from polarax.tracking.adapters import Adapter, Scale, find_adapters
 
 # Outside the layers, large, and seldom what is asked about: tracked where `roles` or `include` names them.

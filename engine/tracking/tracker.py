@@ -14,12 +14,12 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from polarax.errors import UsageError
 from polarax.loaders.matrices import RoleMapSource, parse_role_map
 from polarax.loaders.parameter_tree import named_leaves
-from polarax.selection import Selection
+from polarax.planning.selection import Selection
 from polarax.tracking import readings
 from polarax.tracking.adapters import Scale
+from polarax.tracking.costs import TrackingPlan, plan_tracking
 from polarax.tracking.layout import Layout, find_layout, matrix_reader
-from polarax.tracking.metrics import Metrics
-from polarax.tracking.plan import TrackingPlan, plan_tracking
+from polarax.tracking.tracked_metrics import Metrics
 
 _PRECISIONS = ("highest", "high", "default")
 

@@ -8,7 +8,7 @@ import numpy as np
 import polarax
 from polarax.loaders import Skipped
 from polarax.metrics import GROUPS, columns
-from polarax.run_directory import RunWriter
+from polarax.results.run_directory import RunWriter
 
 SEVEN_ROLES = ("q", "k", "v", "o", "gate", "up", "down")
 SHAPES = {"k": (64, 256), "v": (64, 256), "gate": (512, 256), "up": (512, 256), "down": (256, 512)}

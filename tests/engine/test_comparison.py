@@ -9,13 +9,13 @@ import threadpoolctl
 
 import polarax
 import polarax.comparison
-import polarax.execution
-import polarax.request
-from polarax.arrays import read_array
+import polarax.measuring.execution
+import polarax.planning.request
 from polarax.loaders import CheckpointError
 from polarax.metrics import CONTROL_COLUMNS, GROUPS, IDENTITY_COLUMNS
-from polarax.plan import plan_comparison
-from polarax.selection import Selection
+from polarax.planning.comparison_plan import plan_comparison
+from polarax.planning.selection import Selection
+from polarax.results.arrays import read_array
 
 LLAMA_ROLES = {"q", "k", "v", "o", "gate", "up", "down"}
 
@@ -227,7 +227,7 @@ class TestPrecision:
         def fail(*_):
             raise RuntimeError("simulated")
 
-        monkeypatch.setattr(polarax.execution, "_row", fail)
+        monkeypatch.setattr(polarax.measuring.execution, "_row", fail)
         with pytest.raises(RuntimeError, match="simulated"):
             compare(small.base, small.post, metrics="change")
         assert not jax.config.jax_enable_x64
@@ -399,7 +399,7 @@ class TestStacks:
         base |= {"c.0": rng.normal(size=(6, 5))}
         post = {name: (1.1 * w).astype(w.dtype) for name, w in base.items()}
         compiled = _count_compilations(monkeypatch)
-        monkeypatch.setattr(polarax.request, "most_lanes", lambda: 1)
+        monkeypatch.setattr(polarax.planning.request, "most_lanes", lambda: 1)
         run = compare(base, post, metrics="change")
         assert len(run.frame()) == 37
         stacks = [path.name for path in (run.path / "arrays").iterdir()]
@@ -412,9 +412,9 @@ class TestStacks:
         base = {f"a.{i}": rng.normal(size=(12, 7)).astype(np.float32) for i in range(3)}
         base |= {"b.0": rng.normal(size=(5, 9)).astype(np.float32)}
         post = {name: w + 0.1 * rng.normal(size=w.shape).astype(np.float32) for name, w in base.items()}
-        monkeypatch.setattr(polarax.request, "most_lanes", lambda: 1)
+        monkeypatch.setattr(polarax.planning.request, "most_lanes", lambda: 1)
         alone = compare(base, post).frame()
-        monkeypatch.setattr(polarax.request, "most_lanes", lambda: lanes)
+        monkeypatch.setattr(polarax.planning.request, "most_lanes", lambda: lanes)
         compiled = _count_compilations(monkeypatch)
         blas = [library["num_threads"] for library in threadpoolctl.threadpool_info()]
         run = compare(base, post)
@@ -519,7 +519,7 @@ def _nested(arrays):
 def _count_compilations(monkeypatch):
     """The shape and dtype of every stack that a program is compiled for."""
     compiled = []
-    real = polarax.execution.measure_stack
+    real = polarax.measuring.execution.measure_stack
 
     class Lowered:
         def __init__(self, lowered, key):
@@ -533,7 +533,7 @@ def _count_compilations(monkeypatch):
         def lower(self, base, post, **options):
             return Lowered(real.lower(base, post, **options), (base.shape, base.dtype.name))
 
-    monkeypatch.setattr(polarax.execution, "measure_stack", Counting())
+    monkeypatch.setattr(polarax.measuring.execution, "measure_stack", Counting())
     return compiled
 
 

@@ -13,16 +13,16 @@ import pandas as pd
 import pytest
 
 import polarax
-from polarax.plan import plan_posts
+from polarax.planning.comparison_plan import plan_posts
+from polarax.planning.selection import Selection
 from polarax.report.history.page import render_history_report, write_history_report
 from polarax.report.history.plots import plot_over_steps
 from polarax.report.history.table import spread_evenly
-from polarax.run_directory import RunWriter
-from polarax.selection import Selection
+from polarax.results.run_directory import RunWriter
 from tests.engine.browser import needs_chromium, visit
 from tests.engine.command import NO_CACHE, assert_one_line
+from tests.engine.report.test_report import MALICIOUS, Page
 from tests.engine.synthetic_runs import matrix, write_run
-from tests.engine.test_report import MALICIOUS, Page
 
 STEPS = (0, 5, 10, 100)
 METRICS = "change,scaling,budget"

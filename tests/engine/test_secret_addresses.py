@@ -85,14 +85,14 @@ def test_errors(urls, tmp_path, capsys, verbosity):
 
 
 def test_a_run_that_fails_part_way(web, urls, tmp_path, capsys, monkeypatch):
-    compare = polarax.execution.StackReads
+    compare = polarax.measuring.execution.StackReads
 
     def broken(*arguments):
         for side in ("base", "post"):
             (web.root / f"{side}.safetensors").unlink()
         return compare(*arguments)
 
-    monkeypatch.setattr(polarax.execution, "StackReads", broken)
+    monkeypatch.setattr(polarax.measuring.execution, "StackReads", broken)
     base, post = urls()
     assert main(["compare", f"--base={base}", f"--post={post}", f"--out={tmp_path}/run", "--verbosity=1"]) == 1
     assert "Reading failed part-way" in everything(capsys, tmp_path / "run")

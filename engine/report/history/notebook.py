@@ -16,7 +16,7 @@ from polarax.report.notebook import table_html
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from polarax.runs import History
+    from polarax.results.runs import History
 
 
 class HistoryPlots:

@@ -10,10 +10,10 @@ from polarax.report.plots import plot_coordination, plot_nf
 from polarax.report.plots.style import to_svg
 from polarax.report.table import rows_by_role
 from polarax.report.table_data import table_data
-from polarax.run_directory import REPORT_FILE, replacing, writing
+from polarax.results.run_directory import REPORT_FILE, replacing, writing
 
 if TYPE_CHECKING:
-    from polarax.runs import History
+    from polarax.results.runs import History
 
 _SKIPPED_ROWS = 1000  # listed on the page; skipped.csv has them all
 _DRAWN_STEPS = 24  # that have pictures of their own; more would make the page heavy

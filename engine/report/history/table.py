@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from polarax.report.effects import column
+from polarax.findings.effects import column
 from polarax.report.plots.rows import changed_rows, known_roles
 from polarax.report.table import align_rows
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from matplotlib.artist import Artist
     from matplotlib.figure import Figure
 
-    from polarax.run import Run
+    from polarax.results.run import Run
 
 # Parts of the budget from the bottom up, with a colour for each.
 PARTS = (

@@ -9,13 +9,13 @@ from polarax.report.plots.over_layers import plot_alpha, plot_coordination, plot
 from polarax.report.plots.rotation import plot_overlap, plot_principal_angles, plot_rotation
 from polarax.report.plots.scaling import plot_scaling
 from polarax.report.plots.style import to_png, to_svg
-from polarax.run_directory import replacing, writing
+from polarax.results.run_directory import replacing, writing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from polarax.run import Run
-    from polarax.runs import Runs
+    from polarax.results.run import Run
+    from polarax.results.runs import Runs
 
 # Name of the file -> what draws it.
 PLOTS: dict[str, Callable[["Run"], "Figure | None"]] = {

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.artist import Artist
     from matplotlib.figure import Figure
 
-    from polarax.run import Run
+    from polarax.results.run import Run
 
 CONTROL_DEVIATIONS = 3  # half the width of a control's band, in its standard deviations
 

@@ -22,7 +22,7 @@ from polarax.report.plots.style import (
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from polarax.run import Run
+    from polarax.results.run import Run
 
 # Column, title, whether it is the distance from 1 that is shown, colours.
 _MAPS = (

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import pandas as pd
 
+from polarax.findings.reading import matrix_label
 from polarax.report.plots.rows import changed_rows, known_roles
 from polarax.report.plots.style import each, new_figure, picture, printable
-from polarax.report.reading import matrix_label
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from polarax.run import Run
+    from polarax.results.run import Run
 
 # Singular values are drawn in at most this many columns (means of neighbours), about one pixel each.
 _COLUMNS = 256

@@ -11,7 +11,7 @@ from polarax.report.posts.table import rows_of_posts
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from polarax.runs import Runs
+    from polarax.results.runs import Runs
 
 
 class RunsPlots:

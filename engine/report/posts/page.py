@@ -8,10 +8,10 @@ from polarax.report.plots.style import to_svg
 from polarax.report.posts.plots import draw_posts_plots
 from polarax.report.posts.table import rows_of_posts
 from polarax.report.table_data import table_data
-from polarax.run_directory import BETWEEN_FOLDER, REPORT_FILE, replacing, writing
+from polarax.results.run_directory import BETWEEN_FOLDER, REPORT_FILE, replacing, writing
 
 if TYPE_CHECKING:
-    from polarax.runs import Runs
+    from polarax.results.runs import Runs
 
 _SKIPPED_ROWS = 1000  # listed on the page; skipped.csv has them all
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from matplotlib.artist import Artist
     from matplotlib.figure import Figure
 
-    from polarax.runs import Runs
+    from polarax.results.runs import Runs
 
 _COLOURS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE)
 _STYLES = ("-", "--", "-.")  # for more posts than there are colours

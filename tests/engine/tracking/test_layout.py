@@ -9,10 +9,10 @@ from flax import nnx
 
 import polarax
 from polarax.errors import UsageError
-from polarax.selection import Selection
+from polarax.planning.selection import Selection
 from polarax.tracking.adapters import find_adapters
 from polarax.tracking.layout import find_layout, matrix_reader
-from polarax.tracking.metrics import paths
+from polarax.tracking.tracked_metrics import paths
 
 RNG = np.random.default_rng(0)
 

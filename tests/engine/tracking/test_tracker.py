@@ -9,7 +9,7 @@ import pytest
 
 import polarax
 from polarax.errors import UsageError
-from polarax.tracking.metrics import paths
+from polarax.tracking.tracked_metrics import paths
 from tests.engine.tracking import trees
 
 K = 8

@@ -1,0 +1,59 @@
+"""The steps of a training run: the summary of each, and when effects came and went."""
+
+from typing import TYPE_CHECKING
+
+from polarax.findings.effects import KINDS
+from polarax.findings.reading import PHRASES
+from polarax.loaders import ROLES
+
+if TYPE_CHECKING:
+    from polarax.results.runs import History
+
+
+def summarise_history(history: "History") -> dict:
+    """Summary of all steps, JSON-ready up to NaN.
+
+    Returns:
+        steps: step -> `Run.summary`; effects: kind -> role -> step -> in how many matrices it was named, steps without
+        left out; unusable: step -> reason; reading: sentences on when effects came and went, on the last step, on what
+        could not be compared, and the thresholds they rest on.
+    """
+    steps = {label: run.summary() for label, run in history.items()}
+    effects: dict[str, dict[str, dict[str, int]]] = {}
+    for step, summary in steps.items():
+        for kind, roles in summary["effects"].items():
+            for role, count in roles.items():
+                effects.setdefault(kind, {}).setdefault(role, {})[step] = count
+    sentences = []
+    if steps:
+        sentences += _emergence(effects, steps)
+        last, summary = next(reversed(steps.items()))
+        sentences += [f"Step {last}: {sentence}" for sentence in summary["reading"][:-1]]
+        sentences += [f"Step {step} was not compared: {reason}" for step, reason in history.unusable().items()]
+        sentences += summary["reading"][-1:]
+    unusable = {str(step): reason for step, reason in history.unusable().items()}
+    return {"steps": steps, "effects": effects, "unusable": unusable, "reading": sentences}
+
+
+def _emergence(effects, steps):
+    """When each kind of effect was named, role by role."""
+    measured = list(steps)
+    last = measured[-1]
+    found = False
+    for kind in (kind for kind in KINDS if kind in effects):
+        phrase, _ = PHRASES[kind]
+        for role in sorted(effects[kind], key=ROLES.index):
+            named = effects[kind][role]
+            total = steps[last]["roles"].get(role, {}).get("matrices", 0)
+            first, latest = next(iter(named)), next(reversed(named))
+            found = True
+            gaps = measured.index(latest) - measured.index(first) + 1 - len(named)
+            broken = f", but for {gaps} of the steps between" if gaps else ""
+            if latest == last:
+                when = f"from step {first} on" if first != last else f"at step {last}, the last one, alone"
+                yield f"{role}: {phrase} {when}{broken}, in {named[last]} of {total} matrices at the end."
+            else:
+                when = f"at step {first} alone" if first == latest else f"from step {first} to step {latest}"
+                yield f"{role}: {phrase} {when}{broken}, in at most {max(named.values())} matrices; not at the end."
+    if not found and any(summary["reading"] for summary in steps.values()):
+        yield f"No effect stands out at any of {len(measured)} steps."

@@ -1,0 +1,94 @@
+"""Model level: the distribution of every metric over a role and a layer, the output projections, the reading."""
+
+import re
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from polarax.findings.effects import THRESHOLDS, find_effects, mostly_rounding, without_control, z_limit_of_draws
+from polarax.findings.reading import read_frame
+from polarax.findings.signature import output_signature
+from polarax.loaders import ROLES
+from polarax.metrics import CONTROL_COLUMNS, IDENTITY_COLUMNS, status_kind
+
+# What is kept of a layer: of 80 layers and every metric, the summary would be longer than the table.
+_LAYER_METRICS = (
+    "drift", "alpha", "ratio_cv_energy", "nf", "nf_excess", "budget_scaling", "budget_coordinated",
+    "budget_discordant", "budget_outside", "coordination", "fit_error",
+)  # fmt: skip
+
+
+def summarise(frame: pd.DataFrame, skipped: pd.DataFrame, draws: int = 0) -> dict:
+    """Summary of a run, JSON-ready up to NaN.
+
+    Args:
+        frame: `Run.frame()`.
+        skipped: `Run.skipped()`.
+        draws: How many draws the sampled controls are made of, if the frame has any.
+
+    Returns:
+        matrices: how many; status: how many of each; skipped: how many for each reason; roles: role -> metric -> count,
+        mean, std (population), min, median, max of those finite among its matrices, with `matrices`, `out_of_range`
+        (how many of them have a closed-form control that is only rough), `rounding` (how many changed by little more
+        than storage rounding) and `named` (how many have an effect that stands out); layers: layer -> the same of the
+        headline metrics; flagged: counts of rows that are mostly rounding, and of those whose nf has no control that
+        holds; effects: kind -> role -> how many matrices; signature: `Signature` as a dict, or None; reading:
+        sentences; thresholds: what they rest on.
+    """
+    present = set(frame["role"])
+    kinds = frame["status"].map(status_kind)
+    effects = find_effects(frame, draws)
+    outstanding = frame.index.isin(effects["row"])
+    signature = output_signature(frame, draws)
+    limit = {"z_sampled": z_limit_of_draws(draws)} if draws else {}
+    return {
+        "matrices": len(frame),
+        "status": dict(Counter(kinds)),
+        "skipped": dict(Counter(re.sub(r"\(.*", "", reason).strip() for reason in skipped["reason"])),
+        "roles": {
+            role: _describe_role(frame[frame["role"] == role], outstanding[frame["role"] == role])
+            for role in ROLES
+            if role in present
+        },
+        "layers": {
+            str(layer): {"matrices": len(rows), **_describe(rows, [m for m in _LAYER_METRICS if m in rows])}
+            for layer, rows in frame.groupby("layer")
+        },
+        "flagged": {"rounding": int(mostly_rounding(frame).sum()), "nf_unjudged": int(without_control(frame).sum())},
+        "effects": {
+            kind: dict(Counter(frame.loc[rows["row"], "role"])) for kind, rows in effects.groupby("kind", sort=False)
+        },
+        "signature": signature._asdict() if signature else None,
+        "reading": read_frame(frame, draws),
+        "thresholds": {**THRESHOLDS, **limit},
+    }
+
+
+def _describe_role(rows: pd.DataFrame, outstanding: np.ndarray) -> dict[str, Any]:
+    metrics = [c for c in rows.columns if c not in IDENTITY_COLUMNS and c not in CONTROL_COLUMNS]
+    return {
+        "matrices": len(rows),
+        "out_of_range": int((rows["control"] == "out of range").sum()),
+        "rounding": int(mostly_rounding(rows).sum()),
+        "named": int(outstanding.sum()),
+        **_describe(rows, metrics),
+    }
+
+
+def _describe(rows: pd.DataFrame, metrics: Iterable[str]) -> dict[str, Any]:
+    described = {}
+    for metric in metrics:
+        values = rows[metric].astype(float)
+        values = values[np.isfinite(values)]  # the drift of a base that is all zeros is infinite
+        described[metric] = {
+            "count": len(values),
+            "mean": values.mean(),
+            "std": values.std(ddof=0),
+            "min": values.min(),
+            "median": values.median(),
+            "max": values.max(),
+        }
+    return described

@@ -1,0 +1,1 @@
+"""Doing it: the compiled program, reading ahead, sampled controls, progress."""

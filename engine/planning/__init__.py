@@ -1,0 +1,1 @@
+"""What is to be done: the request, the selection, the stacks, and how they divide over devices and hosts."""

@@ -1,0 +1,223 @@
+"""What a comparison will do, from the headers alone: stacks, bytes, operations, memory."""
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from polarax.errors import UsageError
+from polarax.loaders import Checkpoint, CheckpointError, Pair, RoleMap, Skipped, pair_checkpoints
+from polarax.loaders.pairing import natural
+from polarax.planning.selection import Selection
+from polarax.planning.stacks import (
+    PLENTY_BYTES,
+    Stack,
+    beside_bytes,
+    make_stacks,
+    program_bytes,
+    stored_bytes,
+    work_bytes,
+)
+
+
+class Part(NamedTuple):
+    """What is compared, and what is not, of one post."""
+
+    names: tuple[str, ...]  # of the matrices, in model order
+    skipped: tuple[Skipped, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """The stacks of a comparison, in the order in which they run, and what is left out."""
+
+    stacks: tuple[Stack, ...]
+    parts: tuple[Part, ...]  # of each post
+    memory_bytes: int  # that the stacks in flight may take
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the matrices that a post has, in model order."""
+        return self.parts[0].names if len(self.parts) == 1 else _in_order([part.names for part in self.parts])
+
+    @property
+    def skipped(self) -> tuple[Skipped, ...]:
+        """What a post lacks or cannot be compared in."""
+        if len(self.parts) == 1:
+            return self.parts[0].skipped
+        return tuple(dict.fromkeys(row for part in self.parts for row in part.skipped))
+
+    @property
+    def matrices(self) -> int:
+        """Number of matrices to compare."""
+        return len(self.names)
+
+    @property
+    def bytes_to_read(self) -> int:
+        """Bytes of base and posts that will be read."""
+        return sum(stack.bytes_stored for stack in self.stacks)
+
+    @property
+    def operations(self) -> float:
+        """Floating-point operations, nominal: see `pair_operations`."""
+        return sum(stack.operations for stack in self.stacks)
+
+    @property
+    def compiles_ahead(self) -> bool:
+        """Whether there is memory to compile the next program while a stack is computed."""
+        return self.memory_bytes >= PLENTY_BYTES
+
+    @functools.cached_property
+    def peak_memory(self) -> int:
+        """Estimated peak bytes on one CPU host, over those of an idle process.
+
+        The stack at work, the next one being read, the work arrays, the programs.
+        """
+        read = [stack.bytes_read for stack in self.stacks]
+        peaks = (
+            this + following + stack.lanes * stack.work_bytes
+            for stack, this, following in zip(self.stacks, read, [*read[1:], 0], strict=False)
+        )
+        return program_bytes(self.memory_bytes) + max(peaks, default=0)
+
+    @functools.cached_property
+    def warning(self) -> str:
+        """One line on matrices that by themselves need more memory than is given; empty if there are none."""
+        available = self.memory_bytes - program_bytes(self.memory_bytes)
+        large = []
+        for stack in self.stacks:
+            one = stored_bytes(stack.members[0]) + stack.work_bytes
+            if one + stack.beside_bytes <= available:
+                continue
+            needs = [(one + beside_bytes(member), member[0]) for member in stack.members]
+            large += [(need, pair) for need, pair in needs if need > available]
+        if not large:
+            return ""
+        most, pair = max(large, key=lambda found: found[0])
+        most += program_bytes(self.memory_bytes)
+        return (
+            f"{len(large)} of {self.matrices} matrices need more than the {self.memory_bytes / 2**30:.3g} GiB of "
+            f"memory_gib and are taken one at a time: about {most / 2**30:.3g} GiB for {pair.name} "
+            f"({pair.shape[0]} x {pair.shape[1]})."
+        )
+
+
+def plan_comparison(
+    base: Checkpoint,
+    post: Checkpoint,
+    selection: Selection,
+    *,
+    memory_bytes: int,
+    dtype: str = "float64",
+    method: str = "auto",
+    devices: int = 1,
+    lanes: int = 1,
+    role_map: RoleMap | None = None,
+    common_rows: bool = False,
+    draws: int = 0,
+) -> Plan:
+    """Plans a comparison without reading any tensor.
+
+    Args:
+        base: The checkpoint before training.
+        post: The checkpoint after it.
+        selection: Which matrices to keep.
+        memory_bytes: What the stacks in flight may take; a single larger matrix is still planned, alone.
+        dtype: Working precision.
+        method: How matrices are decomposed, one of `polarax.kernels.SVD_METHODS`.
+        devices: Devices that a stack is divided over: its length is a multiple of their number.
+        lanes: Parts of a stack to compute side by side on one device, where memory allows.
+        role_map: The user's own table of names.
+        common_rows: Compare embeddings of different vocabularies on the rows that both have.
+        draws: Random changes of each kind, for the sampled controls.
+
+    Raises:
+        CheckpointError: The checkpoints have no name in common.
+        UsageError: The selection leaves nothing.
+    """
+    return plan_posts(
+        base,
+        {"": post},
+        selection,
+        memory_bytes=memory_bytes,
+        dtype=dtype,
+        method=method,
+        devices=devices,
+        lanes=lanes,
+        role_map=role_map,
+        common_rows=common_rows,
+        draws=draws,
+    )
+
+
+def plan_posts(
+    base: Checkpoint,
+    posts: Mapping[str, Checkpoint],
+    selection: Selection,
+    *,
+    memory_bytes: int,
+    dtype: str = "float64",
+    method: str = "auto",
+    devices: int = 1,
+    lanes: int = 1,
+    role_map: RoleMap | None = None,
+    common_rows: bool = False,
+    draws: int = 0,
+    between: bool = False,
+    unusable: dict[str, str] | None = None,
+) -> Plan:
+    """Plans the comparison of several posts with one base, which is read and decomposed once for all that fit.
+
+    Args:
+        base: The checkpoint before training.
+        posts: The checkpoints after it, by label; one alone needs none.
+        selection: Which matrices to keep.
+        memory_bytes: As for `plan_comparison`.
+        dtype: Working precision.
+        method: How matrices are decomposed.
+        devices: As for `plan_comparison`.
+        lanes: As for `plan_comparison`.
+        role_map: The user's own table of names.
+        common_rows: Compare embeddings of different vocabularies on the rows that both have.
+        draws: As for `plan_comparison`.
+        between: Compare the posts with each other too: all of a matrix's are then in one stack, whatever memory that
+            takes; otherwise as many as fit.
+        unusable: Takes the labels of posts that cannot be compared, with the reason, and they are left out.
+
+    Raises:
+        CheckpointError: A post and the base have no name in common.
+        UsageError: The selection leaves nothing of a post, or none of its matrices can be compared.
+    """
+    parts: list[Part] = []
+    members: dict[tuple, dict[int, Pair]] = {}
+    for label, post in posts.items():
+        try:
+            pairs, skipped = pair_checkpoints(base, post, role_map=role_map, common_rows=common_rows)
+            chosen, left_out = selection.split(pairs)
+            skipped = [*skipped, *left_out]
+            if not chosen:
+                raise _nothing_left(label, skipped)
+        except (CheckpointError, UsageError) as error:
+            if unusable is None:
+                raise
+            unusable[label] = str(error)
+            continue
+        for pair in chosen:
+            members.setdefault((pair.name, pair.shape), {})[len(parts)] = pair
+        parts.append(Part(tuple(pair.name for pair in chosen), tuple(skipped)))
+    work_of = functools.partial(work_bytes, dtype, method, draws, between)
+    stacks = make_stacks(members.values(), memory_bytes, work_of, devices, lanes, together=between)
+    return Plan(tuple(stack._replace(draws=draws) for stack in stacks), tuple(parts), memory_bytes)
+
+
+def _nothing_left(label, skipped):
+    reasons = "; ".join(f"{row.name}: {row.reason}" for row in skipped[:3])
+    of_post = f" of {label}" if label else ""
+    return UsageError(f"No matrix{of_post} can be compared. All {len(skipped)} tensors are skipped: {reasons}.")
+
+
+def _in_order(lists: Sequence[Sequence[str]]) -> tuple[str, ...]:
+    """All names of several lists, each once: in the order of the longest one if that has them all, else in natural."""
+    union = {name for names in lists for name in names}
+    longest = max(lists, key=len, default=())
+    return tuple(longest) if len(longest) == len(union) else tuple(sorted(union, key=natural))

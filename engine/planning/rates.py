@@ -1,0 +1,123 @@
+"""How fast a device computes, measured in a moment or from its maker's data sheet, and how long stacks take by it.
+
+The work of a pair is of two kinds that run at very different rates: matrix products, and the decompositions of n x n
+matrices, which move more memory than they compute. Products are counted as `polarax.kernels.frames` takes them by Gram
+matrices; decompositions are three symmetric eigenproblems (base, post, change), 9 n^3 each (Golub and Van Loan, Matrix
+Computations, 4th edition, section 8.3). The rate is measured with the same count, so that only its scaling matters.
+"""
+
+import concurrent.futures
+import time
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from polarax.errors import UsageError
+from polarax.kernels import RANDOM_CHANGES
+from polarax.planning.devices import most_lanes, shared_cores, takes_batches, working_dtype
+from polarax.planning.stacks import Stack
+
+# Matrices to measure by: large enough for a rate near that of a model's, small enough for a second in all.
+_SIZE_CPU, _SIZE_ACCELERATOR = 512, 2048
+_REPEATS = 2  # the faster one counts: the other was disturbed
+
+# Parts of a data sheet's peak that are assumed to be reached. In eigenproblems: cuSOLVER stays below 3% on an H100 (H.
+# Wang et al., Extracting the Potential of Emerging Hardware Accelerators for Symmetric Eigenvalue Decomposition, 2024).
+# In products: large square ones get more, those of small or narrow matrices less. Not measured with polarax.
+PRODUCTS_SHARE = 0.5
+DECOMPOSITIONS_SHARE = 0.02
+
+# Float32 products on TPUs take six passes in bfloat16 (jax.lax.Precision.HIGHEST), whose rate alone the makers give.
+_TPU_PASSES = 6
+
+
+class Rates(NamedTuple):
+    """Floating-point operations a second."""
+
+    products: float  # of matrix products
+    decompositions: float  # of symmetric eigenproblems, 9 n^3 each
+
+    def seconds(self, stacks: Iterable[Stack]) -> float:
+        """Expected computing time of stacks, in seconds, with every metric and without compilation."""
+        total = 0.0
+        for stack in stacks:
+            m, n = stack.shape
+            # A random change takes what a post does, but for the spectrum of its change.
+            posts, drawn = len(stack.posts), len(RANDOM_CHANGES) * stack.draws
+            products = (1 + posts * (5 + 4 * drawn)) * m * n**2 + posts * (10 + 10 * drawn) * n**3
+            decompositions = (1 + posts * (2 + drawn)) * _eigen_operations(n)
+            total += len(stack.pairs) * (products / self.products + decompositions / self.decompositions)
+        return total
+
+
+class Device(NamedTuple):
+    """A device as its maker's data sheet describes it."""
+
+    float64: float | None  # peak of matrix products, TFLOP/s; None where it is too slow to be used
+    float32: float
+    memory: int  # GB
+
+    def rates(self, dtype: str) -> Rates:
+        """Rates in "float64", "float32" or "auto", which is float64 where there is any.
+
+        Raises:
+            UsageError: There is no fast float64.
+        """
+        if dtype == "float64" and self.float64 is None:
+            raise UsageError("--dtype=float64 was asked for, of which the device has none that is fast.")
+        peak = self.float32 if dtype == "float32" else self.float64 or self.float32
+        return Rates(peak * 1e12 * PRODUCTS_SHARE, peak * 1e12 * DECOMPOSITIONS_SHARE)
+
+
+# Data sheets of NVIDIA (SXM where there is a choice) and AMD; for TPUs Google's "TPU versions", bfloat16 by passes.
+DEVICES = {
+    "a100": Device(19.5, 19.5, 80),
+    "h100": Device(67, 67, 80),
+    "h200": Device(67, 67, 141),
+    "l4": Device(None, 30.3, 24),
+    "mi300x": Device(163.4, 163.4, 192),
+    "tpu-v4": Device(None, 275 / _TPU_PASSES, 32),
+    "tpu-v5e": Device(None, 197 / _TPU_PASSES, 16),
+    "tpu-v5p": Device(None, 459 / _TPU_PASSES, 95),
+    "tpu-v6e": Device(None, 918 / _TPU_PASSES, 32),
+}
+
+
+def measure_rates() -> Rates:
+    """Rates of this process's devices together, measured now: two small programs, run as a comparison would run them.
+
+    On CPU as many at a time as there are lanes; of several accelerators one stands for all.
+    """
+    size, at_once = (_SIZE_ACCELERATOR, 1) if takes_batches() else (_SIZE_CPU, most_lanes())
+    alike = jax.local_device_count() if takes_batches() else at_once
+    entries = np.random.default_rng(0).standard_normal((size, size))
+    with jax.enable_x64(True):
+        matrix = jnp.asarray(entries + entries.T, working_dtype("auto"))
+        product = _seconds(lambda x: jnp.matmul(x, x, precision=lax.Precision.HIGHEST), matrix, at_once)
+        eigen = _seconds(lax.linalg.eigh, matrix, at_once)
+    return Rates(alike * 2 * size**3 / product, alike * _eigen_operations(size) / eigen)
+
+
+def _seconds(function: Callable[[jax.Array], Any], matrix: jax.Array, at_once: int) -> float:
+    """Shortest time in which a function is computed `at_once` times side by side, compiled before."""
+    program = jax.jit(function).lower(matrix).compile()
+
+    def run(_: int) -> None:
+        with jax.enable_x64(True):  # a setting of each thread
+            jax.block_until_ready(program(matrix))
+
+    taken = []
+    with concurrent.futures.ThreadPoolExecutor(at_once) as pool, shared_cores(at_once):
+        for _ in range(1 + _REPEATS):
+            start = time.perf_counter()
+            list(pool.map(run, range(at_once)))
+            taken.append(time.perf_counter() - start)
+    return min(taken[1:])  # the first one loads libraries and starts threads
+
+
+def _eigen_operations(n: int) -> float:
+    return 9.0 * n**3

@@ -1,0 +1,1 @@
+"""What is kept: run directories, and `Run`, `Runs` and `History`, which read them."""

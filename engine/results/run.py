@@ -1,0 +1,188 @@
+"""A finished or interrupted run, read from its directory."""
+
+import csv
+import functools
+import io
+import json
+import os
+import pathlib
+import re
+import tempfile
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from polarax.errors import UsageError
+from polarax.results.arrays import read_array
+from polarax.results.run_directory import (
+    ARRAYS_FOLDER,
+    MATRICES_FILE,
+    NAMES_FILE,
+    RUN_FILE,
+    SKIPPED_FILE,
+)
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from polarax.report.notebook import RunPlots
+
+_TEXT_COLUMNS = {"name", "role", "dtype_base", "dtype_post", "status", "control"}
+_INTEGER = re.compile(r"-?[0-9]+")
+
+
+class Run:
+    """What a comparison found.
+
+    Example:
+        >>> import numpy as np, polarax
+        >>> w = np.random.default_rng(0).normal(size=(8, 4)).astype("float32")
+        >>> run = polarax.compare({"q": w}, {"q": 1.1 * w}, progress=False)
+        >>> round(float(run.frame().alpha[0]), 6)
+        1.1
+    """
+
+    def __init__(self, path: pathlib.Path, temporary: tempfile.TemporaryDirectory | None = None):
+        self.path = path
+        self._temporary = temporary  # removed with the last reference to the run
+
+    @classmethod
+    def open(cls, path: str | os.PathLike) -> "Run":
+        """Opens a run directory.
+
+        Raises:
+            UsageError: There is no run at `path`, or its run.json cannot be read.
+        """
+        path = pathlib.Path(path).expanduser()
+        if not (path / RUN_FILE).is_file():
+            what = "is not a run of polarax (it has no run.json)" if path.exists() else "does not exist"
+            raise UsageError(f"Run {path} {what}.")
+        run = cls(path)
+        if not isinstance(run.description, dict):
+            raise UsageError(f"Run {path} has a {RUN_FILE} that is not an object.")
+        if "posts" in run.description:
+            raise UsageError(f"Run {path} is of several posts: open it with polarax.Runs.open, or one of its folders.")
+        return run
+
+    def keep_alive(self, temporary: tempfile.TemporaryDirectory | None) -> None:
+        """Keeps a temporary folder that holds the run for as long as the run lives."""
+        self._temporary = temporary
+
+    @functools.cached_property
+    def description(self) -> dict:
+        """run.json: inputs with fingerprints, flags, versions, device, state, seconds."""
+        return read_description(self.path)
+
+    @property
+    def finished(self) -> bool:
+        """False for a run that was interrupted or still goes on."""
+        return self.description.get("state") == "finished"
+
+    def frame(self) -> "pd.DataFrame":
+        """One row per matrix measured so far, columns as in docs/definitions.md; numbers as they were computed."""
+        import pandas as pd
+
+        text = (self.path / MATRICES_FILE).read_bytes().decode("utf-8", errors="replace")
+        columns, *rows = csv.reader(io.StringIO(text, newline=""))
+        if rows and (len(rows[-1]) != len(columns) or not text.endswith("\n")):
+            rows.pop()  # a run that was killed may end in part of a row
+        cells = zip(*rows, strict=True) if rows else [()] * len(columns)
+        return pd.DataFrame({column: _typed(column, values) for column, values in zip(columns, cells, strict=True)})
+
+    def skipped(self) -> "pd.DataFrame":
+        """name and reason of every tensor that was not compared."""
+        import pandas as pd
+
+        return pd.read_csv(self.path / SKIPPED_FILE, dtype=str, keep_default_na=False)
+
+    def spectra(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """(s_base, s_post) of one matrix, float64, (r,), descending.
+
+        Raises:
+            KeyError: No matrix of this name has been measured.
+        """
+        return self.array(name, "s_base"), self.array(name, "s_post")
+
+    def array(self, name: str, kind: str) -> np.ndarray:
+        """One matrix's array, float64: "s_base", "s_post", "s_change", "cosines_left" and so on.
+
+        docs/run_directory.md lists them with their shapes.
+
+        Raises:
+            KeyError: No matrix of this name has been measured, or the run has no such array.
+        """
+        try:
+            stack, row = self._rows[name]
+        except KeyError:
+            raise KeyError(f"No matrix {name!r} in the run at {self.path}.") from None
+        folder = self.path / ARRAYS_FOLDER / stack / kind
+        if not folder.is_dir():
+            raise KeyError(f"The run at {self.path} has no array {kind!r} for {name!r}.")
+        return read_array(folder, row).astype(np.float64)
+
+    def arrays(self, kind: str) -> Iterator[tuple[str, np.ndarray]]:
+        """(name, array) of every matrix that has this array, stack by stack; float64.
+
+        Much faster than `array` for each name: a stack is read once.
+        """
+        for names in sorted((self.path / ARRAYS_FOLDER).glob(f"*/{NAMES_FILE}")):
+            if (names.parent / kind).is_dir():
+                rows = read_array(names.parent / kind).astype(np.float64)
+                yield from zip(json.loads(names.read_text(encoding="utf-8")), rows, strict=True)
+
+    def summary(self) -> dict:
+        """Model level: per role every headline number beside its control, and what stands out in plain words."""
+        from polarax.findings.summary import summarise
+
+        flags = self.description.get("flags", {})
+        return summarise(self.frame(), self.skipped(), draws=flags.get("control_draws") or 0)
+
+    @functools.cached_property
+    def _rows(self) -> dict[str, tuple[str, int]]:
+        rows = {}
+        for names in sorted((self.path / ARRAYS_FOLDER).glob(f"*/{NAMES_FILE}")):
+            for row, name in enumerate(json.loads(names.read_text(encoding="utf-8"))):
+                rows[name] = (names.parent.name, row)
+        return rows
+
+    @property
+    def plot(self) -> "RunPlots":
+        """Pictures as matplotlib figures: `run.plot.nf()`, `run.plot.scaling(role="q")` and so on."""
+        from polarax.report.notebook import RunPlots
+
+        return RunPlots(self)
+
+    def _repr_html_(self) -> str:
+        from polarax.report.notebook import run_html
+
+        return run_html(self)
+
+    def __repr__(self) -> str:
+        state = "finished" if self.finished else "interrupted"
+        return f"<polarax.Run {str(self.path)!r}, {len(self._rows)} matrices, {state}>"
+
+
+def read_description(path: pathlib.Path) -> dict:
+    """What the run.json in a folder says.
+
+    Raises:
+        UsageError: It is not JSON.
+    """
+    try:
+        return json.loads((path / RUN_FILE).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UsageError(f"Run {path} has a {RUN_FILE} that is not JSON: {error}.") from error
+
+
+def _typed(column, cells):
+    """The values of a column of matrices.csv. Names and roles may well read "nan" or "NA"."""
+    import pandas as pd
+
+    if column in ("layer", "expert"):
+        return pd.array([int(cell) if cell else pd.NA for cell in cells], dtype="Int64")
+    if column in _TEXT_COLUMNS:
+        return pd.Series(cells, dtype=str)
+    if cells and all(map(_INTEGER.fullmatch, cells)):
+        return np.array(cells, dtype=np.int64)
+    return np.array([float(cell or "nan") for cell in cells], dtype=np.float64)

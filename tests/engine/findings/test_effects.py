@@ -1,0 +1,84 @@
+"""What effects are judged by: controls against sampled changes, limits against SciPy's quantiles."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.stats
+
+from polarax.findings.effects import THRESHOLDS, control_of, find_effects, random_effective_rank, z_limit_of_draws
+from tests.engine.planted import haar
+
+DRAWS = 300
+
+
+@pytest.mark.parametrize("shape", [(48, 48), (96, 48), (48, 96), (300, 60)])
+def test_the_effective_rank_of_a_random_matrix(shape):
+    s = np.linalg.svd(np.random.default_rng(0).normal(size=(20, *shape)), compute_uv=False)
+    shares = s / s.sum(axis=-1, keepdims=True)
+    sampled = np.exp(-np.sum(shares * np.log(shares), axis=-1))
+    assert random_effective_rank(*shape) == pytest.approx(sampled.mean(), rel=0.02)
+
+
+@pytest.mark.parametrize("draws", [8, 20, 30, 100, 1000])
+def test_the_limit_of_few_draws_is_as_rare_as_that_of_many(draws):
+    """Wallace's approximation is within 2%, and for a handful of draws too strict by 7%."""
+    quantile = scipy.stats.t.isf(scipy.stats.norm.sf(THRESHOLDS["z"]), draws - 1)
+    excess = z_limit_of_draws(draws) / (quantile * np.sqrt((draws + 1) / (draws - 1)))
+    assert 0.98 < excess < (1.02 if draws > 10 else 1.08)
+
+
+def test_from_one_draw_nothing_can_be_said():
+    assert z_limit_of_draws(1) == np.inf
+
+
+@pytest.mark.parametrize("power", [0.0, 0.7, np.inf], ids=["flat", "decaying", "one direction"])
+def test_the_closed_forms_cover_changes_of_few_directions(power):
+    """Sampled changes with one spectrum in random directions spread by no more than the deviations say."""
+    frame = pd.DataFrame(_sampled_changes(np.random.default_rng(3), 96, 48, power))
+    for metric in ("budget_scaling", "budget_outside", "coordination", "nf"):
+        control = control_of(frame, metric)
+        z = (frame[metric] - control.low) / control.std
+        assert (control.low == control.high).all()
+        assert abs(z.mean()) < 0.3 and 0.2 < z.std() < 1.15, metric
+    assert find_effects(frame.drop(columns=["effective_rank_change"])).empty
+
+
+def test_isotropic_deviations_would_not_cover_them():
+    frame = pd.DataFrame(_sampled_changes(np.random.default_rng(3), 96, 48, np.inf))
+    assert ((frame["nf"] - frame["nf_null"]) / frame["nf_null_std"]).std() > 3
+
+
+def _sampled_changes(rng, rows, cols, power):
+    """Rows of a table for changes of the base diag(s) over zeros, whose frame is the identity; to first order."""
+    s = np.geomspace(10, 1, cols)
+    sums, off = s[:, None] + s, ~np.eye(cols, dtype=bool)
+    values = np.arange(1, cols + 1.0) ** -power
+    values /= np.linalg.norm(values)
+    kept = values > 0
+    shares = values / values.sum()
+    variances = np.where(off, 2 / (rows * cols) / sums**2, 0)
+    nf_null = np.sqrt(variances.sum() / cols)
+    pairs = cols * (cols - 1) / 2
+    for _ in range(DRAWS):
+        change = (haar(rng, rows, cols) * values) @ haar(rng, cols, cols).T
+        inside = change[:cols]
+        coordinated = np.sum((inside + inside.T)[off] ** 2) / 4
+        discordant = np.sum((inside - inside.T)[off] ** 2) / 4
+        yield {
+            "rows": rows,
+            "cols": cols,
+            "status": "ok",
+            "control": "closed form",
+            "stable_rank_change": 1 / values[0] ** 2,
+            "effective_rank_change": np.exp(-np.sum(shares[kept] * np.log(shares[kept]))),
+            "effective_rank_base": cols,
+            "budget_scaling": np.sum(np.diag(inside) ** 2),
+            "budget_scaling_null": 1 / rows,
+            "budget_outside": 1 - np.sum(inside**2),
+            "budget_outside_null": 1 - cols / rows,
+            "coordination": (coordinated - discordant) / (coordinated + discordant),
+            "coordination_null_std": 1 / np.sqrt(pairs + 1),
+            "nf": np.linalg.norm((inside - inside.T) / sums) / np.sqrt(cols),
+            "nf_null": nf_null,
+            "nf_null_std": np.sqrt(4 * np.sum(variances**2)) / (2 * nf_null * cols),
+        }

@@ -1,0 +1,151 @@
+"""Whole runs of pairs with one planted change: the reading names that and nothing else, and on noise nothing.
+
+All models go through one comparison, so that each shape is compiled once.
+"""
+
+import re
+
+import numpy as np
+import pytest
+
+import polarax
+from polarax.findings.effects import find_effects
+from polarax.findings.reading import read_frame
+from polarax.findings.signature import output_signature
+from tests.engine import planted
+
+pytestmark = pytest.mark.slow
+
+SEEDS = 100
+GROUPS = "change,scaling,rotation,budget,shape"
+
+# What is planted, and the one kind of effect that every matrix then has.
+PLANTED = {
+    "scaled": (planted.scaled(1.02), "scaled up"),
+    "shrunk": (planted.scaled(0.97), "scaled down"),
+    "coordinated": (planted.rotated(0.002), "coordinated"),
+    "coordinated far": (planted.rotated(0.02), "coordinated"),
+    "discordant": (planted.rotated(0.002, together=False), "discordant"),
+    "uneven": (planted.uneven(0.05), "uneven"),
+    "rank one": (planted.rank_one(0.02), "low rank"),
+}
+PARTIAL = {"o scaled": planted.output_scaled(1.013, 0.01), "outside": planted.outside(0.02)}
+CHANGES = {kind: change for kind, (change, _) in PLANTED.items()} | PARTIAL
+NOISES = ("gaussian", "concentrated")
+ROLES = {"q_proj": "q", "k_proj": "k", "v_proj": "v", "o_proj": "o", "up_proj": "up", "down_proj": "down"}
+
+
+def noise(kind, seed):
+    """Base and post: a size from 0.1% to 30% and a base of a condition number from 3 to 300, by seed."""
+    rng = np.random.default_rng([seed, NOISES.index(kind)])
+    drift, condition = 10 ** rng.uniform(-3, -0.5), 10 ** rng.uniform(0.5, 2.5)
+    base = planted.model(rng, condition)
+    return base, planted.changed(rng, base, getattr(planted, kind)(drift))
+
+
+def planted_pair(kind):
+    """Base and post."""
+    rng = np.random.default_rng(list(CHANGES).index(kind))
+    base = planted.model(rng)
+    return base, planted.changed(rng, base, CHANGES[kind])
+
+
+@pytest.fixture(scope="module")
+def frames():
+    """(kind, seed) -> the table of that model, with the names that it would have by itself."""
+    pairs = {(kind, seed): noise(kind, seed) for kind in NOISES for seed in range(SEEDS)}
+    pairs |= {(kind, 0): planted_pair(kind) for kind in CHANGES}
+    base, post = {}, {}
+    for (kind, seed), pair in pairs.items():
+        for tree, weights in zip((base, post), pair, strict=True):
+            tree |= {f"{kind}:{seed}:{name}": w.astype(np.float32) for name, w in weights.items()}
+    frame = polarax.compare(base, post, metrics=GROUPS, progress=False).frame()
+    frame[["kind", "seed", "name"]] = frame["name"].str.split(":", expand=True).to_numpy()
+    parts = frame["name"].str.split(".", expand=True)
+    frame = frame.assign(role=parts[3].map(ROLES), layer=parts[1].astype(int).astype("Int64"))
+    return {
+        (kind, int(seed)): rows.drop(columns=["kind", "seed"]).reset_index(drop=True)
+        for (kind, seed), rows in frame.groupby(["kind", "seed"])
+    }
+
+
+@pytest.mark.parametrize("kind", NOISES)
+def test_on_noise_nothing_is_named(frames, kind):
+    for seed in range(SEEDS):
+        frame = frames[kind, seed]
+        assert len(frame) == planted.LAYERS * len(planted.SHAPES)
+        quiet, signature, *rest, thresholds = read_frame(frame)
+        assert quiet.startswith("q, k, v, o, up, down: no more than drift in all 24 matrices"), (
+            seed,
+            find_effects(frame).to_string(),
+        )
+        assert signature.startswith("o against the other roles: no distinct scaling"), seed
+        assert not rest or (len(rest) == 1 and rest[0].startswith("nf can't be judged in "))
+        assert thresholds.startswith("Thresholds: ")
+
+
+@pytest.mark.parametrize("kind", PLANTED)
+def test_what_is_planted_is_named_and_nothing_else(frames, kind):
+    frame, expected = frames[kind, 0], PLANTED[kind][1]
+    effects = find_effects(frame)
+    assert set(effects["kind"]) == {expected}
+    assert sorted(effects["row"]) == list(range(24))
+    signature, named, *rest = read_frame(frame)
+    assert signature.startswith("o against the other roles: no distinct scaling")
+    assert re.match(r"q, k, v, o, up, down \(all 24\): ", named)
+    assert all(one.startswith(("Thresholds: ", "nf can't be judged")) for one in rest)
+
+
+def test_the_factor_of_a_scaling_is_that_which_was_planted(frames):
+    sentences = " ".join(read_frame(frames["scaled", 0]))
+    assert "scaled up (alpha 1.02 in the median; " in sentences
+
+
+def test_o_scaled_alone(frames):
+    frame = frames["o scaled", 0]
+    effects = find_effects(frame)
+    assert set(effects["kind"]) == {"scaled up"}
+    assert set(frame.loc[effects["row"], "role"]) == {"o"} and len(effects) == 4
+    quiet, signature, named, thresholds = read_frame(frame)
+    assert quiet == "q, k, v, up, down: no more than drift in 20 of 24 matrices."
+    assert re.match(r"o: scaled 1\.[34]\d?% above the other roles of the same layers, ", signature)
+    assert named.startswith("o: scaled up (alpha 1.01")
+    # The same numbers from the weights, by SVDs of NumPy's.
+    base, post = planted_pair("o scaled")
+    excess = {}
+    for name, w in base.items():
+        s, t = (np.linalg.svd(x.astype(np.float32).astype(float), compute_uv=False) for x in (w, post[name]))
+        drift = np.linalg.norm(post[name] - w) / np.linalg.norm(w)
+        _, layer, _, role, _ = name.split(".")
+        excess.setdefault(layer, {})[role] = s @ t / (s @ s) - 1 - drift**2 / 2
+    differences = [
+        values["o_proj"] - np.mean([value for role, value in values.items() if role != "o_proj"])
+        for values in excess.values()
+    ]
+    found = output_signature(frame)
+    assert found.difference == pytest.approx(np.mean(differences), rel=1e-4)
+    assert found.spread == pytest.approx(np.std(differences), rel=1e-4)
+
+
+def test_outside_of_the_base_s_space(frames):
+    """Square weights have no outside: theirs is noise."""
+    frame = frames["outside", 0]
+    effects = find_effects(frame)
+    assert set(effects["kind"]) == {"outside"}
+    assert sorted(frame.loc[effects["row"], "role"]) == ["down"] * 4 + ["up"] * 4
+
+
+@pytest.mark.parametrize("dithered", [False, True])
+def test_only_storage_rounding(dithered):
+    rng = np.random.default_rng(8)
+    weights = planted.model(rng)
+    base = {name: w.astype(np.float32) for name, w in weights.items()}
+    post = planted.changed(rng, weights, planted.dithered if dithered else planted.rounded)
+    summary = polarax.compare(base, post, metrics=GROUPS, progress=False).summary()
+    rounding, thresholds = summary["reading"]
+    assert rounding == (
+        "q, k, v, o, up, down: mostly storage rounding, and nothing else is claimed, in all 24 matrices."
+    )
+    assert thresholds.startswith("Thresholds: ")
+    assert summary["flagged"]["rounding"] == 24 and summary["roles"]["q"]["rounding"] == 4
+    assert summary["effects"] == {} and summary["signature"] is None

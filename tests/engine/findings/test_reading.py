@@ -1,0 +1,326 @@
+"""The reading: sentences that follow from the numbers, on tables made by hand."""
+
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from polarax.findings.effects import THRESHOLDS
+from polarax.findings.reading import matrix_label, read_frame
+
+# A matrix where nothing stands out: each number close to its control.
+QUIET = {
+    "layer": 0,
+    "role": "q",
+    "expert": None,
+    "rows": 96,
+    "cols": 48,
+    "status": "ok",
+    "rounding_share": 0.01,
+    "alpha": 1.0003,
+    "alpha_null": 1.0002,
+    "alpha_null_std": 1e-4,
+    "nf": 0.021,
+    "nf_null": 0.02,
+    "nf_null_std": 1e-4,
+    "budget_scaling": 0.011,
+    "budget_scaling_null": 48 / (96 * 48),
+    "budget_outside": 0.52,
+    "budget_outside_null": 0.5,
+    "coordination": 0.01,
+    "coordination_null_std": 0.003,
+    "stable_rank_change": 12.0,
+    "effective_rank_change": 40.0,
+    "effective_rank_base": 35.0,
+    "control": "closed form",
+}
+ALL_QUIET = "q: no more than drift in all 6 matrices."
+
+
+def table(*changes, count=6):
+    """A frame of quiet matrices, of which the leading ones differ as given."""
+    rows = [QUIET | {"layer": layer, "name": f"layers.{layer}.q"} for layer in range(count)]
+    for row, change in zip(rows, changes, strict=False):
+        row |= change
+    frame = pd.DataFrame(rows)
+    return frame.astype({"layer": "Int64", "expert": "Int64"})
+
+
+def read(*changes, count=6, draws=0):
+    """The sentences, without the one on thresholds."""
+    *sentences, last = read_frame(table(*changes, count=count), draws)
+    assert last.startswith("Thresholds: ")
+    return sentences
+
+
+def sampled(metric, mean, std):
+    return {f"{metric}_spectrum": mean, f"{metric}_spectrum_std": std}
+
+
+class TestQuiet:
+    def test_where_nothing_stands_out_there_is_one_sentence(self):
+        assert read() == [ALL_QUIET]
+
+    def test_one_matrix_alone(self):
+        assert read(count=1) == ["q: no more than drift in the one matrix."]
+
+    def test_no_matrices_at_all(self):
+        assert read_frame(table().iloc[:0]) == []
+
+    def test_roles_come_in_display_order(self):
+        assert read({"role": "down"}, {"role": "o"})[0] == "q, o, down: no more than drift in all 6 matrices."
+
+    def test_the_thresholds_are_told_with_it(self):
+        last = read_frame(table())[-1]
+        assert [float(number) for number in re.findall(r"[\d.]+\d|\d", last)] == [
+            THRESHOLDS["z"],
+            100 * THRESHOLDS["alpha"],
+            THRESHOLDS["coordination"],
+            100 * THRESHOLDS["share"],
+            THRESHOLDS["nf_factor"],
+            THRESHOLDS["low_rank"],
+            THRESHOLDS["rounding_share"],
+        ]
+
+
+class TestEffects:
+    @pytest.mark.parametrize(
+        ("change", "sentence"),
+        [
+            ({"alpha": 1.02}, "scaled up (alpha 1.02, control 1.0002 ± 0.0001)."),
+            ({"alpha": 0.98}, "scaled down (alpha 0.98, control 1 ± 0.0001)."),
+            ({"coordination": 0.31}, "coordinated (coordination +0.31, control 0 ± 0.0034)."),
+            ({"coordination": -0.31}, "discordant (coordination -0.31, control 0 ± 0.0034)."),
+            (
+                {"budget_scaling": 0.4},
+                "singular values changed, each by a factor of its own "
+                "(share of the change 40.0%, control 1.0% ± 0.4%).",
+            ),
+            (
+                {"budget_outside": 0.9},
+                "changed more outside the base's row or column space than by chance "
+                "(share 90.0%, control 50.0% ± 2.1%).",
+            ),
+            (
+                {"budget_outside": 0.2},
+                "changed less outside the base's row or column space than by chance "
+                "(share 20.0%, control 50.0% ± 2.1%).",
+            ),
+            (
+                {"nf": 0.05},
+                "left and right vectors turned apart more than by chance (nf 0.05, control 0.02 ± 0.00022).",
+            ),
+            (
+                {"nf": 0.004},
+                "left and right vectors turned apart less than by chance (nf 0.004, control 0.02 ± 0.00022).",
+            ),
+            (
+                {"effective_rank_change": 3.0},
+                "a change of low rank (effective rank 3, of a random change 44.5).",
+            ),
+        ],
+    )
+    def test_one_matrix_that_stands_out_is_named_with_its_numbers(self, change, sentence):
+        assert read({}, {}, change) == [
+            "q (5 of 6): no more than drift in 5 of 6 matrices.",
+            f"Layer 2's q: {sentence}",
+        ]
+
+    def test_those_that_are_many_are_counted_by_role_with_the_farthest(self):
+        shifts = [0.2, 0.9, 0.4, 0.15]
+        changes = [{"coordination": shift} for shift in shifts] + [{"role": "o"}, {"role": "o", "coordination": 0.3}]
+        quiet, named = read(*changes)
+        assert quiet == "o (1 of 2): no more than drift in 1 of 6 matrices."
+        assert named == (
+            "q, o (1 of 2): coordinated (coordination +0.30 in the median; farthest layer 1's q, +0.90, control "
+            "0 ± 0.0034)."
+        )
+
+    def test_all_of_them(self):
+        (one,) = read(*[{"alpha": 1.01 + 0.001 * layer} for layer in range(6)])
+        assert one.startswith("q (all 6): scaled up (alpha 1.0125 in the median; farthest layer 5's q, 1.015, control")
+
+    def test_matrices_are_called_so_that_they_can_be_found(self):
+        strong = {"coordination": 0.5}
+        sentences = read(
+            {"role": "other", "name": "blocks.7.mixer"} | strong,
+            {"role": "embed", "layer": None} | strong,
+            {"role": "up", "expert": 11, "layer": 2} | strong,
+        )
+        assert [one.split(":")[0] for one in sentences[1:]] == ["blocks.7.mixer", "embed", "Layer 2's up of expert 11"]
+
+    def test_a_matrix_is_called_in_a_plot_by_its_label(self):
+        rows = table({"role": "other", "name": "mixer"}, {"role": "embed", "layer": None}, {"role": "up", "expert": 11})
+        labels = [matrix_label(row) for _, row in rows.head(3).iterrows()]
+        assert labels == ["mixer", "embed", "layer 2 up expert 11"]
+
+
+class TestWhatFollowsFromAnother:
+    """A change that went somewhere leaves less for the rest; the rest is not told as a finding of its own."""
+
+    def test_a_scaling_turns_nothing_and_stays_inside(self):
+        change = {"alpha": 1.02, "nf": 1e-9, "budget_outside": 0.0, "budget_scaling": 1.0, "coordination": 0.0}
+        assert len(read(change)) == 2 and "scaled up" in read(change)[1]
+
+    def test_a_coordinated_rotation_stays_inside_and_turns_nothing_apart(self):
+        change = {"coordination": 1.0, "nf": 1e-9, "budget_outside": 0.0}
+        assert len(read(change)) == 2 and "coordinated" in read(change)[1]
+
+    def test_a_coordination_of_next_to_nothing_is_not_named(self):
+        parts = {"budget_coordinated": 3e-4, "budget_discordant": 1e-4}
+        by_chance = {"budget_coordinated_null": 0.25, "budget_discordant_null": 0.25}
+        assert read({"alpha": 1.02, "coordination": 0.5} | parts | by_chance)[1:] == [
+            "Layer 0's q: scaled up (alpha 1.02, control 1.0002 ± 0.0001)."
+        ]
+
+    def test_of_uneven_values_the_scale_is_no_finding_where_it_explains_less_than_half(self):
+        uneven = {"alpha": 1.01, "budget_scaling": 1.0}
+        assert "scaled up" in read(uneven | {"drift": 0.0102})[1]
+        assert "each by a factor of its own" in read(uneven | {"drift": 0.03})[1]
+        assert len(read(uneven | {"drift": 0.03})) == len(read(uneven | {"drift": 0.0102})) == 2
+
+    def test_two_effects_of_one_matrix_are_both_named(self):
+        assert len(read({"alpha": 1.02, "coordination": 0.4})) == 3
+
+
+class TestNotNamed:
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {"alpha": 1.0049},
+            {"coordination": 0.09},
+            {"budget_scaling": 0.1},
+            {"budget_outside": 0.59},
+            {"nf": 0.0249},
+            {"nf": 0.0161},
+            {"effective_rank_change": 12.0},
+        ],
+    )
+    def test_significant_but_small(self, change):
+        assert read(change) == [ALL_QUIET]
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {"alpha": 1.02, "alpha_null_std": 0.01},
+            {"coordination": 0.2, "coordination_null_std": 0.1},
+            {"nf": 0.04, "nf_null_std": 0.01},
+        ],
+    )
+    def test_large_but_within_chance(self, change):
+        assert read(change) == [ALL_QUIET]
+
+    @pytest.mark.parametrize("alpha", [1.0, 1.01, 1.02])
+    def test_whatever_noise_of_the_size_may_do_to_alpha(self, alpha):
+        """Up to drift^2 / 2, as the spectrum has it: no scaling."""
+        assert read({"alpha": alpha, "alpha_null": 1.02}) == [ALL_QUIET]
+
+    def test_a_change_of_few_directions_spreads_more(self):
+        """The share outside of one random direction is anywhere near its mean; that of noise is not."""
+        assert len(read({"budget_outside": 0.68})) == 2
+        assert read({"budget_outside": 0.68, "stable_rank_change": 1.0}) == [ALL_QUIET]
+        assert read({"budget_outside": 0.68, "stable_rank_change": np.nan}) == [ALL_QUIET]
+
+    def test_a_low_rank_of_the_base_itself(self):
+        assert read({"effective_rank_change": 3.0, "effective_rank_base": 3.1}) == [ALL_QUIET]
+
+
+class TestSampledControls:
+    def test_the_spectrum_control_decides_where_it_is_there(self):
+        isotropic = {"coordination": 0.3}
+        assert len(read(isotropic)) == 2
+        assert read(isotropic | sampled("coordination", 0.25, 0.02), draws=100) == [ALL_QUIET]
+        one = read({"coordination": 0.05} | sampled("coordination", -0.3, 0.02), draws=100)[1]
+        assert one == "Layer 0's q: coordinated (coordination +0.05, control -0.30 ± 0.02)."
+
+    def test_few_draws_ask_for_more_standard_deviations(self):
+        change = {"coordination": 0.3} | sampled("coordination", 0.0, 0.02)  # 15 of them
+        assert len(read(change, draws=100)) == 2
+        assert read(change, draws=5) == [ALL_QUIET]
+
+    def test_one_draw_has_no_spread_and_the_closed_form_decides(self):
+        change = {"coordination": 0.3} | sampled("coordination", 0.0, np.nan)
+        assert len(read(change, draws=1)) == 2
+
+    def test_the_limit_is_told(self):
+        assert "(8.87 where it was sampled, for 30 draws)" in read_frame(table(), 30)[-1]
+
+
+class TestControlsThatDoNotHold:
+    ROUGH = {"control": "out of range", "nf": 0.2}
+
+    def test_some_of_them_are_counted_and_not_judged(self):
+        quiet, named, rough = read(self.ROUGH, {"nf": 0.05})
+        assert quiet == "q (5 of 6): no more than drift in 5 of 6 matrices, as far as it can be judged."
+        assert named.startswith("Layer 1's q: left and right vectors turned apart more")
+        assert rough == (
+            "nf can't be judged in 1 matrix (q): condition number times drift passes 1, where its closed-form control "
+            "does not hold, and none was sampled."
+        )
+
+    def test_all_of_them(self):
+        quiet, rough = read(*[self.ROUGH] * 6)
+        assert "by alpha, budget_scaling, coordination, effective_rank_change and budget_outside" in quiet
+        assert rough.startswith("nf can't be judged in 6 matrices")
+
+    def test_a_sampled_control_judges_them(self):
+        change = self.ROUGH | {"control": "sampled"}
+        assert read(change | sampled("nf", 0.19, 0.01), draws=50) == [ALL_QUIET]
+        one = read(change | sampled("nf", 0.1, 0.005), draws=50)[1]
+        assert one.endswith("(nf 0.2, control 0.1 ± 0.005).")
+
+    def test_coordination_and_alpha_hold_at_any_size(self):
+        assert len(read(self.ROUGH | {"coordination": 0.4, "alpha": 1.1})) == 4
+
+
+class TestWhatIsMissing:
+    @pytest.mark.parametrize(
+        ("gone", "left"),
+        [
+            ("alpha", "budget_scaling, coordination, effective_rank_change, budget_outside and nf"),
+            ("nf", "alpha, budget_scaling, coordination, effective_rank_change and budget_outside"),
+            ("coordination|budget", "alpha, effective_rank_change and nf"),
+            ("stable|effective", "alpha, budget_scaling, coordination, budget_outside and nf"),
+            ("alpha|nf|coordination|stable|effective|budget_outside", "budget_scaling"),
+        ],
+    )
+    def test_what_was_judged_is_said(self, gone, left):
+        frame = table().filter(regex=f"^(?!{gone})")
+        assert read_frame(frame)[0] == f"q: no more than drift in all 6 matrices, by {left}."
+
+    def test_nothing_is_said_of_a_run_without_any_of_it(self):
+        assert read_frame(table().filter(regex="^(?!alpha|nf|coordination|stable|effective|budget)")) == []
+
+    def test_without_a_rounding_share(self):
+        assert read_frame(table().drop(columns="rounding_share"))[0] == ALL_QUIET
+
+    @pytest.mark.parametrize("status", ["not finite: 3 in post", "zero base", "unchanged"])
+    def test_rows_that_say_nothing_are_counted_and_not_judged(self, status):
+        bad = {"status": status, "coordination": 0.9, "nf": 0.9, "alpha": 0.0}
+        what = "did not change at all" if status == "unchanged" else "could not be read (zero, NaN or Inf)"
+        assert read(bad, bad) == [
+            "q: no more than drift in all 4 matrices.",
+            f"Of all 6 matrices: 2 matrices {what}.",
+        ]
+
+    def test_nothing_but_rows_that_say_nothing(self):
+        assert read(*[{"status": "unchanged"}] * 6) == ["Of all 6 matrices: 6 matrices did not change at all."]
+
+    def test_rank_deficient_rows_are_judged(self):
+        assert len(read({"status": "rank 5 of 8 in base", "coordination": 0.5})) == 2
+
+    def test_a_matrix_that_cannot_rotate(self):
+        assert read({"coordination": np.nan}) == [ALL_QUIET]
+
+    def test_rounding_is_flagged_and_nothing_else_is_claimed(self):
+        loud = {"rounding_share": 0.8, "coordination": 0.9, "alpha": 1.5, "nf": 1.0, "effective_rank_change": 1.0}
+        assert read(loud, {"rounding_share": 0.49}) == [
+            "q: no more than drift in all 5 matrices.",
+            "q (1 of 6): mostly storage rounding, and nothing else is claimed, in 1 of 6 matrices.",
+        ]
+
+    def test_quantisation_is_flagged(self):
+        assert read({"rounding_share": np.nan})[-1] == (
+            "Of all 6 matrices: how much of the change is quantisation is unknown in 1 matrix."
+        )

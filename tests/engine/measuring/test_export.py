@@ -1,0 +1,54 @@
+"""The compiled program for platforms that are not at hand, read from its lowered text."""
+
+import functools
+import re
+from collections import Counter
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax import export
+
+from polarax.measuring.program import measure_stack
+from polarax.metrics import GROUPS
+
+
+def lowered(platform, dtype, shape):
+    """StableHLO text of the whole analysis of four bfloat16 pairs."""
+    program = jax.jit(functools.partial(measure_stack, groups=tuple(GROUPS), dtype=dtype))
+    stack = jax.ShapeDtypeStruct((4, *shape), jnp.bfloat16)
+    # The custom calls of the linear algebra are what is looked at, not a promise that they stay the same for years.
+    checks = [export.DisabledSafetyCheck.custom_call("cusolver_gesvdj_ffi")]
+    with jax.enable_x64(dtype == "float64"):
+        return export.export(program, platforms=[platform], disabled_checks=checks)(stack, stack).mlir_module()
+
+
+def custom_calls(text):
+    return Counter(re.findall(r"stablehlo\.custom_call @(\w+)", text))
+
+
+@pytest.mark.parametrize("shape", [(96, 64), (64, 96), (64, 64)])
+def test_tpu_gets_no_float64_and_its_own_solvers(shape):
+    text = lowered("tpu", "float32", shape)
+    assert not re.search(r"tensor<(\d+x)*f64>", text)
+    assert not any(name.startswith(("lapack", "cusolver")) for name in custom_calls(text))
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_cuda_takes_the_gram_route(dtype):
+    calls = custom_calls(lowered("cuda", dtype, (96, 64)))
+    assert any("syevd" in name for name in calls)
+    assert not any(name.startswith("lapack") for name in calls)
+
+
+def test_cpu_takes_the_gram_route():
+    calls = custom_calls(lowered("cpu", "float64", (96, 64)))
+    assert calls["lapack_dsyevd_ffi"]
+    assert not any(name.startswith("cusolver") for name in calls)
+
+
+@pytest.mark.parametrize(("platform", "dtype"), [("cuda", "float64"), ("cuda", "float32"), ("cpu", "float64")])
+def test_every_product_is_at_full_precision(platform, dtype):
+    products = re.findall(r"stablehlo\.dot_general.*", lowered(platform, dtype, (96, 64)))
+    assert products
+    assert not [line for line in products if "precision = [HIGHEST, HIGHEST]" not in line]

@@ -1,0 +1,126 @@
+"""The table by role: each headline number beside its control, as far as they were measured."""
+
+import numpy as np
+import pandas as pd
+
+from polarax.findings.summary import summarise
+from polarax.report.table import table_by_role
+
+ROW = {
+    "name": "w",
+    "layer": 0,
+    "role": "q",
+    "expert": None,
+    "rows": 8,
+    "cols": 8,
+    "dtype_base": "float32",
+    "dtype_post": "float32",
+    "status": "ok",
+    "drift": 0.0123,
+    "alpha": 1.00021,
+    "alpha_null": 1.00008,
+    "alpha_null_std": 0.0004,
+    "alpha_z": 0.3,
+    "ratio_cv": 0.0345,
+    "ratio_cv_null": 0.0321,
+    "nf": 0.0567,
+    "nf_null": 0.0555,
+    "nf_excess": 1.02,
+    "nf_z": 0.7,
+    "budget_scaling": 0.0021,
+    "budget_scaling_null": 0.002,
+    "coordination": 0.3111,
+    "coordination_null_std": 0.0071,
+    "coordination_z": 43.8,
+    "control_reach": 0.5,
+    "control": "closed form",
+}
+NO_SKIPPED = pd.DataFrame({"name": [], "reason": []}, dtype=str)
+
+
+def lines(*changes, without=()):
+    frame = pd.DataFrame([ROW | change for change in changes]).drop(columns=list(without))
+    return table_by_role(summarise(frame, NO_SKIPPED)).splitlines()
+
+
+def test_each_headline_number_stands_beside_its_control():
+    header, rule, row, note = lines({})
+    assert header.split("  ")[0] == "role" and set(rule) == {"-"}
+    headings = [heading.strip() for heading in header.split("  ") if heading.strip()]
+    cells = [cell.strip() for cell in row.split("  ") if cell.strip()]
+    assert list(zip(headings, cells, strict=True)) == [
+        ("role", "q"),
+        ("matrices", "1"),
+        ("drift", "0.0123"),
+        ("alpha", "1.00021"),
+        ("control", "1.00008 ± 0.0004"),
+        ("ratio_cv", "0.0345"),
+        ("control", "0.0321"),
+        ("nf", "0.0567"),
+        ("control", "0.0555"),
+        ("scaling share", "0.21%"),
+        ("control", "0.20%"),
+        ("coordination", "+0.311"),
+        ("control", "0 ± 0.007"),
+        ("named", "1"),
+    ]
+    assert note.startswith("Medians over a role's matrices; control: what a random change")
+
+
+def test_columns_are_aligned():
+    header, rule, *rows = lines({"role": "embed", "alpha": 0.9}, {"role": "q"}, {"role": "o", "nf": 123.0})[:5]
+    assert len({len(line) for line in (header, rule, *rows)}) == 1
+
+
+def test_roles_come_in_display_order_with_medians():
+    rows = lines(
+        {"role": "o", "alpha": 1.5},
+        {"role": "q", "alpha": 1.0},
+        {"role": "q", "alpha": 1.1},
+        {"role": "q", "alpha": 3.0},
+    )[2:4]
+    assert [row.split()[:2] for row in rows] == [["q", "3"], ["o", "1"]]
+    assert rows[0].split()[3] == "1.10000" and rows[1].split()[3] == "1.50000"
+
+
+def test_what_was_not_measured_has_no_column():
+    assert lines({}, without=[c for c in ROW if c.startswith(("alpha", "ratio", "nf", "budget", "coord"))])[
+        0
+    ].split() == [
+        "role",
+        "matrices",
+        "drift",
+        "named",
+    ]
+    assert "drift" not in lines({}, without=["drift"])[0]
+    nothing = [c for c in ROW if c.startswith(("drift", "alpha", "ratio", "nf", "budget", "coord"))]
+    assert lines({}, without=nothing)[2].split() == ["q", "1", "-"]
+
+
+def test_a_number_that_no_matrix_has_is_a_dash():
+    row = lines({"coordination": np.nan, "coordination_null_std": np.nan, "nf": np.nan})[2]
+    assert row.split()[-3:] == ["-", "0", "-"] and " - " in row
+
+
+def test_nan_does_not_spoil_the_median_of_the_others():
+    row = lines({"alpha": np.nan}, {"alpha": 1.25})[2]
+    assert row.split()[:2] == ["q", "2"] and "1.25000" in row
+
+
+def test_matrices_beyond_their_control_are_counted():
+    quiet = {"coordination": 0.01, "coordination_z": 1.4}
+    rows = lines({}, {} | quiet, {"role": "o"} | quiet)[2:4]
+    assert [row.split()[-1] for row in rows] == ["1", "-"]
+
+
+def test_a_control_that_is_rough_for_some_is_marked_and_explained():
+    rough = lines({"control": "out of range"}, {}, {"role": "o"})
+    assert "~0.0321" in rough[2] and "~0.0555" in rough[2] and "~1.0" not in rough[2]
+    assert "~" not in rough[3]
+    assert rough[-1].startswith("~ rough for some of them: condition number times drift above 1")
+    assert not any(line.startswith("~") for line in lines({}))
+
+
+def test_no_matrices_at_all():
+    frame = pd.DataFrame([ROW]).iloc[:0]
+    assert table_by_role(summarise(frame, NO_SKIPPED)).splitlines()[0].split() == ["role", "matrices", "named"]
