@@ -2,12 +2,11 @@
 
 from typing import TYPE_CHECKING
 
-from polarax.findings.effects import KINDS
-from polarax.findings.reading import PHRASES
+from polarax.findings.effects import kinds
 from polarax.loaders import ROLES
 
 if TYPE_CHECKING:
-    from polarax.results.runs import History
+    from polarax import History
 
 
 def summarise_history(history: "History") -> dict:
@@ -40,9 +39,8 @@ def _emergence(effects, steps):
     measured = list(steps)
     last = measured[-1]
     found = False
-    for kind in (kind for kind in KINDS if kind in effects):
-        phrase, _ = PHRASES[kind]
-        for role in sorted(effects[kind], key=ROLES.index):
+    for kind, (said, _) in kinds().items():
+        for role in sorted(effects.get(kind, ()), key=ROLES.index):
             named = effects[kind][role]
             total = steps[last]["roles"].get(role, {}).get("matrices", 0)
             first, latest = next(iter(named)), next(reversed(named))
@@ -51,9 +49,10 @@ def _emergence(effects, steps):
             broken = f", but for {gaps} of the steps between" if gaps else ""
             if latest == last:
                 when = f"from step {first} on" if first != last else f"at step {last}, the last one, alone"
-                yield f"{role}: {phrase} {when}{broken}, in {named[last]} of {total} matrices at the end."
+                yield f"{role}: {said.phrase} {when}{broken}, in {named[last]} of {total} matrices at the end."
             else:
                 when = f"at step {first} alone" if first == latest else f"from step {first} to step {latest}"
-                yield f"{role}: {phrase} {when}{broken}, in at most {max(named.values())} matrices; not at the end."
+                most = max(named.values())
+                yield f"{role}: {said.phrase} {when}{broken}, in at most {most} matrices; not at the end."
     if not found and any(summary["reading"] for summary in steps.values()):
         yield f"No effect stands out at any of {len(measured)} steps."

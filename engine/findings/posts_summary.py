@@ -4,12 +4,12 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from polarax.findings.effects import THRESHOLDS, mostly_rounding, rows_that_count
+from polarax.findings.effects import DEVIATIONS, mostly_rounding, rows_that_count
 
 if TYPE_CHECKING:
-    from polarax.results.runs import Runs
+    from polarax import Runs
 
-# Two changes are said to go the same way, or opposite ways, beyond this cosine and THRESHOLDS["z"] deviations.
+# Two changes are said to go the same way, or opposite ways, beyond this cosine and DEVIATIONS deviations.
 COSINE = 0.1
 
 
@@ -36,7 +36,7 @@ def summarise_posts(runs: "Runs") -> dict:
         sentences += [f"{name}: {sentence}" for sentence in between[name]["reading"][:-1]]
     thresholds = [summary["reading"][-1] for summary in posts.values() if summary["reading"]][:1]
     if thresholds and between:
-        thresholds.append(f"Common direction: a cosine of {COSINE:g}, by {THRESHOLDS['z']:g} standard deviations.")
+        thresholds.append(f"Common direction: a cosine of {COSINE:g}, by {DEVIATIONS:g} standard deviations.")
     return {"posts": posts, "between": between, "reading": [*sentences, *thresholds]}
 
 
@@ -57,7 +57,7 @@ def summarise_cosine(between: pd.DataFrame, first: pd.DataFrame, second: pd.Data
     """
     counted = [set(frame.loc[rows_that_count(frame) & ~mostly_rounding(frame), "name"]) for frame in (first, second)]
     rows = between[between["name"].isin(counted[0] & counted[1]) & between["change_cosine"].notna()]
-    cosine, far = rows["change_cosine"], rows["change_cosine_z"].abs() > THRESHOLDS["z"]
+    cosine, far = rows["change_cosine"], rows["change_cosine_z"].abs() > DEVIATIONS
     return {
         "matrices": len(rows),
         "same": int((far & (cosine > COSINE)).sum()),

@@ -14,8 +14,7 @@ from polarax.results.run_directory import BETWEEN_FOLDER, RUN_FILE
 if TYPE_CHECKING:
     import pandas as pd
 
-    from polarax.report.history.notebook import HistoryPlots
-    from polarax.report.posts.notebook import RunsPlots
+    from polarax.report.notebook import HistoryPlots, RunsPlots
 
 
 class Runs:
@@ -51,6 +50,10 @@ class Runs:
         if not isinstance(opened, Runs):
             raise UsageError(f"Run {opened.path} is of one post: open it with polarax.Run.open.")
         return opened
+
+    def keep_alive(self, temporary: tempfile.TemporaryDirectory | None) -> None:
+        """Keeps a temporary folder that holds the runs for as long as they live."""
+        self._temporary = temporary
 
     @functools.cached_property
     def description(self) -> dict:
@@ -137,12 +140,12 @@ class Runs:
     @property
     def plot(self) -> "RunsPlots":
         """Pictures of all posts as matplotlib figures: `runs.plot.alpha()`, `runs.plot.drift_budget()` and so on."""
-        from polarax.report.posts.notebook import RunsPlots
+        from polarax.report.notebook import RunsPlots
 
         return RunsPlots(self)
 
     def _repr_html_(self) -> str:
-        from polarax.report.posts.notebook import runs_html
+        from polarax.report.notebook import runs_html
 
         return runs_html(self)
 
@@ -183,12 +186,12 @@ class History(Runs):
     @property
     def plot(self) -> "HistoryPlots":  # type: ignore[override]
         """Pictures over the steps as matplotlib figures: `history.plot.alpha()`, `history.plot.drift_budget()`."""
-        from polarax.report.history.notebook import HistoryPlots
+        from polarax.report.notebook import HistoryPlots
 
         return HistoryPlots(self)
 
     def _repr_html_(self) -> str:
-        from polarax.report.history.notebook import history_html
+        from polarax.report.notebook import history_html
 
         return history_html(self)
 

@@ -6,8 +6,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from polarax.findings.effects import THRESHOLDS
+from polarax.findings.effects import thresholds
 from polarax.findings.reading import matrix_label, read_frame
+
+THRESHOLDS = thresholds()
 
 # A matrix where nothing stands out: each number close to its control.
 QUIET = {

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from polarax.findings.rows import by_layer, changed_rows, controls, known_roles, layered_rows
 from polarax.report.plots.budget import PARTS
 from polarax.report.plots.over_layers import CONTROL_DEVIATIONS
-from polarax.report.plots.rows import by_layer, changed_rows, controls, known_roles, layered_rows
 from polarax.report.plots.style import (
     BLUE,
     GREEN,
@@ -29,36 +29,9 @@ if TYPE_CHECKING:
     from matplotlib.artist import Artist
     from matplotlib.figure import Figure
 
-    from polarax.results.runs import Runs
 
 _COLOURS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE)
 _STYLES = ("-", "--", "-.")  # for more posts than there are colours
-
-# Name of the file -> metric, title.
-_OF_POSTS = {
-    "posts_alpha": ("alpha", "alpha: the scale between the spectra of base and post"),
-    "posts_nf": ("nf", "nf: how far the left and right rotations differ"),
-    "posts_coordination": ("coordination", "coordination: 0 random, 1 turned together, -1 against"),
-}
-_OF_PAIRS = {
-    "between_cosine": ("change_cosine", "Cosine of the changes of two posts from their base: 1 the same way"),
-    "between_alpha": ("alpha", "alpha from one post to another"),
-    "between_nf": ("nf", "nf from one post to another"),
-}
-
-
-def draw_posts_plots(runs: "Runs") -> "dict[str, Figure]":
-    """Every picture that the runs have the numbers for, by name.
-
-    Raises:
-        UsageError: matplotlib is not installed.
-    """
-    posts = {label: run.frame() for label, run in runs.items()}
-    pairs = {f"{first} to {second}": runs.between(first, second).frame() for first, second in runs.pairs}
-    drawn = {name: plot_lines(posts, *what) for name, what in _OF_POSTS.items()}
-    drawn["posts_budget"] = plot_budgets(posts)
-    drawn |= {name: plot_lines(pairs, *what) for name, what in _OF_PAIRS.items()}
-    return {name: figure for name, figure in drawn.items() if figure is not None}
 
 
 @picture

@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from polarax.findings.rows import BAND, by_layer, changed_rows, controls, known_roles
 from polarax.report.plots.budget import PARTS
 from polarax.report.plots.over_layers import CONTROL_DEVIATIONS
-from polarax.report.plots.rows import BAND, by_layer, changed_rows, controls, known_roles
 from polarax.report.plots.style import (
     BLUE,
     INK,
@@ -26,36 +26,7 @@ if TYPE_CHECKING:
     from matplotlib.artist import Artist
     from matplotlib.figure import Figure
 
-# Name of the file -> metric, title.
-_OVER_STEPS = {
-    "history_drift": ("drift", "Drift: the size of the change"),
-    "history_alpha": ("alpha", "alpha: the scale between the two spectra"),
-    "history_nf": ("nf", "nf: how far the left and right rotations differ"),
-    "history_coordination": ("coordination", "coordination: 0 random, 1 turned together, -1 against"),
-}
-# Name of the file -> metric, what it is compared with, title; a ratio is drawn as its logarithm.
-_BY_LAYER = {
-    "history_alpha_layers": ("alpha", "alpha_null", "alpha less its control, layer by layer"),
-    "history_nf_layers": ("nf_excess", "ratio", "nf over its control, layer by layer (log2)"),
-    "history_coordination_layers": ("coordination", "zero", "coordination, layer by layer"),
-}
 _COLOUR_QUANTILE = 0.98
-
-
-def draw_history_plots(frame: pd.DataFrame) -> "dict[str, Figure]":
-    """Every picture that the steps have the numbers for, by name.
-
-    Args:
-        frame: `History.frame()`.
-
-    Raises:
-        UsageError: matplotlib is not installed.
-    """
-    drawn = {name: plot_over_steps(frame, *what) for name, what in _OVER_STEPS.items()}
-    drawn["history_budget"] = plot_budget_over_steps(frame)
-    drawn["history_overlap"] = plot_overlap_over_steps(frame)
-    drawn |= {name: plot_layers_over_steps(frame, *what) for name, what in _BY_LAYER.items()}
-    return {name: figure for name, figure in drawn.items() if figure is not None}
 
 
 @picture
@@ -175,29 +146,34 @@ def plot_overlap_over_steps(frame: pd.DataFrame, role: str | None = None) -> "Fi
 
 @picture
 def plot_layers_over_steps(
-    frame: pd.DataFrame, metric: str, beside: str, title: str, role: str | None = None
+    frame: pd.DataFrame, metric: str, title: str = "", role: str | None = None
 ) -> "Figure | None":
     """A metric less its control over steps and layers in diverging colours, a map for each role.
+
+    Of a metric whose ratio to its control is measured, the logarithm of that.
 
     Args:
         frame: `History.frame()`.
         metric: A column of it.
-        beside: Column of its control; or "zero", or "ratio" for what is a ratio to its control already.
-        title: What the figure is called.
+        title: Of the figure; by default what it shows.
         role: Only this one; all by default.
 
     Raises:
         UsageError: Unknown role, or matplotlib is not installed.
     """
-    rows = _rows(frame, metric)
+    ratio = f"{metric}_excess" if f"{metric}_excess" in frame else None
+    rows = _rows(frame, ratio or metric)
     rows = rows[rows["layer"].notna()]
     roles = known_roles(rows, role)
     if not roles:
         return None
-    if beside == "ratio":
-        distance = np.log2(rows[metric].where(rows[metric] > 0))
+    if ratio is not None:
+        distance = np.log2(rows[ratio].where(rows[ratio] > 0))
+        said, unit = f"{metric} over its control", " (log2)"
+    elif f"{metric}_null" in rows:
+        distance, said, unit = rows[metric] - rows[f"{metric}_null"], f"{metric} less its control", ""
     else:
-        distance = rows[metric] - (0 if beside == "zero" else rows[beside])
+        distance, said, unit = rows[metric], metric, ""
     rows = rows.assign(distance=distance, layer=rows["layer"].astype(int))
     sizes = distance.abs()[np.isfinite(distance)]
     limit = max(float(sizes.quantile(_COLOUR_QUANTILE)) if len(sizes) else 0.0, 1e-9)
@@ -219,7 +195,7 @@ def plot_layers_over_steps(
         axis.set_xlabel("step")
     axes[0].set_ylabel("layer")
     figure.colorbar(image, ax=axes, extend="both", location="bottom", aspect=60, shrink=0.6)
-    figure.suptitle(title)
+    figure.suptitle(title or f"{said}, layer by layer{unit}")
     return figure
 
 

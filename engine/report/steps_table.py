@@ -1,26 +1,13 @@
-"""The table of a history on the terminal: for each role a line for each step."""
+"""The table of a history: for each role a line for each step."""
 
 import pandas as pd
 
-from polarax.findings.effects import column
-from polarax.report.plots.rows import changed_rows, known_roles
-from polarax.report.table import align_rows
+from polarax.findings.rows import changed_rows, known_roles
+from polarax.metrics import Shown, shown_in
+from polarax.metrics.tables import column
+from polarax.report.table import CONTROL_HEADING, MEDIANS, align_rows
 
 _MOST_STEPS = 12  # lines for a role; matrices.csv has all steps
-
-# Heading, column, how its value is written.
-_COLUMNS = (
-    ("drift", "drift", "{:.4f}"),
-    ("alpha", "alpha", "{:.5f}"),
-    ("control", "alpha_null", "{:.5f}"),
-    ("nf", "nf", "{:.3g}"),
-    ("control", "nf_null", "{:.3g}"),
-    ("scaling share", "budget_scaling", "{:.2%}"),
-    ("control", "budget_scaling_null", "{:.2%}"),
-    ("coordination", "coordination", "{:+.3f}"),
-    ("overlap, left", "overlap_left", "{:.4f}"),
-    ("overlap, right", "overlap_right", "{:.4f}"),
-)
 
 
 def table_of_steps(frame: pd.DataFrame) -> str:
@@ -29,13 +16,17 @@ def table_of_steps(frame: pd.DataFrame) -> str:
     Args:
         frame: `History.frame()`.
     """
-    rows, notes = rows_of_steps(frame)
-    return align_rows(rows, notes, text_columns=1)
+    return align_rows(*rows_of_steps(frame))
 
 
 def rows_of_steps(frame: pd.DataFrame) -> tuple[list[list[str]], list[str]]:
     """The cells of `table_of_steps`, headings first, and the notes below it."""
-    shown = [one for one in _COLUMNS if one[1] in frame]
+    shown = []  # heading, column, how its value is written
+    for metric in shown_in(Shown.STEPS):
+        if metric.name in frame:
+            shown.append((metric.heading or metric.name, metric.name, metric.format))
+            if metric.null is not None:  # one that is 0 needs no column
+                shown.append((CONTROL_HEADING, metric.null, metric.format))
     steps = sorted(frame["step"].unique())
     chosen = spread_evenly(steps, _MOST_STEPS)
     lines = [["role", "step", "matrices", *(heading for heading, *_ in shown)]]
@@ -46,7 +37,7 @@ def rows_of_steps(frame: pd.DataFrame) -> tuple[list[list[str]], list[str]]:
                 medians = (column(changed_rows(rows), name).median() for _, name, _ in shown)
                 cells = [form.format(m) if pd.notna(m) else "-" for m, (*_, form) in zip(medians, shown, strict=True)]
                 lines.append([role, str(step), str(len(rows)), *cells])
-    notes = ["Medians over a role's matrices; control: what a random change of the same size would show."]
+    notes = [f"{MEDIANS}."]
     if len(chosen) < len(steps):
         notes.append(f"{len(chosen)} of {len(steps)} steps; matrices.csv has all.")
     return lines, notes

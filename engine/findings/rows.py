@@ -1,4 +1,4 @@
-"""Which rows of a run a picture shows, and the control that belongs to a metric."""
+"""Which rows of a table a reader is shown, and the control that belongs to a metric, row by row."""
 
 from typing import NamedTuple
 
@@ -7,18 +7,14 @@ import pandas as pd
 
 from polarax.errors import UsageError
 from polarax.loaders import ROLES
-from polarax.metrics import CONTROL_REACH_LIMIT, status_kind
+from polarax.metrics import metric_of
+from polarax.metrics.status import is_changed, is_out_of_range
 
 # Of each layer's values where it has many (experts): the line is their median, the band holds this share of them.
 BAND = (0.1, 0.9)
 
-# Metrics whose closed-form control fails where condition number times drift passes 1.
-_FIRST_ORDER = ("nf", "ratio_cv")
-# Metrics whose control is 0 by symmetry.
-_ZERO_CONTROL = ("coordination", "change_cosine")
 
-
-class Control(NamedTuple):
+class ControlOfRows(NamedTuple):
     """What a random change shows in place of a metric, row by row."""
 
     label: str
@@ -42,7 +38,7 @@ def known_roles(frame: pd.DataFrame, role: str | None = None) -> list[str]:
 
 def changed_rows(frame: pd.DataFrame) -> pd.DataFrame:
     """Rows whose numbers say what a change did: neither unchanged, nor zero, nor with NaN or Inf."""
-    return frame[frame["status"].map(status_kind).isin(["ok", "rank-deficient"])]
+    return frame[is_changed(frame)]
 
 
 def layered_rows(frame: pd.DataFrame, metric: str) -> pd.DataFrame:
@@ -53,31 +49,20 @@ def layered_rows(frame: pd.DataFrame, metric: str) -> pd.DataFrame:
     return frame[finite & frame["layer"].notna()].sort_values(["layer", "expert"], kind="stable")
 
 
-def controls(rows: pd.DataFrame, metric: str) -> list[Control]:
+def controls(rows: pd.DataFrame, metric: str) -> list[ControlOfRows]:
     """The controls that a run has: the closed form; if sampled, the change's own spectrum in random directions."""
-    found = []
+    shown = []
     never = pd.Series(False, rows.index)
-    mean, std = f"{metric}_null", f"{metric}_null_std"
-    if mean in rows or (metric in _ZERO_CONTROL and std in rows):
-        centre = rows[mean] if mean in rows else pd.Series(0.0, rows.index)
-        rough = out_of_range(rows) if metric in _FIRST_ORDER else never
-        found.append(Control("isotropic control", centre, rows.get(std), rough))
+    record = metric_of(metric)
+    control, std = record.control, rows.get(f"{metric}_null_std")
+    if f"{metric}_null" in rows or (control is not None and control.zero and std is not None):
+        mean = rows[f"{metric}_null"] if f"{metric}_null" in rows else pd.Series(0.0, rows.index)
+        rough = is_out_of_range(rows) if control is not None and control.first_order else never
+        shown.append(ControlOfRows("isotropic control", mean, std, rough))
     if f"{metric}_spectrum" in rows:
         spread = rows.get(f"{metric}_spectrum_std")
-        found.append(Control("control with the change's spectrum", rows[f"{metric}_spectrum"], spread, never))
-    return found
-
-
-def best_z(frame: pd.DataFrame, metric: str) -> pd.Series | None:
-    """The z that a reading of this metric rests on, as far as the run has one: against the change's own spectrum."""
-    return frame.get(f"{metric}_spectrum_z", frame.get(f"{metric}_z"))
-
-
-def out_of_range(rows: pd.DataFrame) -> pd.Series:
-    """bool: the first-order closed forms (of nf and ratio_cv) are rough for the row."""
-    if "control_reach" in rows:
-        return rows["control_reach"] > CONTROL_REACH_LIMIT
-    return rows["control"] == "out of range"
+        shown.append(ControlOfRows("control with the change's spectrum", rows[f"{metric}_spectrum"], spread, never))
+    return shown
 
 
 def by_layer(rows: pd.DataFrame, values: pd.Series) -> tuple[np.ndarray, pd.DataFrame]:
