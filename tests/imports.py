@@ -12,7 +12,7 @@ class Import(NamedTuple):
 
     line: int
     name: str  # absolute and dotted; `from x import y` gives x.y, for y may be a module
-    lazy: bool  # inside a function: it runs when the function is called
+    lazy: bool  # inside a function, or for types alone: not when the module is imported
 
 
 def imported(source: str, package: str) -> list[Import]:
@@ -37,9 +37,13 @@ def _visit(node: ast.AST, package: str, lazy: bool) -> Iterator[Import]:
         name = node.args[0].value
         if called in {"import_module", "__import__"} and isinstance(name, str):
             yield Import(node.lineno, importlib.util.resolve_name(name, package), lazy)
-    lazy = lazy or isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+    lazy = lazy or isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) or _for_types(node)
     for child in ast.iter_child_nodes(node):
         yield from _visit(child, package, lazy)
+
+
+def _for_types(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and getattr(node.test, "attr", getattr(node.test, "id", None)) == "TYPE_CHECKING"
 
 
 def is_under(name: str, package: str) -> bool:

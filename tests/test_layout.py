@@ -44,8 +44,8 @@ MAY_IMPORT = {
     "kernels": set(),
     "loaders": set(),
 }
-# `run.plot()` is a facade: what shows a run imports what a run is, so it is imported when it is asked for. The modules
-# of report that stand behind such a method are called notebook.
+# `run.plot()` is a facade: what shows a run imports what a run is, so it is imported when it is asked for (or named in
+# an annotation). The modules of report that stand behind such a method are called notebook.
 FACADE = ("results", "report")
 
 
@@ -152,6 +152,7 @@ def test_wrong_arrows_are_found(home, source, wrong, tmp_path):
         ("engine__comparison", "from polarax.loaders import open_checkpoint"),
         ("engine__results__run", "def f():\n  from polarax.report.notebook import show"),
         ("engine__results__run", "def f():\n  from polarax.report.posts.notebook import show"),
+        ("engine__results__run", "if TYPE_CHECKING:\n  from polarax.report.notebook import RunPlots"),
         ("engine__cli", "importlib.import_module(f'polarax.commands.{command}')"),
     ],
 )
