@@ -8,8 +8,9 @@ TEST_FLAGS ?=
 BENCH_FLAGS ?= --short
 # Most of the tests' time is compiling, on one core; each process takes up to 2 GiB.
 TEST_PROCESSES ?= 2
-# Seconds for the whole of `make test`, beside the limit per test in setup.cfg.
-TEST_TIMEOUT ?= 4080
+# Seconds for the whole of `make test` and of `make test-all`, beside the limit per test in setup.cfg.
+TEST_TIMEOUT ?= 2100
+TEST_ALL_TIMEOUT ?= 4800
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -24,13 +25,15 @@ MADE_BY := $(shell $(PYTHON) -c 'import sys; print(sys.version.split()[0], sys.b
 TIMEOUT := $(shell command -v timeout || command -v gtimeout)
 LIMIT = $(if $(TIMEOUT),$(TIMEOUT) --foreground --kill-after=30 $(1))
 
+PYTEST = $(BIN)/pytest -n $(TEST_PROCESSES) --dist=loadfile
+
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help venv demo test lint format bench clean FORCE
+.PHONY: help venv demo test test-all lint format bench clean FORCE
 
 help: ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 10
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 10
 
 venv: $(VENV)/.extra-test ## make .venv with polarax and what tests and lint need
 
@@ -40,8 +43,11 @@ demo: $(VENV)/.extra-demo $(VENV)/.demo-models ## compare all-MiniLM-L6-v2 with 
 	post="$$($(call model_folder,sre_embedding_model,model_weights))" && \
 	set -x && $(BIN)/polarax compare --base="$$base" --post="$$post" --out=$(DEMO_RUN) $(DEMO_FLAGS)
 
-test: $(VENV)/.extra-test ## run the tests
-	$(call LIMIT,$(TEST_TIMEOUT)) $(BIN)/pytest -n $(TEST_PROCESSES) --dist=loadfile $(TEST_FLAGS) tests
+test: $(VENV)/.extra-test ## run the tests, with long sweeps thinned
+	$(call LIMIT,$(TEST_TIMEOUT)) $(PYTEST) -m "not exhaustive" $(TEST_FLAGS) tests
+
+test-all: $(VENV)/.extra-test ## run the tests, every case of every sweep
+	$(call LIMIT,$(TEST_ALL_TIMEOUT)) $(PYTEST) $(TEST_FLAGS) tests
 
 # mypy knows nothing of package_dir, so the folders are laid out for it as they are imported.
 lint: $(VENV)/.extra-test ## ruff and mypy

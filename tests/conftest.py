@@ -12,6 +12,7 @@ from typing import NamedTuple
 import hypothesis
 import pytest
 
+from tests.pairwise import pytest_collection_modifyitems  # noqa: F401 (a hook: pytest finds it here)
 from tests.web_server import serve
 
 # What tests expect is measured on the CPU; a platform that was asked for wins. Set here because no

@@ -1,8 +1,6 @@
-"""The folders are packaged as setup.cfg says, import one way, and work installed."""
+"""The folders are packaged as setup.cfg says, and work installed."""
 
-import ast
 import configparser
-import importlib.util
 import os
 import shutil
 import subprocess
@@ -19,8 +17,6 @@ ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = {"polarax": "engine", "polarax.kernels": "kernels", "polarax.loaders": "loaders"}
 # Python at the top level that is not installed.
 NOT_INSTALLED = {"benchmarks", "docs", "tests"}
-# What a package may import of polarax; engine may import all of it.
-MAY_IMPORT = {"polarax.kernels": "polarax.kernels", "polarax.loaders": "polarax.loaders"}
 # Needed by an extra only: the public API is imported without them.
 OF_EXTRAS = (
     "boto3",
@@ -117,107 +113,6 @@ def test_packages_have_an_init():
 def test_no_package_is_left_out():
     tops = {path.parts[0] for path in PYTHON_FILES if path.name == "__init__.py"}
     assert tops - NOT_INSTALLED == set(FOLDERS.values())
-
-
-# Who imports whom.
-
-
-def _imported(source: str, package: str) -> list[tuple[int, str]]:
-    """Line and absolute dotted name of everything a module imports.
-
-    `from x import y` gives `x.y`, for y may be a module. Relative imports are resolved against
-    `package`, the package the module is in; constant names given to `import_module` and
-    `__import__` count.
-    """
-    found = []
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            found += [(node.lineno, alias.name) for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            module = node.module or ""
-            if node.level:
-                module = importlib.util.resolve_name("." * node.level + module, package)
-            found += [(node.lineno, f"{module}.{alias.name}") for alias in node.names]
-        elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
-            function = node.func
-            called = getattr(function, "attr", getattr(function, "id", None))
-            name = node.args[0].value
-            if called in {"import_module", "__import__"} and isinstance(name, str):
-                if name.startswith("."):
-                    name = importlib.util.resolve_name(name, package)
-                found.append((node.lineno, name))
-    return found
-
-
-def _is_under(name: str, package: str) -> bool:
-    return name == package or name.startswith(package + ".")
-
-
-def _forbidden(source: str, package: str) -> list[tuple[int, str]]:
-    """Imports of other parts of polarax by a module of kernels or loaders."""
-    allowed = next((own for home, own in MAY_IMPORT.items() if _is_under(package, home)), "polarax")
-    return [
-        (line, name)
-        for line, name in _imported(source, package)
-        if _is_under(name, "polarax") and not _is_under(name, allowed)
-    ]
-
-
-def _by_folder_name(source: str, package: str) -> list[tuple[int, str]]:
-    """Imports of `engine`, `kernels` or `loaders` as the folders are named, not as installed."""
-    return [(line, name) for line, name in _imported(source, package) if name.partition(".")[0] in FOLDERS.values()]
-
-
-@pytest.mark.parametrize("path", PACKAGED_FILES, ids=str)
-def test_imports_run_one_way(path):
-    source = (ROOT / path).read_text(encoding="utf-8")
-    assert _forbidden(source, _package_of(path)) == []
-
-
-@pytest.mark.parametrize("path", PYTHON_FILES, ids=str)
-def test_nobody_imports_by_folder_name(path):
-    source = (ROOT / path).read_text(encoding="utf-8")
-    package = _package_of(path) if path in PACKAGED_FILES else ".".join(path.parent.parts)
-    assert _by_folder_name(source, package) == []
-
-
-@pytest.mark.parametrize(
-    ("package", "source", "names"),
-    [
-        ("polarax.kernels", "import polarax", ["polarax"]),
-        ("polarax.kernels", "import jax, polarax.loaders.names as n", ["polarax.loaders.names"]),
-        ("polarax.kernels", "from polarax import loaders", ["polarax.loaders"]),
-        ("polarax.kernels", "from .. import loaders", ["polarax.loaders"]),
-        ("polarax.kernels", "from ..run import Run", ["polarax.results.run.Run"]),
-        ("polarax.kernels", "def f():\n  from polarax.results.run import Run", ["polarax.results.run.Run"]),
-        ("polarax.kernels", "importlib.import_module('polarax.loaders')", ["polarax.loaders"]),
-        ("polarax.kernels", "import_module('..loaders', __package__)", ["polarax.loaders"]),
-        ("polarax.kernels.spectra", "from ... import compare", ["polarax.compare"]),
-        ("polarax.loaders", "from polarax.kernels import svd", ["polarax.kernels.svd"]),
-        ("polarax.loaders", "from ..kernels.svd import svd", ["polarax.kernels.svd.svd"]),
-        ("polarax.loaders", "import polarax.kernelsmith", ["polarax.kernelsmith"]),
-        ("polarax.kernels", "from . import svd\nfrom polarax.kernels.svd import f\nimport jax", []),
-        ("polarax.kernels.spectra", "from ..svd import svd", []),
-        ("polarax.loaders", "from polarax import loaders", []),
-        ("polarax", "from . import kernels\nfrom polarax.loaders import open_checkpoint", []),
-    ],
-)
-def test_forbidden_imports_are_seen(package, source, names):
-    assert [name for _, name in _forbidden(source, package)] == names
-
-
-@pytest.mark.parametrize(
-    ("source", "names"),
-    [
-        ("import engine", ["engine"]),
-        ("import numpy, kernels.svd", ["kernels.svd"]),
-        ("from loaders import names", ["loaders.names"]),
-        ("importlib.import_module('engine.cli')", ["engine.cli"]),
-        ("import polarax.kernels\nfrom . import kernels\nfrom enginex import engine", []),
-    ],
-)
-def test_folder_names_are_seen(source, names):
-    assert [name for _, name in _by_folder_name(source, "tests")] == names
 
 
 # The wheel.

@@ -214,6 +214,7 @@ def test_nf_of_one_vector(shape):
 # Rotations and frames.
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("method", ("auto", "lapack"))
 @pytest.mark.parametrize("dtype", matrices.WORKING_DTYPES)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)

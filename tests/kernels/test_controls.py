@@ -97,6 +97,7 @@ def with_condition(condition, shape):
     return matrices.with_spectrum(values, *shape, matrices.generator("condition", condition, shape))
 
 
+@pytest.mark.pairwise
 class TestTwoPercent:
     """Closed forms against 200 draws, over drift sizes, shapes and condition numbers in the range they are stated for.
 

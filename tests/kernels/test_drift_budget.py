@@ -59,6 +59,7 @@ def test_shares(shape, kind, drift, seed):
             assert abs(sum(found[part] for part in PARTS) - 1) < 1e-8
 
 
+@pytest.mark.pairwise("shape", "way")
 @pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
 @pytest.mark.parametrize("drift", [1e-3, 0.1, 3.0])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -72,6 +73,7 @@ def test_shares_in_float32(shape, drift, way):
     np.testing.assert_allclose(sum(getattr(found, part) for part in PARTS), 1, atol=1e-6)
 
 
+@pytest.mark.pairwise("shape", "way")
 @pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
 @pytest.mark.parametrize("factor", [1.001, 0.5, 2.0])
 @pytest.mark.parametrize("kind", ["mild", "clustered", "llm_like", "rank_one"])

@@ -50,6 +50,7 @@ def turned_together(base, angle):
     return (u @ turn * s) @ (vt.T @ turn).T
 
 
+@pytest.mark.pairwise("shape")
 @pytest.mark.parametrize("drift", [1e-3, 0.1, 2.0])
 @pytest.mark.parametrize("kind", ["mild", "separated", "gaussian", "llm_like"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)

@@ -28,6 +28,7 @@ def _cosines(base_vectors, post_vectors, k):
     return np.cos(angles)[::-1]
 
 
+@pytest.mark.pairwise("shape", "dtype", "method")
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("dtype", matrices.WORKING_DTYPES)
 @pytest.mark.parametrize("drift", [1e-3, 0.1, 3.0])

@@ -31,6 +31,7 @@ def _canonical(x, rank):
     return u[:, :rank] @ vt[:rank]
 
 
+@pytest.mark.pairwise("shape", "dtype")
 @pytest.mark.parametrize("dtype", matrices.WORKING_DTYPES)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("kind", FULL_RANK)
@@ -49,6 +50,7 @@ def test_full_rank(kind, shape, dtype):
     assert error < lapack_ratios.THRESHOLD * max(shape) * eps * _condition(x)
 
 
+@pytest.mark.pairwise("shape", "dtype")
 @pytest.mark.parametrize("dtype", matrices.WORKING_DTYPES)
 @pytest.mark.parametrize("shape", [(24, 24), (60, 17), (17, 60)], ids=str)
 @pytest.mark.parametrize("kind", [*FULL_RANK, "one_small", "near_underflow", "near_overflow"])
@@ -82,6 +84,7 @@ def test_nothing_orthonormal_is_nearer(shape):
         assert distance < np.linalg.norm(_tall(x) - rotation @ _tall(factor))
 
 
+@pytest.mark.pairwise("shape", "dtype")
 @pytest.mark.parametrize("dtype", matrices.WORKING_DTYPES)
 @pytest.mark.parametrize("shape", [(24, 24), (60, 17), (17, 60), (1, 9)], ids=str)
 @pytest.mark.parametrize("kind", ["rank_deficient", "rank_one"])
@@ -109,6 +112,7 @@ def test_residual_says_what_it_says(kind):
     assert abs(float(found.residual) - defect) < 24 * np.finfo(np.float32).eps
 
 
+@pytest.mark.pairwise("shape", "method")
 @pytest.mark.parametrize("method", kernels.POLAR_METHODS)
 @pytest.mark.parametrize("shape", [(24, 24), (60, 17), (17, 60), (9, 1)], ids=str)
 @pytest.mark.parametrize("kind", matrices.WELL_CONDITIONED)

@@ -23,6 +23,7 @@ def _noise(x, stored):
     return np.linalg.norm(rounded - x.astype(np.float64))
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("dtype", matrices.WORKING_DTYPES)
 @pytest.mark.parametrize("scale", [1.0, 0.02, 7.3])
 @pytest.mark.parametrize("stored", STORED)

@@ -35,6 +35,7 @@ def _spectra(kind, size, dtype, seed=0):
     return base.astype(dtype), post.astype(dtype)
 
 
+@pytest.mark.pairwise("size", "dtype")
 @pytest.mark.parametrize("dtype", matrices.WORKING_DTYPES)
 @pytest.mark.parametrize("size", [1, 2, 17, 400])
 @pytest.mark.parametrize("kind", ["identity", "mild", "separated", "geometric", "one_small", "llm_like"])

@@ -26,6 +26,7 @@ def _effective_rank(values):
     return np.exp(-np.sum(share * np.log(share)))
 
 
+@pytest.mark.pairwise("size", "dtype")
 @pytest.mark.parametrize("dtype", matrices.WORKING_DTYPES)
 @pytest.mark.parametrize("size", [1, 2, 50])
 @pytest.mark.parametrize("kind", KINDS)

@@ -45,6 +45,7 @@ def _check(x, found, dtype):
     _check_values(x, s, dtype)
 
 
+@pytest.mark.pairwise("shape", "dtype", "method")
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("dtype", matrices.WORKING_DTYPES)
 @pytest.mark.parametrize("shape", matrices.SHAPES, ids=str)
@@ -57,6 +58,7 @@ def test_ratios(kind, shape, dtype, method):
     _check_values(x, values, dtype)
 
 
+@pytest.mark.pairwise("shape", "dtype")
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float8_e4m3fn", "float8_e5m2"])
 @pytest.mark.parametrize("shape", [(24, 24), (40, 17), (17, 40)], ids=str)
 @pytest.mark.parametrize("kind", ["mild", "rank_deficient", "llm_like", "gaussian"])
@@ -75,6 +77,7 @@ def test_every_method_on_well_conditioned_matrices(kind, shape):
         _check_values(x, values, "float32")
 
 
+@pytest.mark.pairwise("shape", "dtype")
 @pytest.mark.parametrize("dtype", matrices.WORKING_DTYPES)
 @pytest.mark.parametrize("shape", [(24, 24), (40, 17), (17, 40), (1, 9)], ids=str)
 @pytest.mark.parametrize("kind", matrices.KINDS)
@@ -102,6 +105,7 @@ def test_small_values_of_float32_matrices_are_right_in_relative_terms(kind, shap
     assert np.max(error / (1e-5 * expected + 1e-9 * expected[0])) < 1
 
 
+@pytest.mark.pairwise("shape", "method")
 @pytest.mark.parametrize("method", kernels.SVD_METHODS)
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("shape", [(12, 7), (7, 12)], ids=str)
@@ -249,6 +253,7 @@ class TestErrors:
             function(np.ones((3, 2), np.float32), method="magic")
 
 
+@pytest.mark.pairwise("shape", "dtype")
 @pytest.mark.parametrize("dtype", matrices.WORKING_DTYPES)
 @pytest.mark.parametrize("shape", [(24, 24), (200, 30), (30, 200), (1, 9)], ids=str)
 @pytest.mark.parametrize("kind", sorted(matrices.RANKS))

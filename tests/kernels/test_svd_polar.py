@@ -19,6 +19,7 @@ def _check(x, left, values, right, dtype):
     assert lapack_ratios.value_error(x, values, dtype) < lapack_ratios.THRESHOLD
 
 
+@pytest.mark.pairwise("shape", "dtype")
 @pytest.mark.parametrize("dtype", matrices.WORKING_DTYPES)
 @pytest.mark.parametrize("shape", [(24, 24), (40, 17), (20, 17), (9, 1)], ids=str)
 @pytest.mark.parametrize("kind", matrices.WELL_CONDITIONED)

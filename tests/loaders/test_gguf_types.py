@@ -48,7 +48,7 @@ def write(path, tensors):
     return open_checkpoint(path)
 
 
-@pytest.mark.parametrize("name", dequantisable())
+@pytest.mark.parametrize("name", tuple(dequantisable()))
 def test_every_type_is_read_as_the_package_reads_it(tmp_path, name):
     kind = TYPES[name]
     data = random_blocks(kind)

@@ -12,10 +12,14 @@ import pytest
 HERE = pathlib.Path(__file__).resolve().parent
 SMALLEST, LARGEST = 96 * 64, 160 * 96  # entries of the smallest and the largest parameter
 TIMEOUT = 240
+_CACHE = ("JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS")
 
 
 def _run(*arguments):
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("JAX_", "XLA_"))}
+    # Compiled as users have it, unlike in the other tests; what is read off the program is then run without compiling it
+    # again.
+    environment |= {key: value for key, value in os.environ.items() if key in _CACHE}
     environment |= {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(
         [sys.executable, HERE / "sharded_run.py", *arguments],
