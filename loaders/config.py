@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from polarax.loaders.checkpoint import CheckpointError
-from polarax.loaders.store import Store
+from polarax.loaders.stores.store import Store
 
 _NAME = "config.json"
 _LARGEST = 2**22  # bytes; the largest published ones, with names for thousands of classes, are below 1 MB

@@ -17,12 +17,14 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from polarax.loaders import formats
 from polarax.loaders.checkpoint import Checkpoint, CheckpointError
 from polarax.loaders.dtypes import is_floating, spelling_of
-from polarax.loaders.safetensors_checkpoint import SafetensorsCheckpoint
-from polarax.loaders.safetensors_header import LENGTH_BYTES, Entry, parse_json_object
+from polarax.loaders.formats import foreign
+from polarax.loaders.formats.safetensors_checkpoint import SafetensorsCheckpoint
+from polarax.loaders.formats.safetensors_header import LENGTH_BYTES, Entry, parse_json_object
 from polarax.loaders.scaled_checkpoint import ScaledCheckpoint
-from polarax.loaders.store import Store
+from polarax.loaders.stores.store import Store
 
 Replacement = np.ndarray | Callable[[], Any]
 """An array, or what is called for it when its turn comes, so that one at a time is in memory."""
@@ -30,11 +32,6 @@ Replacement = np.ndarray | Callable[[], Any]
 _CHUNK_BYTES = 16 << 20  # what is copied at a time; two of them are in memory
 _ALIGNMENT = 8  # of the data, as the reference implementation pads its headers with spaces
 
-# Weights that are not the checkpoint's own are not copied along, in whichever format.
-_WEIGHTS = (
-    *(".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".gguf", ".h5", ".msgpack", ".onnx", ".npz"),
-    *(".index.json", ".ot", ".tflite", ".mlmodel", ".onnx_data"),
-)
 # What goes with a model, where a store has no list of its files.
 _COMPANIONS = (
     *("config.json", "generation_config.json", "preprocessor_config.json", "chat_template.jinja"),
@@ -262,7 +259,7 @@ def _copy_companions(source: SafetensorsCheckpoint, folder: pathlib.Path) -> Non
         _copy_folder(pathlib.Path(store.location), folder)
         return
     listed = store.files()
-    names = _COMPANIONS if listed is None else [name for name in listed if not name.endswith(_WEIGHTS)]
+    names = _COMPANIONS if listed is None else [name for name in listed if not _is_weights(name)]
     for name in names:
         if not (folder / name).exists():
             data = _whole(store, name)
@@ -283,15 +280,21 @@ def _copy_folder(source: pathlib.Path, folder: pathlib.Path) -> None:
         ]
         for name in files:
             path, copy = pathlib.Path(above, name), folder / inside / name
-            if name[0] == "." or name.endswith(_WEIGHTS) or not path.is_file() or copy.exists():
+            if name[0] == "." or _is_weights(name) or not path.is_file() or copy.exists():
                 continue
             with path.open("rb") as opened, _created(copy) as to:
                 shutil.copyfileobj(opened, to)
 
 
+def _is_weights(name: str) -> bool:
+    """Whether a file has weights, in whichever format: those that are not the checkpoint's own are not copied along."""
+    return name.endswith(foreign.SUFFIXES) or formats.by_name(name) is not None
+
+
 def _holds_weights(above: str, name: str) -> bool:
     """Whether a folder is a checkpoint of its own, such as checkpoint-500 of a training run."""
-    return any(file.endswith((".safetensors", ".bin", ".pt")) for file in os.listdir(os.path.join(above, name)))
+    files = os.listdir(os.path.join(above, name))
+    return any(file.endswith((".bin", ".pt")) or formats.by_name(file) is not None for file in files)
 
 
 def _whole(store: Store, name: str) -> bytes | None:

@@ -13,7 +13,7 @@ import jax
 from polarax import kernels
 from polarax.errors import UsageError
 from polarax.loaders import Checkpoint, CheckpointError, RoleMap, open_checkpoint, parse_role_map
-from polarax.loaders.store import local_path
+from polarax.loaders.stores.store import local_path
 from polarax.metrics import parse_metrics, sampled_metrics
 from polarax.planning.comparison_plan import Plan, plan_posts
 from polarax.planning.devices import most_lanes, working_dtype, working_method

@@ -16,8 +16,8 @@ from jax import lax
 from polarax.errors import UsageError
 from polarax.loaders import ROLES, Skipped, View
 from polarax.loaders.dtypes import is_floating
+from polarax.loaders.formats.parameter_tree import ParameterTree, is_kernel, named_leaves
 from polarax.loaders.matrices import RoleMap, take_inventory
-from polarax.loaders.parameter_tree import ParameterTree, is_kernel, named_leaves
 from polarax.planning.selection import Selection
 from polarax.tracking.adapters import Adapter, Scale, find_adapters
 
@@ -88,7 +88,7 @@ def find_layout(
     """Lists the tracked matrices of a tree of parameters.
 
     Args:
-        params: Anything `polarax.loaders.parameter_tree.named_leaves` takes, values or not.
+        params: Anything `polarax.loaders.formats.parameter_tree.named_leaves` takes, values or not.
         selection: Which matrices.
         k: Leading values asked for; None for as many as a small matrix has, 16 at most.
         role_map: The user's own table of names.

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from polarax.loaders import CheckpointError, open_checkpoint
-from polarax.loaders.stores.hub import HubPath, cache_folder, parse_hub_path, resolve_hub_path, token_for
+from polarax.loaders.hub_cache import cache_folder, resolve_hub_path
+from polarax.loaders.stores.hub import HubPath, parse_hub_path, token_for
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 OTHER = "f" * 40

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from polarax.loaders import CheckpointError, open_checkpoint
-from polarax.loaders.store import Store
+from polarax.loaders.stores.store import Store
 
 
 def random_array(dtype, shape, seed=0):

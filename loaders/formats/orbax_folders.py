@@ -10,12 +10,14 @@ import re
 from collections.abc import Sequence
 
 from polarax.loaders.checkpoint import CheckpointError
-from polarax.loaders.store import Store, local_path
+from polarax.loaders.formats.format import NoCheckpoint
+from polarax.loaders.stores.store import Store, local_path
 
 METADATA = "_METADATA"
+UNFINISHED = "orbax-checkpoint-tmp"  # in the name of a folder until all of it is written
 
 # Names of items, the ones that hold parameters alone first.
-_ITEMS = ("params", "default", "state", "model", "train_state", "items", "pytree")
+ITEMS = ("params", "default", "state", "model", "train_state", "items", "pytree")
 
 _STEP = re.compile(r"(?:.*[_-])?([0-9]{1,18})")  # "1000", "checkpoint_1000", "step-1000"; never a temporary folder
 
@@ -29,7 +31,8 @@ def find_tree(source: str) -> str:
     """The folder of the tree behind a path or URL, which ends in a slash.
 
     Raises:
-        CheckpointError: If there is none, or several items and none that is known to hold parameters.
+        NoCheckpoint: If there is none.
+        CheckpointError: If there are several items and none that is known to hold parameters.
     """
     folder = local_path(source)
     if folder is None:
@@ -39,7 +42,7 @@ def find_tree(source: str) -> str:
         steps = _steps(folder)
         found = _tree_below(steps[-1]) if steps else None
     if found is None:
-        raise CheckpointError(f"{folder}: no Orbax checkpoint there; looked for {METADATA} in it, its items and steps")
+        raise NoCheckpoint(folder, f"an Orbax {METADATA} in it, its items and steps")
     return found.rstrip("/") + "/"
 
 
@@ -57,7 +60,7 @@ def _tree_below(folder: str) -> str | None:
 def _choose(folder: str, items: Sequence[str]) -> str:
     if len(items) == 1:
         return items[0]
-    known = [name for name in _ITEMS if name in items]
+    known = [name for name in ITEMS if name in items]
     if not known:
         raise CheckpointError(f"{folder}: has several Orbax items; name one of them: {', '.join(sorted(items)[:5])}")
     return known[0]
@@ -81,11 +84,8 @@ def _folders(folder: str) -> list[str]:
 def _find_by_url(url: str) -> str:
     """Tries the folder and the items that are known: a store may not be able to list what it has."""
     url = url.rstrip("/")
-    for place in (url, *(f"{url}/{item}" for item in _ITEMS)):
+    for place in (url, *(f"{url}/{item}" for item in ITEMS)):
         store = Store.of_url(place)
         if store.wait(store.read(METADATA, 0, 1), METADATA) is not None:
             return place + "/"
-    raise CheckpointError(
-        f"{url}: no checkpoint there; looked for {METADATA} in it and in {', '.join(_ITEMS)} "
-        "(of a CheckpointManager's folder, give the step)"
-    )
+    raise NoCheckpoint(url, f"an Orbax {METADATA}")
