@@ -14,12 +14,12 @@ from polarax.loaders.matching import match_names
 from polarax.loaders.matrices import Inventory, RoleMapSource, View, identities, parse_role_map, take_inventory
 from polarax.loaders.matrices.inventory import OPTIMIZER
 from polarax.loaders.quantisation import quantised
+from polarax.loaders.roles import ROLE, Side
 
 # Of two checkpoints whose names differ: the share of the smaller one's matrices that must be found in the other by
 # layer and role, with the same shape. Below it they are two models, not two spellings of one.
 _IDENTITY_SHARE = 0.5
 
-_VOCABULARY = ("embed", "head")  # roles whose rows are tokens
 _DIGITS = re.compile(r"[0-9]+")
 
 
@@ -272,7 +272,7 @@ class _Pairer:
         """Why two matrices cannot be compared; None if they can."""
         shape, shape_post = view.shape, view_post.shape
         if shape != shape_post:
-            of_tokens = view.role in _VOCABULARY and shape[1] == shape_post[1]
+            of_tokens = ROLE[view.role].rows is Side.TOKENS and shape[1] == shape_post[1]
             if not (self._common_rows and of_tokens):
                 return f"shapes differ: base {shape}, post {shape_post}"
         dtype, dtype_post = self._base.dtype(view.tensor), self._post.dtype(view_post.tensor)

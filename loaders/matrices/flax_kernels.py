@@ -13,14 +13,13 @@ from collections.abc import Mapping
 from polarax.loaders.checkpoint import Checkpoint
 from polarax.loaders.dtypes import is_floating
 from polarax.loaders.matrices.axes import Meaning
+from polarax.loaders.roles import ROLE, Side
 
 _KERNEL = re.compile(r"(?:^|[./])kernel$")
 _KEY = re.compile(r"[^./]+")
 _STACK = re.compile(r"(?:layers?|blocks?|stack|scan|encoderblock|^h$)", re.IGNORECASE)
 _SPREADS_OUT = {"query", "key", "value", "q", "k", "v", "wq", "wk", "wv", "q_proj", "k_proj", "v_proj"}
 _GATHERS = {"out", "o", "wo", "o_proj", "out_proj", "c_proj", "proj", "output", "attention_output", "attn_out"}
-_SPREADING_ROLES = {"q", "k", "v", "q_b", "kv_b", "cross_q", "cross_k", "cross_v"}
-_GATHERING_ROLES = {"o", "cross_o"}
 
 
 def is_kernel_name(name: str) -> bool:
@@ -88,9 +87,9 @@ def kernel_axes(checkpoint: Checkpoint, name: str, role: str, stacked: bool, pla
     module, parent = _module(name)
     if rank == 2:
         outputs = 1
-    elif rank == 3 and (role in _SPREADING_ROLES or module in _SPREADS_OUT):
+    elif rank == 3 and (ROLE[role].rows is Side.HEADS or module in _SPREADS_OUT):
         outputs = 2
-    elif rank == 3 and role in _GATHERING_ROLES:
+    elif rank == 3 and ROLE[role].columns is Side.HEADS:
         outputs = 1
     elif rank == 3 and module in _GATHERS and (outputs == 1 or _has_queries(checkpoint, parent)):
         outputs = 1
