@@ -1,11 +1,10 @@
 """What every checkpoint offers, whatever its format: names, shapes, dtypes, asynchronous reads."""
 
 import abc
-import asyncio
 import concurrent.futures
 import hashlib
 import math
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -69,7 +68,7 @@ class Wanted(NamedTuple):
 
 
 class Read:
-    """A read under way: wait for it with `result`, or `await` it.
+    """A read under way: wait for it with `result`, in a coroutine with `await asyncio.to_thread(read.result)`.
 
     Many may be in flight at once; their number and the bytes they hold are the caller's to bound.
     """
@@ -122,16 +121,6 @@ class Read:
             return out
 
         return self.then(copy)
-
-    def __await__(self) -> Generator[Any, None, np.ndarray]:
-        future: Any = self._future
-        if isinstance(future, concurrent.futures.Future):
-            future = asyncio.wrap_future(future)
-        try:
-            stored = yield from future.__await__()
-        except Exception as error:
-            raise self._failure(error) from error
-        return self._decode(stored)
 
     def then(self, function: Callable[[np.ndarray], np.ndarray]) -> "Read":
         """The same read, whose result `function` turns into another array when it is asked for."""

@@ -1,7 +1,9 @@
 """Models of the Hugging Face hub in the local cache.
 
 The cache is laid out as https://huggingface.co/docs/huggingface_hub/guides/manage-cache describes it:
-``models--owner--name/refs/<revision>`` holds a commit, ``snapshots/<commit>/`` its files.
+``models--owner--name/refs/<revision>`` holds a commit, ``snapshots/<commit>/`` its files. The hub's own library is not
+needed for it, and not asked: it takes half a second to import, and where its cache is it knows from the environment as
+it was then.
 """
 
 import os

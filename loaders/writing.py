@@ -2,6 +2,9 @@
 
 The folder is written under a temporary name beside its final one, shard by shard, and renamed when all of it is on the
 disk: under the final name there is a whole checkpoint or none. Nothing that exists is ever written to.
+
+The reference library cannot do this: `safetensors.serialize_file` takes all tensors of a file at once, in memory, and
+puts them in an order of its own. What it is asked for is that it reads what is written here (tests/loaders).
 """
 
 import contextlib

@@ -1,8 +1,11 @@
 """Where an Orbax checkpoint keeps its tree: in the folder itself, in an item of it, in the latest of several steps.
 
-Orbax writes a tree as a folder with a file ``_METADATA``. A CheckpointManager puts such a folder, called after the
-item, into one called after the step; v1 calls the item ``state`` (orbax/checkpoint/_src/path/step.py and
-handlers/pytree_checkpoint_handler.py).
+Orbax writes a tree as a folder with a file ``_METADATA``. A CheckpointManager puts such a folder, named after the item,
+into one named after the step; v1 names the item ``state`` (orbax/checkpoint/_src/path/step.py and
+handlers/pytree_checkpoint_handler.py). What is complete has been renamed: on the way it has another name.
+
+Orbax itself is not asked: to import it takes longer than to open a checkpoint (about a second), and what it tells of a
+step (`orbax.checkpoint.path.step`) rests on the same names, for local folders and with the manager's options at hand.
 """
 
 import os

@@ -11,7 +11,7 @@ from polarax.loaders.checkpoint import Checkpoint, CheckpointError, Read, Tensor
 from polarax.loaders.config import read_config
 from polarax.loaders.dtypes import dtype_of
 from polarax.loaders.formats.safetensors_header import LENGTH_BYTES, Entry
-from polarax.loaders.slices import Index, Run, plan_run
+from polarax.loaders.slices import ElementRun, Index, plan_run
 from polarax.loaders.stores.store import Store
 
 LOCAL_GAP = 64 * 1024
@@ -143,7 +143,7 @@ class SafetensorsCheckpoint(Checkpoint):
 class _Part(NamedTuple):
     """The bytes of (part of) a tensor, and what they mean."""
 
-    run: Run
+    run: ElementRun
     dtype: np.dtype
     extent: Extent
     subject: str

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import sys
 import threading
 import urllib.parse
 from typing import NamedTuple
@@ -61,14 +62,25 @@ def token_for(url: str) -> str | None:
         return None
     token = os.environ.get("HF_TOKEN") or os.environ.get("HUGGING_FACE_HUB_TOKEN")
     if token is None and not is_set("HF_HUB_DISABLE_IMPLICIT_TOKEN"):
-        file = os.environ.get("HF_TOKEN_PATH") or os.path.join(hub_home(), "token")
-        try:
-            with open(os.path.expanduser(file), encoding="utf-8") as opened:
-                token = opened.read(4096)
-        except (OSError, ValueError):
-            return None
+        token = _token_of_login() or _token_of_library()
     token = (token or "").strip()
     return token if token.isascii() and token.isprintable() and token else None
+
+
+def _token_of_login() -> str | None:
+    """What `hf auth login` wrote down."""
+    file = os.environ.get("HF_TOKEN_PATH") or os.path.join(hub_home(), "token")
+    try:
+        with open(os.path.expanduser(file), encoding="utf-8") as opened:
+            return opened.read(4096)
+    except (OSError, ValueError):
+        return None
+
+
+def _token_of_library() -> str | None:
+    """What the hub's own library knows, such as the secrets of a notebook; it is asked where it is imported already."""
+    library = sys.modules.get("huggingface_hub")
+    return library.get_token() if library is not None else None
 
 
 class HubFiles(WebFiles):
