@@ -55,7 +55,7 @@ class TensorInfo(NamedTuple):
 
     shape: tuple[int, ...]  # matrices as (out, in)
     dtype: np.dtype | None  # None if NumPy and ml_dtypes have no such type
-    dtype_name: str  # NumPy's name of it ("bfloat16"), or the spelling found in the store
+    dtype_name: str  # NumPy's name of it ("bfloat16"), or the store's own spelling
     nbytes: int  # bytes in the store
 
 
@@ -64,7 +64,7 @@ class Wanted(NamedTuple):
 
     name: str
     slices: Index = None  # which part of it: `index` of `Checkpoint.read`
-    out: np.ndarray | None = None  # filled and given back, if there is one
+    out: np.ndarray | None = None  # filled and returned, if there is one
 
 
 class Read:
@@ -109,7 +109,7 @@ class Read:
         return self._decode(stored)
 
     def into(self, out: np.ndarray) -> "Read":
-        """The same read, with its array copied into `out` and `out` given back.
+        """The same read, with its array copied into `out`, which is the result.
 
         Raises:
             ValueError: On waiting, if shape or dtype of `out` differ.

@@ -108,13 +108,13 @@ class Pairing:
         matches = match_names(base.names(), post.names())
         if matches:
             return pairer.by_name(matches)
-        found = pairer.by_identity()
-        if found is None:
+        paired = pairer.by_identity()
+        if paired is None:
             raise CheckpointError(
                 f"{base.location} and {post.location} have no tensor name in common: "
                 f"the base has {_example(base)}, the post {_example(post)}"
             )
-        return found
+        return paired
 
     def _side_of_base(self, post: Checkpoint) -> "_Side":
         """What is in the base; taken anew only if that rests on a configuration which only the posts have."""
@@ -181,8 +181,8 @@ class _Pairer:
         taken = {view_post.name for view_post in partners.values()}
         ambiguous = {
             view.name: f"ambiguous: several matrices are {_words(identity)}"
-            for found, other in ((base, post), (post, base))
-            for identity, views in found.items()
+            for side, other in ((base, post), (post, base))
+            for identity, views in side.items()
             if identity in other and (len(views) > 1 or len(other[identity]) > 1)
             for view in views
         }
@@ -278,7 +278,7 @@ class _Pairer:
         dtype, dtype_post = self._base.dtype(view.tensor), self._post.dtype(view_post.tensor)
         if is_floating(dtype) and is_floating(dtype_post):
             return None
-        known = all(is_floating(one) or is_integer(one) for one in (dtype, dtype_post))
+        known = all(is_floating(stored) or is_integer(stored) for stored in (dtype, dtype_post))
         problem = "not floating-point:" if known else "unsupported dtype"
         words, words_post = self._base.dtype_name(view.tensor), self._post.dtype_name(view_post.tensor)
         return f"{problem} {words}" if words == words_post else f"{problem} base {words}, post {words_post}"

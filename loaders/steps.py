@@ -30,13 +30,13 @@ def find_steps(checkpoints: Any) -> dict[int, Any]:
     if isinstance(checkpoints, Mapping):
         return {int(step): source for step, source in sorted(checkpoints.items(), key=lambda item: int(item[0]))}
     given = [checkpoints] if isinstance(checkpoints, (str, bytes, os.PathLike)) else list(checkpoints)
-    found: list[Any] = []
+    sources: list[Any] = []
     for source in given:
-        found += [source] if isinstance(source, Checkpoint) else _expand(os.fsdecode(source), alone=len(given) == 1)
-    if not found:
+        sources += [source] if isinstance(source, Checkpoint) else _expand(os.fsdecode(source), alone=len(given) == 1)
+    if not sources:
         raise CheckpointError(f"{', '.join(map(str, given)) or 'no checkpoints'}: no checkpoint there")
     steps: dict[int, Any] = {}
-    for source in found:
+    for source in sources:
         step = step_of(source.location if isinstance(source, Checkpoint) else source)
         if step is None:
             raise CheckpointError(f"{source}: expected a name that ends in its step, such as checkpoint-1000")
@@ -77,7 +77,7 @@ def _is_unfinished(name: str) -> bool:
 
 
 def _expand(source: str, *, alone: bool) -> list[str]:
-    """The checkpoints that one argument stands for."""
+    """The checkpoints that one path or pattern stands for."""
     path = local_path(source)
     if path is None:
         return [source]

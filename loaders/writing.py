@@ -4,7 +4,7 @@ The folder is written under a temporary name beside its final one, shard by shar
 disk: under the final name there is a whole checkpoint or none. Nothing that exists is ever written to.
 
 The reference library cannot do this: `safetensors.serialize_file` takes all tensors of a file at once, in memory, and
-puts them in an order of its own. What it is asked for is that it reads what is written here (tests/loaders).
+sorts them by dtype and name. It is the judge instead: tests read with it what is written here.
 """
 
 import contextlib
@@ -73,7 +73,7 @@ def write_checkpoint(
     """
     if isinstance(source, ScaledCheckpoint):
         for name in replacements:
-            words = source.dtype_name(name)  # there are no scales in it, which are part of their weights
+            words = source.dtype_name(name)  # the names of scales raise here: they are part of their weights
             if source.is_scaled(name):
                 raise CheckpointError(f"{source.location}: tensor {name!r} is {words}, which cannot be written")
         source = source.stored
@@ -245,10 +245,10 @@ def _copy(source: SafetensorsCheckpoint, file: str, start: int, stop: int, opene
     while coming is not None:
         future, part = coming
         try:
-            found = source.store.wait(future, file)
+            there = source.store.wait(future, file)
         except EOFError as error:
             raise CheckpointError(f"{source.store.path(file)}: {error}") from None
-        if not found:
+        if not there:
             raise CheckpointError(f"{source.store.path(file)}: the file is gone")
         start, turn = start + len(part), 1 - turn
         coming = begin(start, buffers[turn])

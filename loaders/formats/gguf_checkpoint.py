@@ -221,10 +221,10 @@ def _read_dtype(gguf: Any, kind: Any) -> np.dtype | None:
 def _config(reader: Any) -> dict[str, Any]:
     """The file's settings under the names of config.json."""
     architecture = _setting(reader, "general.architecture")
-    found = {name: _setting(reader, f"{architecture}.{key}") for name, key in _SETTINGS.items()}
+    settings = {name: _setting(reader, f"{architecture}.{key}") for name, key in _SETTINGS.items()}
     # The converter has already put fused matrices in blocks, whatever the original's settings.
     return {"model_type": architecture, "multi_query": False} | {
-        name: value for name, value in found.items() if value is not None
+        name: value for name, value in settings.items() if value is not None
     }
 
 

@@ -93,8 +93,8 @@ class OrbaxCheckpoint(Checkpoint):
         subject = f"{self._folder}: tensor {name!r}"
 
         def decode(stored: Any) -> np.ndarray:
-            found = np.asarray(stored)
-            return (found.T if transposed else found)[turned]
+            array = np.asarray(stored)
+            return (array.T if transposed else array)[turned]
 
         return Read(future, decode, subject)
 
@@ -202,7 +202,7 @@ def _leaves(metadata: Mapping[str, Any], location: str) -> list[_Leaf]:
     leaves = []
     for entry, content in metadata["tree_metadata"].items():
         try:
-            keys = tuple(str(one["key"]) for one in content["key_metadata"])
+            keys = tuple(str(key["key"]) for key in content["key_metadata"])
             value = content["value_metadata"]
             kind, skipped = str(value["value_type"]), bool(value.get("skip_deserialize", False))
         except (KeyError, TypeError, AttributeError) as error:

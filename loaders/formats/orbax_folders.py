@@ -40,13 +40,13 @@ def find_tree(source: str) -> str:
     folder = local_path(source)
     if folder is None:
         return _find_by_url(source)
-    found = _tree_below(folder)
-    if found is None:
+    tree = _tree_below(folder)
+    if tree is None:
         steps = _steps(folder)
-        found = _tree_below(steps[-1]) if steps else None
-    if found is None:
+        tree = _tree_below(steps[-1]) if steps else None
+    if tree is None:
         raise NoCheckpoint(folder, f"an Orbax {METADATA} in it, its items and steps")
-    return found.rstrip("/") + "/"
+    return tree.rstrip("/") + "/"
 
 
 def _tree_below(folder: str) -> str | None:
@@ -71,8 +71,8 @@ def _choose(folder: str, items: Sequence[str]) -> str:
 
 def _steps(folder: str) -> list[str]:
     """The finished steps of a CheckpointManager's folder, latest last."""
-    found = [(int(match[1]), name) for name in _folders(folder) if (match := _STEP.fullmatch(name)) is not None]
-    paths = [os.path.join(folder, name) for _, name in sorted(found)]
+    steps = [(int(match[1]), name) for name in _folders(folder) if (match := _STEP.fullmatch(name)) is not None]
+    paths = [os.path.join(folder, name) for _, name in sorted(steps)]
     return [path for path in paths if _tree_below(path) is not None]
 
 

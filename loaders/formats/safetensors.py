@@ -93,7 +93,7 @@ def _read_headers(shards: Shards) -> list[tuple[Entry, ...]]:
     store, files = shards.store, shards.files
     known = [_size(shards, file) for file in files]
     futures = [store.read_head(file, count) for file, count in zip(files, _first_bytes(shards), strict=True)]
-    heads = [_found(shards, future, file) for future, file in zip(futures, files, strict=True)]
+    heads = [_required(shards, future, file) for future, file in zip(futures, files, strict=True)]
     sizes = [head.size if size is None else size for head, size in zip(heads, known, strict=True)]
     lengths = [
         header_length(head.data[:LENGTH_BYTES], store.path(file), size)
@@ -138,10 +138,10 @@ def _first_bytes(shards: Shards) -> list[int]:
 def _read_all(shards: Shards, ranges: Iterable[tuple[str, int, int]]) -> list[bytes]:
     """The bytes of several (file, start, stop), all asked for before the first is waited for."""
     futures = [(shards.store.read(file, start, stop) if stop > start else None, file) for file, start, stop in ranges]
-    return [b"" if future is None else _found(shards, future, file).tobytes() for future, file in futures]
+    return [b"" if future is None else _required(shards, future, file).tobytes() for future, file in futures]
 
 
-def _found(shards: Shards, future: "Future[_T | None]", file: str) -> _T:
+def _required(shards: Shards, future: "Future[_T | None]", file: str) -> _T:
     """What a read of a file gives, that must be there and long enough."""
     try:
         value = shards.store.wait(future, file)

@@ -173,8 +173,8 @@ class _Part(NamedTuple):
     def filled(self, data: np.ndarray, out: np.ndarray | None, direct: bool) -> Callable[[Any], np.ndarray]:
         """What gives the wanted array when `data` has been filled, directly into `out` or not."""
 
-        def decode(found: bool) -> np.ndarray:
-            if not found:
+        def decode(filled: bool) -> np.ndarray:
+            if not filled:
                 raise CheckpointError(f"{self.subject}: the file is gone")
             if out is None:
                 return self.decode(data)

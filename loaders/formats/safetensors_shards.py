@@ -61,20 +61,20 @@ def _find_by_url(url: str) -> Shards:
         return _from_index(store, _DEFAULT_INDEX, index.tobytes())
     if store.wait(store.read_head(_DEFAULT, 1), _DEFAULT) is not None:
         return Shards(store, (_DEFAULT,), None, {})
-    found = store.files()
-    if found is None:
+    files = store.files()
+    if files is None:
         raise NoCheckpoint(url, f"{_DEFAULT_INDEX} and {_DEFAULT}")
-    return _among(store, url, found)
+    return _among(store, url, files)
 
 
 def _find_in_folder(store: Store, folder: str) -> Shards:
     return _among(store, folder, store.files() or ())
 
 
-def _among(store: Store, folder: str, found: Sequence[str]) -> Shards:
+def _among(store: Store, folder: str, files: Sequence[str]) -> Shards:
     """The checkpoint among the files of a folder."""
-    tensors = tuple(name for name in found if name.endswith(SUFFIX))
-    indexes = tuple(name for name in found if name.endswith(INDEX_SUFFIX))
+    tensors = tuple(name for name in files if name.endswith(SUFFIX))
+    indexes = tuple(name for name in files if name.endswith(INDEX_SUFFIX))
     if _DEFAULT_INDEX in indexes:
         return _from_file(store, _DEFAULT_INDEX)
     if _DEFAULT in tensors:
@@ -85,7 +85,7 @@ def _among(store: Store, folder: str, found: Sequence[str]) -> Shards:
         raise CheckpointError(f"{folder}: has several indexes; name one of them: {listed(indexes)}")
     if tensors:
         return Shards(store, tensors, None, {})
-    raise NoCheckpoint(folder, f"*{INDEX_SUFFIX} and *{SUFFIX}", pickle_note(found))
+    raise NoCheckpoint(folder, f"*{INDEX_SUFFIX} and *{SUFFIX}", pickle_note(files))
 
 
 def _from_file(store: Store, name: str) -> Shards:

@@ -55,13 +55,13 @@ def layer_stacks(checkpoint: Checkpoint) -> Mapping[str, int]:
 def _containers(name: str) -> list[str]:
     """The containers around an array that may be a stack of layers, outermost first; none if its layer has a number."""
     keys = list(_KEY.finditer(name))
-    found = []
+    containers = []
     for key, following in itertools.pairwise(keys):
         word = key[0]
         if _STACK.search(word) and "expert" not in word and not re.search(r"(?:^|_)\d+$", word):
             if not following[0].isdigit():
-                found.append(name[: following.start()])
-    return found
+                containers.append(name[: following.start()])
+    return containers
 
 
 def layers_in(stacks: Mapping[str, int], name: str) -> int | None:
@@ -106,15 +106,15 @@ def _output_axes(checkpoint: Checkpoint, name: str, shape: tuple[int, ...], stac
     bias = name.removesuffix("kernel") + "bias"
     if bias not in checkpoint:
         return None
-    own = checkpoint.shape(bias)[1 if stacked else 0 :]
-    return len(own) if own and shape[-len(own) :] == own else None
+    outputs = checkpoint.shape(bias)[1 if stacked else 0 :]
+    return len(outputs) if outputs and shape[-len(outputs) :] == outputs else None
 
 
 def _module(name: str) -> tuple[str, str]:
     """The module that a kernel is of, and what stands before that in its name."""
     module = name.removesuffix("kernel")[:-1]
-    own = _KEY.findall(module)[-1:] or [""]
-    return own[0], module.removesuffix(own[0])
+    name = (_KEY.findall(module) or [""])[-1]
+    return name, module.removesuffix(name)
 
 
 def _has_queries(checkpoint: Checkpoint, parent: str) -> bool:

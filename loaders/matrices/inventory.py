@@ -98,11 +98,11 @@ class _Lister:
         views: dict[str, tuple[View, ...]] = {}
         reasons: dict[str, str] = {}
         for name in self._checkpoint.names():
-            found = self._list_tensor(name)
-            if isinstance(found, str):
-                reasons[name] = found
+            listed = self._list_tensor(name)
+            if isinstance(listed, str):
+                reasons[name] = listed
             else:
-                views[name] = found
+                views[name] = listed
         return Inventory(views, reasons, self._tied(views))
 
     def _list_tensor(self, name: str) -> tuple[View, ...] | str:
@@ -110,9 +110,9 @@ class _Lister:
             return OPTIMIZER
         shape = self._checkpoint.shape(name)
         if self._role_map is not None:
-            own = self._role_map.look_up(name)
-            if own is not None:
-                return self._of_rule(name, shape, Recognised(*own, None))
+            of_user = self._role_map.look_up(name)
+            if of_user is not None:
+                return self._of_rule(name, shape, Recognised(*of_user, None))
         vector = _VECTOR.search(name) if name.endswith(_VECTORS) else None
         if vector is not None and len(shape) >= 2 and _RELATIVE_BIAS not in name:
             return f"{len(shape)}-D {vector[1]}: not a matrix"
@@ -202,8 +202,7 @@ class _Lister:
             found = self._recognised[name]
             if found.architecture is None:
                 continue
-            own = plain(name)
-            original = found.architecture.copies.get(own[len(found.prefix) :])
+            original = found.architecture.copies.get(plain(name)[len(found.prefix) :])
             if original is not None and found.prefix + original in self._embeddings:
                 tied[name] = self._embeddings[found.prefix + original]
         for name in heads:
@@ -239,8 +238,8 @@ def _asks_config(found: Recognised) -> bool:
 
 def identities(views: Iterable[View]) -> dict[Identity, list[View]]:
     """The matrices whose role is known, by what they are."""
-    found: dict[Identity, list[View]] = {}
+    by_identity: dict[Identity, list[View]] = {}
     for view in views:
         if view.role != OTHER:
-            found.setdefault(Identity(view.layer, view.role, view.expert), []).append(view)
-    return found
+            by_identity.setdefault(Identity(view.layer, view.role, view.expert), []).append(view)
+    return by_identity

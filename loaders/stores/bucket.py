@@ -25,12 +25,12 @@ _CONTEXT = ts.Context(
     }
 )
 
-_LIST_SECONDS = 60.0  # a folder without an index and with so many objects that listing takes longer is none
+_LIST_SECONDS = 60.0  # a folder whose objects take longer to list holds far more than a checkpoint
 _REASON_LENGTH = 300  # characters of a message that are repeated: it may quote a server's whole page
 
 
 class _Failure(enum.Enum):
-    """Why TensorStore could not read, where that can be told, with how it says so."""
+    """Why TensorStore could not read: what a message begins with, and how TensorStore puts it."""
 
     PAST_THE_END = "", re.compile(r"OUT_OF_RANGE")
     NO_PERMISSION = "no permission: ", re.compile(r"PERMISSION_DENIED|UNAUTHENTICATED|HTTP (?:response )?code:? 40[13]")
@@ -45,8 +45,8 @@ class _Failure(enum.Enum):
     def of(cls, error: Exception) -> "_Failure":
         """What an error of TensorStore means.
 
-        Its status code, and that of the server, are in the text alone: in Python nearly all of its errors are ValueError,
-        without attributes.
+        Its status code, and that of the server, are in the text alone: in Python its errors have no attributes, and
+        nearly all are of one type, ValueError.
         """
         return next(failure for failure in cls if failure.pattern.search(str(error)))
 

@@ -1,7 +1,7 @@
 """Connections to web servers by urllib3: kept ones, TLS, the proxies of the environment. Each can be cut from outside.
 
-What urllib3 does not have is a limit for a whole answer: its own ones begin anew with every byte. So each connection
-shows its socket to the `Line` of the thread that uses it, as soon as there is one: before TLS, before a proxy is asked.
+urllib3 has no limit for a whole answer: its limits start again with every byte. So each connection hands its socket to
+the `Line` of the thread that uses it, as soon as it has one: before TLS, before a proxy is asked.
 """
 
 import contextlib
@@ -44,11 +44,11 @@ class Line:
         self._replace(None)
 
     def hold(self, used: socket.socket) -> None:
-        """Takes hold of a socket by a handle of its own, which outlives what closes or encrypts the socket."""
+        """Duplicates the handle of a socket: this one stays valid when the socket is closed or wrapped for TLS."""
         self._replace(socket.socket(fileno=os.dup(used.fileno())))
 
     def cut(self) -> None:
-        """Ends the connection: whoever waits for its bytes is told that it was closed."""
+        """Ends the connection: a read that waits for its bytes finds it closed."""
         with self._lock, contextlib.suppress(OSError):  # closed meanwhile
             if self._socket is not None:
                 self._socket.shutdown(socket.SHUT_RDWR)
@@ -169,7 +169,7 @@ def causes_of(error: Exception) -> list[Exception]:
     causes = [error]
     while True:
         inner = (causes[-1].__cause__, *causes[-1].args, getattr(causes[-1], "original_error", None))
-        cause = next((one for one in inner if isinstance(one, Exception) and one not in causes), None)
+        cause = next((error for error in inner if isinstance(error, Exception) and error not in causes), None)
         if cause is None:
             return causes
         causes.append(cause)

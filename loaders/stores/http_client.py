@@ -33,18 +33,18 @@ class Patience(NamedTuple):
     progress: int = 1 << 20
     first_pause: float = 0.2  # seconds, doubled from try to try
     longest_pause: float = 5.0
-    idle: float = 30.0  # seconds without a byte, before a connection is given up
-    slowest: float = 128 * 1024  # bytes per second; below, it is given up as well
+    idle: float = 30.0  # seconds without a byte, after which a connection is abandoned
+    slowest: float = 128 * 1024  # bytes per second; a slower one is abandoned too
 
 
 PATIENCE = Patience()
 
 _MOST_REDIRECTS = 10
-_SHORT = 64 * 1024  # bytes of what a server adds to a redirect
+_SHORT = 64 * 1024  # bytes of the page that comes with a redirect
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _MAY_PASS = frozenset({408, 425, 429, 500, 502, 503, 504})
 _CONTENT_RANGE = re.compile(r"bytes (?:(\d+)-(\d+)|\*)/(\d+|\*)")
-_MOST_BYTES = 32 << 20  # asked for by one request: what is lost when a connection is
+_MOST_BYTES = 32 << 20  # asked for by one request: no more than this is lost with a connection
 
 
 class MayPass(Exception):
@@ -173,9 +173,9 @@ class _Watch:
 
 
 def _failure(error: Exception, slow: bool, host: str | None, *, answered: bool) -> MayPass | StoreError:
-    """What a request that failed is to whoever made it: worth another try, or not.
+    """How a failed request is reported: as worth another try, or not.
 
-    Servers that cannot be trusted, or speak no TLS that is understood, will not do so later either.
+    A server that cannot be trusted, or speaks no TLS that is understood, is not asked again.
 
     Args:
         error: What was raised.
@@ -245,11 +245,11 @@ def receive(answer: Answer, buffers: Sequence[memoryview], progress: Callable[[i
     Args:
         answer: The answer.
         buffers: What to fill, one after the other.
-        progress: Told the count of bytes that came, each time some did.
+        progress: Called with the number of bytes that arrived, each time some do.
 
     Raises:
         MayPass: If the body ends before.
-        StoreError: If it goes on.
+        StoreError: If it is longer.
     """
     total, done = sum(map(len, buffers)), 0
     for buffer in buffers:
@@ -264,11 +264,11 @@ def receive(answer: Answer, buffers: Sequence[memoryview], progress: Callable[[i
 
 
 Action = Callable[[Sequence[memoryview], Callable[[int], None]], bool]
-"""Fills buffers, tells the count of bytes that came as they come; False: there is no such file."""
+"""Fills buffers and reports the number of bytes as they arrive; gives False if there is no such file."""
 
 
 def persist(action: Action, buffers: Sequence[memoryview]) -> bool:
-    """Fills buffers by an action that may have to be repeated; each time it gets what is left to fill.
+    """Fills buffers by an action that may have to be repeated, each time for the part that is still to be filled.
 
     Args:
         action: What to repeat.

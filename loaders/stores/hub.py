@@ -40,7 +40,7 @@ def parse_hub_path(source: str) -> HubPath | None:
     HubPath(owner='owner', name='name', revision='v1.0', file='model.safetensors')
 
     Raises:
-        CheckpointError: If it begins so, and does not go on so.
+        CheckpointError: If it begins with hf:// and is no such path.
     """
     if not source.startswith(SCHEME):
         return None
@@ -57,7 +57,7 @@ def endpoint() -> str:
 
 
 def token_for(url: str) -> str | None:
-    """The user's token, for addresses of the hub itself and no other: it is not shown to where the hub redirects."""
+    """The user's token, for addresses of the hub itself alone: no server that it redirects to gets it."""
     if _origin(url) != _origin(endpoint()):
         return None
     token = os.environ.get("HF_TOKEN") or os.environ.get("HUGGING_FACE_HUB_TOKEN")
@@ -84,7 +84,7 @@ def _token_of_library() -> str | None:
 
 
 class HubFiles(WebFiles):
-    """The files of a model on the hub, at the commit that its revision names when it is first asked."""
+    """The files of a model on the hub, at the commit that its revision names at the first request."""
 
     def __init__(self, path: HubPath, client: HttpClient):
         """Args: the model, `file` being a folder in it; what to ask by."""
