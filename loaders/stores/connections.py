@@ -1,7 +1,7 @@
 """Connections to web servers by urllib3: kept ones, TLS, the proxies of the environment. Each can be cut from outside.
 
 urllib3 has no limit for a whole answer: its limits start again with every byte. So each connection hands its socket to
-the `Line` of the thread that uses it, as soon as it has one: before TLS, before a proxy is asked.
+the `Line` of the thread that uses it, as soon as it has one, before a proxy is asked.
 """
 
 import contextlib
