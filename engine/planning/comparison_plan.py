@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from polarax.errors import UsageError
-from polarax.loaders import Checkpoint, CheckpointError, Pair, RoleMap, Skipped, pair_checkpoints
+from polarax.loaders import Checkpoint, CheckpointError, Pair, Pairing, RoleMap, Skipped
 from polarax.loaders.pairing import natural
 from polarax.planning.measurement import Measurement
 from polarax.planning.selection import Selection
@@ -137,11 +137,12 @@ def plan_posts(
         CheckpointError: A post and the base have no name in common.
         UsageError: The selection leaves nothing of a post, or none of its matrices can be compared.
     """
+    pairing = Pairing(base, role_map=role_map, common_rows=common_rows)
     parts: list[Part] = []
     members: dict[tuple, dict[int, Pair]] = {}
     for label, post in posts.items():
         try:
-            pairs, skipped = pair_checkpoints(base, post, role_map=role_map, common_rows=common_rows)
+            pairs, skipped = pairing.pair(post)
             chosen, left_out = selection.split(pairs)
             skipped = [*skipped, *left_out]
             if not chosen:

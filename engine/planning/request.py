@@ -12,7 +12,7 @@ import jax
 
 from polarax.errors import UsageError
 from polarax.loaders import Checkpoint, CheckpointError, RoleMap, open_checkpoint, parse_role_map
-from polarax.loaders.store import local_path
+from polarax.loaders.stores.store import local_path
 from polarax.planning.comparison_plan import Plan, plan_posts
 from polarax.planning.devices import most_lanes
 from polarax.planning.environment import describe_environment

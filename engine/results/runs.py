@@ -133,9 +133,11 @@ class Runs:
 
     def summary(self) -> dict:
         """posts: label -> `Run.summary`; between: the same of two posts; reading: sentences on all of them."""
-        from polarax.findings.posts_summary import summarise_posts
+        from polarax.findings.posts_summary import Compared, summarise_posts
 
-        return summarise_posts(self)
+        posts = {label: Compared(run.frame(), run.summary()) for label, run in self.items()}
+        pairs = {pair: self.between(*pair) for pair in self.pairs if set(pair) <= set(posts)}
+        return summarise_posts(posts, {pair: Compared(run.frame(), run.summary()) for pair, run in pairs.items()})
 
     @property
     def plot(self) -> "RunsPlots":
@@ -181,7 +183,7 @@ class History(Runs):
         """steps: step -> `Run.summary`; reading: sentences on when effects came and went, and on the last step."""
         from polarax.findings.history_summary import summarise_history
 
-        return summarise_history(self)
+        return summarise_history({label: run.summary() for label, run in self.items()}, self.unusable())
 
     @property
     def plot(self) -> "HistoryPlots":  # type: ignore[override]

@@ -163,7 +163,7 @@ class TestBrokenSteps:
             (["--out={out}"], "--checkpoints is missing"),
             (["--checkpoints={all}"], "--out is missing"),
             (["--checkpoints={all}-*", "--out={out}"], "matches no checkpoint"),
-            (["--checkpoints={all}/checkpoint-5", "--out={out}"], "called after their step"),
+            (["--checkpoints={all}/checkpoint-5", "--out={out}"], "named after their step"),
             (["--checkpoints={all}/checkpoint-[5]", "--out={out}"], "Step 5 is alone"),
             (["--checkpoints={all}", "--base=nowhere", "--out={out}"], "nowhere"),
             (["--checkpoints={all}", "--include=nothing", "--out={out}"], "None of 3 steps can be compared. Step 5:"),

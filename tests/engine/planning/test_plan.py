@@ -9,7 +9,7 @@ import pytest
 
 import polarax
 import polarax.comparison
-from polarax.loaders.store import Store
+from polarax.loaders.stores.store import Store
 from polarax.planning.comparison_plan import plan_posts
 from polarax.planning.measurement import Measurement
 from polarax.planning.options import Options

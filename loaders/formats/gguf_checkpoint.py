@@ -18,10 +18,11 @@ import numpy as np
 import tensorstore as ts
 
 from polarax.loaders.checkpoint import Checkpoint, CheckpointError, Read, TensorInfo, brief_reason
+from polarax.loaders.formats.format import Format
 from polarax.loaders.slices import Index, axis_slices
-from polarax.loaders.store import local_path
+from polarax.loaders.stores.store import local_path
 
-SUFFIX = ".gguf"
+_SUFFIX = ".gguf"
 
 # Types that are stored as they are; every other one is a quantisation, or an integer.
 _PLAIN = {
@@ -110,6 +111,25 @@ class GgufCheckpoint(Checkpoint):
         return Read(_done(tensor.data), decode, subject)
 
 
+class GgufFormat(Format):
+    """Files of llama.cpp."""
+
+    name = "GGUF"
+    suffixes = (_SUFFIX,)
+
+    def open(self, source: Any) -> GgufCheckpoint:
+        """Opens a file and, if it is one of several shards, the others."""
+        return open_gguf(source)
+
+    def files_in(self, folder: str) -> list[str]:
+        """The checkpoints in a local folder: of one in several shards, the first shard."""
+        models: dict[str, str] = {}
+        for name in super().files_in(folder):
+            shard = _SHARD.fullmatch(name)
+            models.setdefault(shard[1] if shard else name, name)
+        return list(models.values())
+
+
 def open_gguf(source: str) -> GgufCheckpoint:
     """Opens a GGUF file and, if it is one of several shards, the others.
 
@@ -135,26 +155,13 @@ def open_gguf(source: str) -> GgufCheckpoint:
     return GgufCheckpoint(source, tensors, config)
 
 
-def find_gguf(folder: str) -> str | None:
-    """The one GGUF file in a local folder, or the first of its shards; None if there is none.
-
-    Raises:
-        CheckpointError: If there are several checkpoints.
-    """
-    files = sorted(name for name in os.listdir(folder) if name.endswith(SUFFIX) and name[0] != ".")
-    models = sorted({match[1] if (match := _SHARD.fullmatch(name)) else name for name in files})
-    if len(models) > 1:
-        raise CheckpointError(f"{folder}: has several GGUF checkpoints; name one of them: {', '.join(models[:3])}")
-    return os.path.join(folder, files[0]) if files else None
-
-
 def _shards(path: str) -> list[str]:
     folder, name = os.path.split(path)
     match = _SHARD.fullmatch(name)
     if match is None:
         return [path]
     count = int(match[3])
-    files = [os.path.join(folder, f"{match[1]}-{number:05}-of-{match[3]}{SUFFIX}") for number in range(1, count + 1)]
+    files = [os.path.join(folder, f"{match[1]}-{number:05}-of-{match[3]}{_SUFFIX}") for number in range(1, count + 1)]
     missing = [file for file in files if not os.path.exists(file)]
     if missing or not files:
         raise CheckpointError(f"{missing[0] if missing else path}: no such file; {name} is one of {count} shards")
@@ -214,10 +221,10 @@ def _read_dtype(gguf: Any, kind: Any) -> np.dtype | None:
 def _config(reader: Any) -> dict[str, Any]:
     """The file's settings under the names of config.json."""
     architecture = _setting(reader, "general.architecture")
-    found = {name: _setting(reader, f"{architecture}.{key}") for name, key in _SETTINGS.items()}
+    settings = {name: _setting(reader, f"{architecture}.{key}") for name, key in _SETTINGS.items()}
     # The converter has already put fused matrices in blocks, whatever the original's settings.
     return {"model_type": architecture, "multi_query": False} | {
-        name: value for name, value in found.items() if value is not None
+        name: value for name, value in settings.items() if value is not None
     }
 
 

@@ -18,10 +18,11 @@ import tensorstore as ts
 from polarax.loaders.checkpoint import Checkpoint, CheckpointError, Read, TensorInfo, brief_reason
 from polarax.loaders.config import read_config
 from polarax.loaders.dtypes import is_floating, is_integer
-from polarax.loaders.orbax_folders import METADATA, find_tree
-from polarax.loaders.parameter_tree import is_kernel, name_of
+from polarax.loaders.formats.format import Format
+from polarax.loaders.formats.orbax_folders import ITEMS, METADATA, UNFINISHED, find_tree, is_orbax
+from polarax.loaders.formats.parameter_tree import is_kernel, name_of
 from polarax.loaders.slices import Index, axis_slices
-from polarax.loaders.store import Store, local_path
+from polarax.loaders.stores.store import Store, local_path
 
 # A tree's metadata takes some 500 bytes an array; this is enough for a million.
 _LARGEST_METADATA = 2**29
@@ -92,17 +93,50 @@ class OrbaxCheckpoint(Checkpoint):
         subject = f"{self._folder}: tensor {name!r}"
 
         def decode(stored: Any) -> np.ndarray:
-            found = np.asarray(stored)
-            return (found.T if transposed else found)[turned]
+            array = np.asarray(stored)
+            return (array.T if transposed else array)[turned]
 
         return Read(future, decode, subject)
+
+
+class OrbaxFormat(Format):
+    """Trees that Orbax saved: by themselves, as items, as the steps of a CheckpointManager."""
+
+    name = "Orbax"
+    suffixes = (".orbax",)
+    probed = True
+
+    def open(self, source: Any) -> OrbaxCheckpoint:
+        """Opens a tree by its metadata, its folder or its URL."""
+        return open_orbax(os.path.dirname(source) or "." if os.path.basename(source) == METADATA else source)
+
+    def open_folder(self, source: str) -> OrbaxCheckpoint:
+        """Opens the tree of a folder, of an item in it, or of its latest step."""
+        return open_orbax(source)
+
+    def recognises_name(self, name: str) -> bool:
+        """Whether it is the file with a tree's metadata, or a folder that says what it is."""
+        return os.path.basename(name) == METADATA or super().recognises_name(name)
+
+    def recognises_folder(self, folder: str) -> bool:
+        """Whether the folder, an item or a step in it has a tree."""
+        return is_orbax(folder)
+
+    def is_unfinished(self, name: str) -> bool:
+        """Whether Orbax had not renamed it yet, as it does with what is complete."""
+        return UNFINISHED in name
+
+    def is_item(self, name: str) -> bool:
+        """Whether it is one of the names that a CheckpointManager gives to items."""
+        return name in ITEMS
 
 
 def open_orbax(source: str) -> OrbaxCheckpoint:
     """Opens the tree behind a path or URL: its metadata, and the headers of its arrays.
 
     Raises:
-        CheckpointError: If there is no tree, or its metadata or an array's header cannot be read.
+        NoCheckpoint: If there is no tree.
+        CheckpointError: If its metadata or an array's header cannot be read.
     """
     folder = find_tree(source)
     store = _store(folder)
@@ -168,7 +202,7 @@ def _leaves(metadata: Mapping[str, Any], location: str) -> list[_Leaf]:
     leaves = []
     for entry, content in metadata["tree_metadata"].items():
         try:
-            keys = tuple(str(one["key"]) for one in content["key_metadata"])
+            keys = tuple(str(key["key"]) for key in content["key_metadata"])
             value = content["value_metadata"]
             kind, skipped = str(value["value_type"]), bool(value.get("skip_deserialize", False))
         except (KeyError, TypeError, AttributeError) as error:

@@ -1,9 +1,8 @@
 """Checkpoints in safetensors files: headers first, tensors by byte range."""
 
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Future
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -11,18 +10,9 @@ from polarax.loaders.byte_runs import ByteRun, Extent, plan_byte_runs
 from polarax.loaders.checkpoint import Checkpoint, CheckpointError, Read, TensorInfo, Wanted, check_out
 from polarax.loaders.config import read_config
 from polarax.loaders.dtypes import dtype_of
-from polarax.loaders.safetensors_header import (
-    LENGTH_BYTES,
-    MAX_HEADER_BYTES,
-    Entry,
-    header_length,
-    parse_header,
-)
-from polarax.loaders.safetensors_shards import Shards, find_shards
-from polarax.loaders.slices import Index, Run, plan_run
-from polarax.loaders.store import Store
-
-_T = TypeVar("_T")
+from polarax.loaders.formats.safetensors_header import LENGTH_BYTES, Entry
+from polarax.loaders.slices import ElementRun, Index, plan_run
+from polarax.loaders.stores.store import Store
 
 LOCAL_GAP = 64 * 1024
 """Bytes between two tensors of a local file that are read along: about what a disk reads ahead anyway."""
@@ -33,12 +23,6 @@ REMOTE_GAP = 1 << 20
 # Bytes of a run: short enough for several threads to share the work of a window, long enough for a
 # request to be worth it.
 _LONGEST_RUN = 32 << 20
-
-
-# What a header's JSON takes besides names: for each tensor dtype, two or three sizes and two offsets (some 80 bytes,
-# with spaces 90), and once what training code adds. A header that needs more takes a second request.
-_ENTRY_BYTES = 128
-_METADATA_BYTES = 4096
 
 
 class SafetensorsCheckpoint(Checkpoint):
@@ -159,7 +143,7 @@ class SafetensorsCheckpoint(Checkpoint):
 class _Part(NamedTuple):
     """The bytes of (part of) a tensor, and what they mean."""
 
-    run: Run
+    run: ElementRun
     dtype: np.dtype
     extent: Extent
     subject: str
@@ -189,8 +173,8 @@ class _Part(NamedTuple):
     def filled(self, data: np.ndarray, out: np.ndarray | None, direct: bool) -> Callable[[Any], np.ndarray]:
         """What gives the wanted array when `data` has been filled, directly into `out` or not."""
 
-        def decode(found: bool) -> np.ndarray:
-            if not found:
+        def decode(filled: bool) -> np.ndarray:
+            if not filled:
                 raise CheckpointError(f"{self.subject}: the file is gone")
             if out is None:
                 return self.decode(data)
@@ -204,107 +188,6 @@ class _Part(NamedTuple):
 def _bytes_of(array: np.ndarray) -> np.ndarray:
     """The memory of a C-contiguous array, as bytes."""
     return array.reshape(-1).view(np.uint8)
-
-
-def open_safetensors(source: str) -> SafetensorsCheckpoint:
-    """Opens a file, a folder, an index or a URL; reads headers and no data.
-
-    Raises:
-        CheckpointError: If there is no checkpoint, or its files are not what they say.
-    """
-    shards = find_shards(source)
-    entries: dict[str, tuple[str, Entry]] = {}
-    for file, header in zip(shards.files, _read_headers(shards), strict=True):
-        for entry in header:
-            if entry.name in entries:
-                raise CheckpointError(
-                    f"{shards.store.path(file)}: tensor {entry.name!r} is also in {entries[entry.name][0]}"
-                )
-            entries[entry.name] = (file, entry)
-    for name, file in shards.weight_map.items():
-        if name not in entries or entries[name][0] != file:
-            raise CheckpointError(
-                f"{shards.store.path(file)}: has no tensor {name!r}, which {shards.index_file} says is there"
-            )
-    return SafetensorsCheckpoint(source, shards.store, entries, shards.index_file)
-
-
-def _read_headers(shards: Shards) -> list[tuple[Entry, ...]]:
-    """The checked headers of all files, each step for all files at once."""
-    store, files = shards.store, shards.files
-    known = [_size(shards, file) for file in files]
-    futures = [store.read_head(file, count) for file, count in zip(files, _first_bytes(shards), strict=True)]
-    heads = [_found(shards, future, file) for future, file in zip(futures, files, strict=True)]
-    sizes = [head.size if size is None else size for head, size in zip(heads, known, strict=True)]
-    lengths = [
-        header_length(head.data[:LENGTH_BYTES], store.path(file), size)
-        for file, head, size in zip(files, heads, sizes, strict=True)
-    ]
-    # Of most files the header came along with its length.
-    rests = _read_all(
-        shards,
-        [
-            (file, len(head.data), max(len(head.data), LENGTH_BYTES + length))
-            for file, head, length in zip(files, heads, lengths, strict=True)
-        ],
-    )
-    headers = [
-        parse_header((head.data + rest)[LENGTH_BYTES : LENGTH_BYTES + length], store.path(file), size)
-        for file, head, rest, length, size in zip(files, heads, rests, lengths, sizes, strict=True)
-    ]
-    # Where the size is unknown, the last byte that the header promises must be there.
-    last = [
-        (file, header[-1].stop - 1, header[-1].stop)
-        for file, header, size in zip(files, headers, sizes, strict=True)
-        if size is None and header
-    ]
-    _read_all(shards, last)
-    return headers
-
-
-def _first_bytes(shards: Shards) -> list[int]:
-    """How much to ask of each file at first, in bytes, so that over a network its header comes with one request.
-
-    As much as costs no more than a single byte there, or what the tensors that the index says are in the file need.
-    """
-    least = shards.store.head_bytes
-    if shards.store.is_local:
-        return [least] * len(shards.files)
-    needed = dict.fromkeys(shards.files, LENGTH_BYTES + _METADATA_BYTES)
-    for name, file in shards.weight_map.items():
-        needed[file] += len(name) + _ENTRY_BYTES
-    return [min(max(least, needed[file]), LENGTH_BYTES + MAX_HEADER_BYTES) for file in shards.files]
-
-
-def _read_all(shards: Shards, ranges: Iterable[tuple[str, int, int]]) -> list[bytes]:
-    """The bytes of several (file, start, stop), all asked for before the first is waited for."""
-    futures = [(shards.store.read(file, start, stop) if stop > start else None, file) for file, start, stop in ranges]
-    return [b"" if future is None else _found(shards, future, file).tobytes() for future, file in futures]
-
-
-def _found(shards: Shards, future: "Future[_T | None]", file: str) -> _T:
-    """What a read of a file gives, that must be there and long enough."""
-    try:
-        value = shards.store.wait(future, file)
-    except EOFError as error:
-        raise CheckpointError(f"{shards.store.path(file)}: is truncated: {error}") from None
-    if value is None:
-        raise _missing(shards, file)
-    return value
-
-
-def _size(shards: Shards, file: str) -> int | None:
-    try:
-        return shards.store.size(file)
-    except CheckpointError as error:
-        if shards.index_file is None:
-            raise
-        raise CheckpointError(f"{error}; {shards.index_file} names it") from error
-
-
-def _missing(shards: Shards, file: str) -> CheckpointError:
-    named_by = f"; {shards.index_file} names it" if shards.index_file else ""
-    return CheckpointError(f"{shards.store.path(file)}: no such file{named_by}")
 
 
 def _info(entry: Entry) -> TensorInfo:

@@ -48,8 +48,8 @@ def header_length(prefix: bytes, file: str, size: int | None) -> int:
             file.
     """
     if len(prefix) < LENGTH_BYTES:
-        found = "is empty" if not prefix else f"has only {len(prefix)} bytes"
-        raise CheckpointError(f"{file}: {found}; expected a safetensors file")
+        problem = "is empty" if not prefix else f"has only {len(prefix)} bytes"
+        raise CheckpointError(f"{file}: {problem}; expected a safetensors file")
     length = int.from_bytes(prefix, "little")
     if length > MAX_HEADER_BYTES:
         raise CheckpointError(

@@ -30,7 +30,7 @@ def is_url(source: str) -> bool:
 
 
 class Store:
-    """A folder of files, wherever it is; reads run on threads of its own.
+    """A folder of files, wherever it is; it reads on its own threads.
 
     Attributes:
         location: The folder as a path or URL that ends in a slash, without login and query.
@@ -145,11 +145,14 @@ def local_path(source: str) -> str | None:
     """The absolute local path that a path or ``file://`` URL means; None for any other URL.
 
     Raises:
-        CheckpointError: If a ``file://`` URL names another host.
+        CheckpointError: If a ``file://`` URL names another host, or a URL cannot be one.
     """
     if not is_url(source):
         return os.path.abspath(os.path.expanduser(source))
-    parts = urllib.parse.urlsplit(source)
+    try:
+        parts = urllib.parse.urlsplit(source)
+    except ValueError as error:
+        raise CheckpointError(f"{source}: expected a path or a URL: {error}") from error
     if parts.scheme.lower() != "file":
         return None
     if parts.netloc not in ("", "localhost"):

@@ -14,8 +14,10 @@ import tensorstore as ts
 
 from polarax.loaders.checkpoint import Checkpoint, CheckpointError, Read, TensorInfo
 from polarax.loaders.dtypes import is_floating, is_integer
+from polarax.loaders.formats.format import Format
 from polarax.loaders.slices import Index, axis_slices
 
+_NODES = (Mapping, list, tuple)
 _KERNEL = "kernel"  # Flax's name of a linear layer's weight, which it keeps as (in, out)
 
 
@@ -88,6 +90,20 @@ class ParameterTree(Checkpoint):
         return Read(future, decode, subject)
 
 
+class ParameterTreeFormat(Format):
+    """Parameters in memory."""
+
+    name = "parameter tree"
+
+    def open(self, source: Any) -> ParameterTree:
+        """Lists a tree's leaves."""
+        return ParameterTree(source)
+
+    def recognises_object(self, source: Any) -> bool:
+        """Whether it is a mapping, a list, a tuple or an NNX module."""
+        return isinstance(_state_of_module(source), _NODES)
+
+
 def named_leaves(tree: Any) -> dict[str, Any]:
     """The leaves of a parameter tree by their names, in tree order; no value is looked at.
 
@@ -100,7 +116,7 @@ def named_leaves(tree: Any) -> dict[str, Any]:
     """
     location = f"parameter tree ({type(tree).__name__})"
     tree = _state_of_module(tree)
-    if not isinstance(tree, (Mapping, list, tuple)):
+    if not isinstance(tree, _NODES):
         raise CheckpointError(f"{location}: expected a path, a URL, a nested dict of arrays, or an nnx State or Module")
     leaves: dict[str, Any] = {}
     for keys, leaf in _leaves(tree, ()):

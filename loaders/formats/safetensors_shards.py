@@ -8,17 +8,15 @@ from os import path as os_path
 from typing import NamedTuple
 
 from polarax.loaders.checkpoint import CheckpointError
-from polarax.loaders.safetensors_header import MAX_HEADER_BYTES, parse_json_object
-from polarax.loaders.store import Store, local_path
+from polarax.loaders.formats.foreign import listed, pickle_note
+from polarax.loaders.formats.format import NoCheckpoint
+from polarax.loaders.formats.safetensors_header import MAX_HEADER_BYTES, parse_json_object
+from polarax.loaders.stores.store import Store, local_path
 
-_SUFFIX = ".safetensors"
-_INDEX_SUFFIX = ".safetensors.index.json"
-_DEFAULT = "model" + _SUFFIX
-_DEFAULT_INDEX = "model" + _INDEX_SUFFIX
-
-# Formats that unpickle: opening one may run any code, so none ever is.
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
-_PICKLE_NOTE = "pickle files can run code and are never opened; convert it to safetensors"
+SUFFIX = ".safetensors"
+INDEX_SUFFIX = ".safetensors.index.json"
+_DEFAULT = "model" + SUFFIX
+_DEFAULT_INDEX = "model" + INDEX_SUFFIX
 
 
 class Shards(NamedTuple):
@@ -37,11 +35,9 @@ def find_shards(source: str) -> Shards:
     the only other index, and all ``*.safetensors`` there are.
 
     Raises:
-        CheckpointError: If there is no checkpoint, more than one, or an index that cannot be
-            followed.
+        NoCheckpoint: If there is none.
+        CheckpointError: If there are several, or an index cannot be followed.
     """
-    if not source:
-        raise CheckpointError("the path of a checkpoint is empty")
     path = local_path(source)
     if path is None:
         return _find_by_url(source)
@@ -49,7 +45,6 @@ def find_shards(source: str) -> Shards:
         return _find_in_folder(Store.of_folder(path), path)
     if not os_path.exists(path):
         raise CheckpointError(f"{path}: no such file or folder")
-    _refuse_pickle(path, path)
     folder, name = os_path.split(path)
     return _from_file(Store.of_folder(folder), name)
 
@@ -57,8 +52,7 @@ def find_shards(source: str) -> Shards:
 def _find_by_url(url: str) -> Shards:
     parts = urllib.parse.urlsplit(url)
     folder, name = posixpath.split(parts.path)
-    _refuse_pickle(name, url)
-    if name.endswith((_SUFFIX, _INDEX_SUFFIX)):
+    if name.endswith((SUFFIX, INDEX_SUFFIX)):
         store = Store.of_url(urllib.parse.urlunsplit(parts._replace(path=folder)))
         return _from_file(store, urllib.parse.unquote(name))
     store = Store.of_url(url)
@@ -67,20 +61,20 @@ def _find_by_url(url: str) -> Shards:
         return _from_index(store, _DEFAULT_INDEX, index.tobytes())
     if store.wait(store.read_head(_DEFAULT, 1), _DEFAULT) is not None:
         return Shards(store, (_DEFAULT,), None, {})
-    found = store.files()
-    if found is None:
-        raise CheckpointError(f"{url}: no checkpoint there; looked for {_DEFAULT_INDEX} and {_DEFAULT}")
-    return _among(store, url, found)
+    files = store.files()
+    if files is None:
+        raise NoCheckpoint(url, f"{_DEFAULT_INDEX} and {_DEFAULT}")
+    return _among(store, url, files)
 
 
 def _find_in_folder(store: Store, folder: str) -> Shards:
     return _among(store, folder, store.files() or ())
 
 
-def _among(store: Store, folder: str, found: Sequence[str]) -> Shards:
+def _among(store: Store, folder: str, files: Sequence[str]) -> Shards:
     """The checkpoint among the files of a folder."""
-    tensors = tuple(name for name in found if name.endswith(_SUFFIX))
-    indexes = tuple(name for name in found if name.endswith(_INDEX_SUFFIX))
+    tensors = tuple(name for name in files if name.endswith(SUFFIX))
+    indexes = tuple(name for name in files if name.endswith(INDEX_SUFFIX))
     if _DEFAULT_INDEX in indexes:
         return _from_file(store, _DEFAULT_INDEX)
     if _DEFAULT in tensors:
@@ -88,12 +82,10 @@ def _among(store: Store, folder: str, found: Sequence[str]) -> Shards:
     if len(indexes) == 1:
         return _from_file(store, indexes[0])
     if indexes:
-        raise CheckpointError(f"{folder}: has several indexes; name one of them: {_listed(indexes)}")
+        raise CheckpointError(f"{folder}: has several indexes; name one of them: {listed(indexes)}")
     if tensors:
         return Shards(store, tensors, None, {})
-    pickles = tuple(name for name in found if name.endswith(_PICKLES))
-    note = f"; there is {_listed(pickles)}, but {_PICKLE_NOTE}" if pickles else ""
-    raise CheckpointError(f"{folder}: no checkpoint there; looked for *{_INDEX_SUFFIX} and *{_SUFFIX}{note}")
+    raise NoCheckpoint(folder, f"*{INDEX_SUFFIX} and *{SUFFIX}", pickle_note(files))
 
 
 def _from_file(store: Store, name: str) -> Shards:
@@ -127,12 +119,3 @@ def _stays_inside(file: str) -> bool:
     """Whether a file name from an index is a plain relative path that does not climb."""
     parts = file.split("/")
     return not any(part in ("", ".", "..") for part in parts) and not set(file) & {"\\", "\0"}
-
-
-def _refuse_pickle(name: str, location: str) -> None:
-    if name.endswith(_PICKLES):
-        raise CheckpointError(f"{location}: not opened: {_PICKLE_NOTE}")
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
