@@ -17,8 +17,9 @@ from polarax.planning.comparison_plan import Part
 from polarax.planning.measurement import DEFAULT_CONTROL_DRAWS, DEFAULT_SEED, DEFAULT_TOP_K, Measurement
 from polarax.planning.options import DEFAULT_MEMORY_GIB, Options
 from polarax.planning.request import Request, check_request, describe_request, describe_side
+from polarax.results.directory import BETWEEN_FOLDER, claim_directory
 from polarax.results.run import Run
-from polarax.results.run_directory import BETWEEN_FOLDER, RunWriter, claim_directory
+from polarax.results.run_directory import RunWriter
 from polarax.results.runs import Runs, open_run
 from polarax.results.runs_directory import RunsWriter
 
@@ -51,9 +52,9 @@ def compare(
         base: Path or URL of a checkpoint, or a parameter tree: the weights before training.
         post: The same for the weights after it. Several are a list of paths, URLs or open checkpoints (of parameters
             in memory: `polarax.open_checkpoint`), or a mapping of labels to them; in a list a label may stand before a
-            path: "rl=path". By default a post is called after its folder.
-        out: Folder for the run; None keeps it in a temporary folder for as long as the result lives. A run of the
-            same inputs and arguments that is there already, interrupted or finished, is gone on with.
+            path: "rl=path". By default a post is named after its folder.
+        out: Folder for the run; None keeps it in a temporary folder for as long as the result lives. A run with
+            the same inputs and arguments that is there already, interrupted or finished, is resumed.
         include: Regular expressions; a matrix is compared if one is found in its name.
         exclude: Regular expressions; a matrix is left out if one is found in its name.
         roles: Roles to compare, such as "q,o"; all by default.
@@ -117,8 +118,8 @@ def run_request(
     with contextlib.ExitStack() as open_writers:
         if request.several:
             description = _describe_all(request, described, sides)
-            together = open_writers.enter_context(contextlib.closing(RunsWriter(out, description, overwrite=overwrite)))
-            path, overwrite = together.path, False
+            path, overwrite = claim_directory(out, description, overwrite=overwrite), False
+            together = open_writers.enter_context(contextlib.closing(RunsWriter(path, description)))
         else:
             together, path = None, pathlib.Path(out)
         outputs = [

@@ -49,7 +49,7 @@ def history(
         ([10, 20], [0.01, 0.02])
 
     Args:
-        checkpoints: Folder of a CheckpointManager, or any folder of checkpoints that are called after their steps; a
+        checkpoints: Folder of a CheckpointManager, or any folder of checkpoints that are named after their steps; a
             pattern ("runs/checkpoint-*"); a list of paths; or a mapping of steps to paths or open checkpoints.
         base: What the steps are compared with; the first of them by default.
         out: As for `polarax.compare`, and so are all others; small pictures of the rotations are not kept.

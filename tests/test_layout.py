@@ -34,7 +34,7 @@ MAY_IMPORT = {
     "comparison": {"measuring", "results", "planning", "measurement", "metrics", "errors", "loaders"},
     "measuring": {"results", "planning", "measurement", "metrics", "errors", "kernels", "loaders"},
     "results": {"findings", "planning", "metrics", "errors", "loaders"},
-    "report": {"results.run_directory", "results.files", "findings", "metrics", "errors", "loaders"},
+    "report": {"results.directory", "results.files", "findings", "metrics", "errors", "loaders"},
     "findings": {"metrics", "errors", "loaders"},
     "tracking": {"planning.selection", "metrics", "errors", "kernels", "loaders"},
     "planning": {"measurement", "metrics", "errors", "kernels", "loaders"},

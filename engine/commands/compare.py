@@ -3,7 +3,7 @@
 Decomposes every 2-D weight of two checkpoints and writes a run directory: matrices.csv (one row per matrix, each
 headline number beside its control), spectra, summary, plots and a report. Prints the table by role and what stands out.
 Of several posts it writes a run for each into a folder of its own, one for each two of them, and tables and a report
-that put them side by side; --post=LABEL=PATH names them. The same command again goes on where a run was interrupted.
+that put them side by side; --post=LABEL=PATH names them. The same command again resumes an interrupted run.
 """
 
 import textwrap

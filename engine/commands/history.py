@@ -2,8 +2,8 @@
 
 Compares every saved step of a training run with its first one, or with --base, and writes a run for each, with tables,
 pictures over the steps and a report with a slider. FOLDER is that of an Orbax CheckpointManager, or of any checkpoints
-that are called after their steps. A step that cannot be read is left out, with the reason. The same command again goes
-on where it was interrupted.
+that are named after their steps. A step that cannot be read is left out, with the reason. The same command again
+resumes an interrupted run.
 """
 
 import textwrap
@@ -30,7 +30,7 @@ def define_flags(values: flags.FlagValues) -> None:
     )
     flags.DEFINE_string("base", None, "What the steps are compared with; the first one by default.", flag_values=values)
     define_option_flags(values)
-    flags.DEFINE_string("out", None, "Folder for the run; new or empty, or one to go on with.", flag_values=values)
+    flags.DEFINE_string("out", None, "Folder for the run; new or empty, or that of a run to resume.", flag_values=values)
     flags.DEFINE_boolean("overwrite", False, "Replace a run that is already in --out.", flag_values=values)
     flags.DEFINE_string(
         "compilation_cache", "~/.cache/polarax", "Folder that keeps compiled programs; '' for none.", flag_values=values

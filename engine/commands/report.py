@@ -10,8 +10,8 @@ from collections.abc import Iterator, Sequence
 from absl import flags
 
 from polarax.errors import UsageError
+from polarax.results.directory import PLOTS_FOLDER
 from polarax.results.run import Run
-from polarax.results.run_directory import PLOTS_FOLDER
 from polarax.results.runs import History, Runs, open_run
 
 

@@ -194,7 +194,7 @@ def _in_order(roles: Iterable[str]) -> list[str]:
 
 
 def _possessive(row):
-    """How a matrix is called in a sentence: "layer 5's o", "embed", or its name where that is not enough."""
+    """The name of a matrix in a sentence: "layer 5's o", "embed", or its name where that is not enough."""
     if row["role"] == "other" or pd.isna(row["layer"]):
         return matrix_label(row)
     expert = "" if pd.isna(row["expert"]) else f" of expert {row['expert']}"
@@ -202,7 +202,7 @@ def _possessive(row):
 
 
 def matrix_label(row: pd.Series) -> str:
-    """How a matrix is called in a plot: "layer 5 o", or its name where that is not enough."""
+    """The name of a matrix in a picture: "layer 5 o", or its name where that is not enough."""
     if row["role"] == "other":
         return row["name"]
     if pd.isna(row["layer"]):

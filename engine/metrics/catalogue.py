@@ -83,7 +83,7 @@ class Effect:
     threshold: str  # name of the size in summary.json
     size: float
     words: str  # how it is said at the end of the reading
-    numbers: str  # what the value is called in a sentence
+    numbers: str  # the name of the value in a sentence
     format: str  # how it is written there
     above: Kind | None = None
     below: Kind | None = None

@@ -1,4 +1,4 @@
-"""What several posts are called: by their folders, or as the user names them."""
+"""Labels of several posts: the names of their folders, or what the user gives."""
 
 import os
 import re
@@ -41,7 +41,7 @@ def named_posts(post: Any) -> dict[str, Any] | None:
                 f"and none of {', '.join(_TAKEN)}."
             )
         if label in posts:
-            raise UsageError(f"Two posts are called {label!r}: give them labels of their own, as LABEL=PATH.")
+            raise UsageError(f"Two posts are named {label!r}: give them labels of their own, as LABEL=PATH.")
         posts[label] = source
     return posts
 

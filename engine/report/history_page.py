@@ -20,7 +20,7 @@ from polarax.report.plots import plot_over_layers
 from polarax.report.plots.gallery import draw_history_plots, steps_gallery
 from polarax.report.steps_table import spread_evenly
 from polarax.report.table import rows_by_role
-from polarax.results.run_directory import REPORT_FILE
+from polarax.results.directory import REPORT_FILE
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

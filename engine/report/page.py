@@ -18,8 +18,8 @@ from polarax.errors import UsageError
 from polarax.report.plots.gallery import Picture
 from polarax.report.plots.style import printable, to_svg
 from polarax.report.table_data import script_json, table_data
+from polarax.results.directory import REPORT_FILE
 from polarax.results.files import replacing, writing
-from polarax.results.run_directory import REPORT_FILE
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -15,7 +15,7 @@ from polarax.report.page import (
 )
 from polarax.report.plots.gallery import draw_posts_plots, pairs_gallery, posts_gallery
 from polarax.report.posts_table import rows_of_posts
-from polarax.results.run_directory import BETWEEN_FOLDER, REPORT_FILE
+from polarax.results.directory import BETWEEN_FOLDER, REPORT_FILE
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

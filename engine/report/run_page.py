@@ -132,7 +132,7 @@ def _matrix(run, row, number):
 
 
 def _fact(row, metric):
-    """What a number is called, the number, and its control if that has a column."""
+    """The name of a number, the number, and its control if that has a column."""
     control = _number(row[metric.null]) if metric.null in row else None
     return metric.heading or metric.name, _number(row[metric.name]), control
 

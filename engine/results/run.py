@@ -16,13 +16,7 @@ import numpy as np
 from polarax.errors import UsageError
 from polarax.metrics import TEXT_COLUMNS
 from polarax.results.arrays import read_array
-from polarax.results.run_directory import (
-    ARRAYS_FOLDER,
-    MATRICES_FILE,
-    NAMES_FILE,
-    RUN_FILE,
-    SKIPPED_FILE,
-)
+from polarax.results.directory import ARRAYS_FOLDER, MATRICES_FILE, NAMES_FILE, RUN_FILE, SKIPPED_FILE
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -76,7 +70,7 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """False for a run that was interrupted or still goes on."""
+        """False for a run that was interrupted or is still running."""
         return self.description.get("state") == "finished"
 
     def frame(self) -> "pd.DataFrame":

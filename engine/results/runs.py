@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from polarax.errors import UsageError
+from polarax.results.directory import BETWEEN_FOLDER, RUN_FILE
 from polarax.results.run import Run, read_description
-from polarax.results.run_directory import BETWEEN_FOLDER, RUN_FILE
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -62,12 +62,12 @@ class Runs:
 
     @property
     def finished(self) -> bool:
-        """False where something was interrupted or still goes on."""
+        """False where something was interrupted or is still running."""
         return self.description.get("state") == "finished"
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """What the posts are called, in the order in which they were given."""
+        """The labels of the posts, in the order in which they were given."""
         return tuple(self.description.get("posts", ()))
 
     @property

@@ -11,47 +11,18 @@ report.html, plots/ the posts as a page and as pictures
 """
 
 import csv
-import json
-import os
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from polarax.results.files import locked, write_csv, write_json, writing
-from polarax.results.run_directory import (
-    BETWEEN_FILE,
-    MATRICES_FILE,
-    RUN_FILE,
-    SKIPPED_FILE,
-    SUMMARY_FILE,
-    claim_directory,
-)
+from polarax.results.directory import BETWEEN_FILE, MATRICES_FILE, SKIPPED_FILE, DirectoryWriter
+from polarax.results.files import write_csv, writing
 
 if TYPE_CHECKING:
     from polarax.results.runs import Runs
 
 
-class RunsWriter:
-    """Holds the directory of several posts while their runs are written, and puts them side by side in the end.
-
-    Args:
-        path: A new or empty folder, or that of a run of the same posts to go on with.
-        description: What run.json says; JSON-ready.
-        overwrite: Remove a run that is already there.
-
-    Raises:
-        UsageError: The folder cannot be taken, as for `claim_directory`.
-        RunError: It cannot be written, in any method, or another process writes it.
-    """
-
-    def __init__(self, path: str | os.PathLike, description: Mapping, *, overwrite: bool = False):
-        self._description = dict(description)
-        self.path = claim_directory(path, description, overwrite=overwrite)
-        with writing(self.path):
-            self._lock = locked(self.path)
-            if (self.path / RUN_FILE).is_file():
-                before = json.loads((self.path / RUN_FILE).read_text(encoding="utf-8"))
-                self._description["started"] = before.get("started", self._description.get("started"))
-            write_json(self.path / RUN_FILE, {**self._description, "state": "running"})
+class RunsWriter(DirectoryWriter):
+    """Holds the directory of several posts while their runs are written, and puts them side by side in the end."""
 
     def finish(self, seconds: Mapping[str, float], runs: "Runs") -> None:
         """Writes the tables and the summary of finished runs, and marks the whole as finished."""
@@ -62,13 +33,7 @@ class RunsWriter:
             _join(self.path / SKIPPED_FILE, (runs.heading,), SKIPPED_FILE, posts)
             if between:
                 _join(self.path / BETWEEN_FILE, ("post", "other"), MATRICES_FILE, between)
-            write_json(self.path / SUMMARY_FILE, runs.summary())
-            write_json(self.path / RUN_FILE, {**self._description, "state": "finished", "seconds": dict(seconds)})
-        self.close()
-
-    def close(self) -> None:
-        """Lets go of the folder; another process may go on with it."""
-        self._lock.close()
+        self._finished(seconds, runs.summary())
 
 
 def _join(path, heading, file, parts):

@@ -19,6 +19,10 @@ class MonitorState(NamedTuple):
 def monitor(tracker: Tracker | None = None, /, **arguments: Any) -> Any:
     """An optax gradient transformation that follows the parameters and passes the updates on untouched.
 
+    Not `optax.monitor` (optax 0.2.7 and later), which keeps a scalar of the updates, such as their norm, that you give
+    it as a function. This one follows the parameters: it keeps a copy of them as they were at init, measures each
+    matrix against it now and then, and needs `params` at every update.
+
     The parameters of an update are those before it, so that step 0 is the model as it was at init. Needs optax
     (`pip install 'polarax[train]'`).
 

@@ -12,7 +12,7 @@ from polarax.errors import UsageError
 class JsonlWriter:
     """Appends scalars to a file, one line a step, which is on disk when the call returns.
 
-    A run that starts again goes on in the same file; `read_jsonl` keeps the last line of each step.
+    A run that starts again appends to the same file; `read_jsonl` keeps the last line of each step.
 
     Example:
         >>> writer = JsonlWriter("spectra.jsonl")

@@ -43,7 +43,7 @@ def plot_lines(frames: Mapping[str, pd.DataFrame], metric: str, title: str, role
     Args:
         frames: Label -> `Run.frame()`.
         metric: A column.
-        title: What the figure is called.
+        title: Of the figure.
         role: Only this one; all by default.
 
     Raises:

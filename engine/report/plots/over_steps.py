@@ -36,7 +36,7 @@ def plot_over_steps(frame: pd.DataFrame, metric: str, title: str, role: str | No
     Args:
         frame: `History.frame()`.
         metric: A column of it.
-        title: What the figure is called.
+        title: Of the figure.
         role: Only this one; all by default.
 
     Raises:

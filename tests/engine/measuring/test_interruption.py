@@ -21,7 +21,8 @@ from polarax.loaders import Skipped, open_checkpoint
 from polarax.loaders.stores import http_client
 from polarax.planning.comparison_plan import plan_posts
 from polarax.planning.selection import Selection
-from polarax.results.run_directory import RunWriter, claim_directory
+from polarax.results.directory import claim_directory
+from polarax.results.run_directory import RunWriter
 from tests.engine.command import NO_CACHE, assert_one_line
 
 MATRICES = 12

@@ -43,7 +43,7 @@ def test_checkpoints_in_memory():
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        (["a/x", "b/x"], "Two posts are called 'x'"),
+        (["a/x", "b/x"], "Two posts are named 'x'"),
         ({"../up": "a"}, "cannot be called '../up'"),
         ({"between": "a"}, "cannot be called 'between'"),
         ({".hidden": "a"}, "cannot be called '.hidden'"),

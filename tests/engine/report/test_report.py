@@ -13,7 +13,7 @@ import polarax
 from polarax.findings.chosen import choose_matrices
 from polarax.report.run_page import render_report, write_report
 from polarax.report.table_data import script_json, table_data
-from polarax.results.run_directory import claim_directory
+from polarax.results.directory import claim_directory
 from tests.engine.browser import needs_chromium, run_chromium, visit
 from tests.engine.command import assert_one_line
 from tests.engine.synthetic_runs import SEVEN_ROLES, matrix, write_run

@@ -14,7 +14,8 @@ import polarax.comparison
 from polarax.metrics import CONTROL_COLUMNS, GROUPS, IDENTITY_COLUMNS
 from polarax.planning.comparison_plan import plan_posts
 from polarax.planning.selection import Selection
-from polarax.results.run_directory import RunWriter, claim_directory
+from polarax.results.directory import claim_directory
+from polarax.results.run_directory import RunWriter
 
 # Three stacks of one matrix each, written in this order.
 SHAPES = {"layers.0.self_attn.q_proj": (6, 5), "layers.1.self_attn.q_proj": (4, 5), "x": (3, 5)}

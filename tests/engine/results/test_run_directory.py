@@ -10,7 +10,9 @@ import polarax
 import polarax.comparison
 import polarax.results.arrays
 import polarax.results.run_directory
-from polarax.results.run_directory import RunWriter, claim_directory, jsonable
+from polarax.results.directory import claim_directory
+from polarax.results.files import jsonable
+from polarax.results.run_directory import RunWriter
 
 # A limit on the size of files stands in for a full disk: both fail in the middle of a write.
 FULL_DISK = """

@@ -277,7 +277,7 @@ class TestCommand:
     @pytest.mark.parametrize(
         ("posts", "words"),
         [
-            (["{sft}", "x={sft}", "x={rl}"], ["Two posts are called 'x'"]),
+            (["{sft}", "x={sft}", "x={rl}"], ["Two posts are named 'x'"]),
             (["{sft}", "nowhere"], ["nowhere"]),
             (["a={sft}", "a/b={rl}"], ["a/b="]),
         ],
