@@ -17,8 +17,8 @@ _CACHE = ("JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SE
 
 def _run(*arguments):
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("JAX_", "XLA_"))}
-    # Compiled as users have it, unlike in the other tests; what is read off the program is then run without compiling it
-    # again.
+    # Compiled as users have it, unlike in the other tests; what is read off the program is then run without compiling
+    # it again.
     environment |= {key: value for key, value in os.environ.items() if key in _CACHE}
     environment |= {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(
@@ -35,7 +35,13 @@ def _run(*arguments):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("layout", "axes"), [("fsdp", "Auto"), ("tensor", "Auto"), ("both", "Auto"), ("both", "Explicit")]
+    ("layout", "axes"),
+    [
+        ("fsdp", "Auto"),
+        ("tensor", "Auto"),
+        pytest.param("both", "Auto", marks=pytest.mark.exhaustive),  # the budget's test has this pair too
+        ("both", "Explicit"),
+    ],
 )
 def test_no_parameter_is_gathered(layout, axes):
     seen = _run(layout, "change,scaling,shape,overlap,leading", axes)
