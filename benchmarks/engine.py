@@ -17,6 +17,7 @@ from polarax import kernels
 from polarax.measuring.program import measure_stack
 from polarax.metrics import GROUPS
 from polarax.planning.devices import lone_cpu, most_lanes, shared_cores, takes_batches
+from polarax.planning.measurement import Measurement
 from polarax.planning.stacks import pair_operations
 
 ALL_GROUPS = tuple(GROUPS)
@@ -81,8 +82,9 @@ def pair_analysis(
     method: str = "auto",
 ) -> Contestant:
     """The whole analysis of a stack of pairs, (count, m, n) each, by one program."""
-    keywords = {"groups": tuple(groups), "dtype": dtype, "method": method, "batched": takes_batches()}
-    return device.contestant(name, measure_stack, (base, post), keywords, dtype=dtype, method=method)
+    measurement = Measurement(tuple(groups), dtype=dtype, method=method)
+    keywords = {"measurement": measurement, "batched": takes_batches()}
+    return device.contestant(name, measure_stack, (base, (post,)), keywords, dtype=dtype, method=method)
 
 
 def in_lanes(
@@ -94,7 +96,7 @@ def in_lanes(
     pairs = _one_by_one(base, post)
     length = -(-len(pairs) // most_lanes())
     lanes = [pairs[start : start + length] for start in range(0, len(pairs), length)]
-    single = pair_analysis(name, *pairs[0], dtype=dtype, groups=groups)
+    single = pair_analysis(name, pairs[0][0], pairs[0][1][0], dtype=dtype, groups=groups)
     return Contestant(name, _SideBySide(single.call, lanes), single.prepare, single.about)
 
 
@@ -118,14 +120,14 @@ class _SideBySide:
 
 
 def _one_by_one(base, post):
-    """Each pair on the device, as a stack of one."""
-    return [(device.put(base[i : i + 1]), device.put(post[i : i + 1])) for i in range(len(base))]
+    """Each pair on the device, as the arguments for a stack of one."""
+    return [(device.put(base[i : i + 1]), (device.put(post[i : i + 1]),)) for i in range(len(base))]
 
 
 def one_at_a_time(name: str, base: np.ndarray, post: np.ndarray, *, dtype: str) -> Contestant:
     """The same analysis by one call for each pair, from one compiled program."""
     pairs = _one_by_one(base, post)
-    single = pair_analysis(name, *pairs[0], dtype=dtype)
+    single = pair_analysis(name, pairs[0][0], pairs[0][1][0], dtype=dtype)
 
     def call():
         for pair in pairs:

@@ -3,30 +3,23 @@
 import contextlib
 import itertools
 import os
+import pathlib
 import sys
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from polarax.loaders import Skipped
 from polarax.measuring.execution import Output, Work, run_stacks
 from polarax.measuring.progress import Progress
-from polarax.metrics import BETWEEN_GROUPS, columns
+from polarax.metrics import columns
 from polarax.planning.comparison_plan import Part
-from polarax.planning.request import (
-    DEFAULT_CONTROL_DRAWS,
-    DEFAULT_MEMORY_GIB,
-    DEFAULT_SEED,
-    DEFAULT_TOP_K,
-    Request,
-    check_request,
-    describe_posts,
-    describe_request,
-)
-from polarax.planning.selection import Selection
+from polarax.planning.measurement import DEFAULT_CONTROL_DRAWS, DEFAULT_SEED, DEFAULT_TOP_K, Measurement
+from polarax.planning.options import DEFAULT_MEMORY_GIB, Options
+from polarax.planning.request import Request, check_request, describe_request, describe_side
 from polarax.results.run import Run
 from polarax.results.run_directory import BETWEEN_FOLDER, RunWriter, claim_directory
-from polarax.results.runs import History, Runs
+from polarax.results.runs import Runs, open_run
 from polarax.results.runs_directory import RunsWriter
 
 
@@ -89,21 +82,22 @@ def compare(
         UsageError: An argument cannot be met, or `out` holds a run of other inputs or arguments.
         RunError: The run failed part-way; finished stacks are kept in `out`.
     """
-    request = check_request(
-        base,
-        post,
-        Selection.parse(include, exclude, roles, layers),
+    options = Options(
+        include=include,
+        exclude=exclude,
+        roles=roles,
+        layers=layers,
         metrics=metrics,
         dtype=dtype,
         top_k=top_k,
         method=method,
-        memory_gib=memory_gib,
         role_map=role_map,
         common_rows=common_rows,
         control_draws=control_draws,
         seed=seed,
-        between=between,
+        memory_gib=memory_gib,
     )
+    request = check_request(base, post, options, between=between)
     return run_request(request, out, overwrite=overwrite, progress=progress)
 
 
@@ -119,68 +113,86 @@ def run_request(
     if out is None:
         temporary = tempfile.TemporaryDirectory(prefix="polarax-")
         out = temporary.name
-    if request.labels:
-        return _run_posts(request, out, temporary, overwrite, progress)
-    post = describe_posts(request)[""]
-    description = _with_post(describe_request(request), post)
-    path = claim_directory(out, description, overwrite=overwrite)
-    header = columns(request.groups, sampled=request.sampled)
-    (part,) = request.plan.parts
-    with contextlib.closing(RunWriter(path, description, header, part.skipped)) as writer:
-        output = Output(writer, (0,), part.names, request.plan, request.sampled)
-        seconds = _execute(request, [output], progress)
-        writer.finish(seconds, Run(path, temporary).summary())
-    return Run(path, temporary)
-
-
-def _run_posts(request, out, temporary, overwrite, progress):
-    """Writes a run for each post and, if they are asked for, each two posts, and what puts them side by side."""
-    described, posts, labels = describe_request(request), describe_posts(request), request.labels
-    pairs = list(itertools.combinations(range(len(labels)), 2)) if request.between else []
-    description = {
-        **described,
-        "posts": posts,
-        "flags": described["flags"] | {"between": request.between},
-        "between": [[labels[i], labels[j]] for i, j in pairs],
-        **({"history": True, "unusable": request.unusable} if request.history else {}),
-    }
-    opened = History if request.history else Runs
-    with contextlib.ExitStack() as stack:
-        group = stack.enter_context(contextlib.closing(RunsWriter(out, description, overwrite=overwrite)))
-        outputs = []
-        for place, label in enumerate(labels):
-            own = _with_post(described, posts[label]) | {"matrices": len(request.plan.parts[place].names)}
-            header = columns(request.groups, sampled=request.sampled)
-            outputs.append(_open(stack, request, group.path / label, own, (place,), header))
-        groups = tuple(one for one in request.groups if one in BETWEEN_GROUPS)
-        for i, j in pairs:
-            own = _with_post(described | {"base": posts[labels[i]]}, posts[labels[j]])
-            own["flags"] = own["flags"] | {"metrics": groups, "control_draws": 0}
-            own["changes_from"] = described["base"]
-            folder = group.path / BETWEEN_FOLDER / labels[i] / labels[j]
-            outputs.append(_open(stack, request, folder, own, (i, j), columns(groups, between=True)))
+    described, sides = describe_request(request), [describe_side(post) for post in request.posts.values()]
+    with contextlib.ExitStack() as open_writers:
+        if request.several:
+            description = _describe_all(request, described, sides)
+            together = open_writers.enter_context(contextlib.closing(RunsWriter(out, description, overwrite=overwrite)))
+            path, overwrite = together.path, False
+        else:
+            together, path = None, pathlib.Path(out)
+        outputs = [
+            _open_output(open_writers, request, described, sides, comparison, path, overwrite)
+            for comparison in _comparisons(request)
+        ]
         seconds = _execute(request, outputs, progress)
         for output in outputs:
             output.writer.finish(seconds, Run(output.writer.path).summary())
-        group.finish(seconds, opened(group.path))
-    return opened(group.path, temporary)
+        if together is not None:
+            together.finish(seconds, open_run(together.path))
+    run = open_run(path)
+    run.keep_alive(temporary)
+    return run
 
 
-def _open(stack, request, path, description, posts, header):
-    part = request.plan.parts[posts[0]] if len(posts) == 1 else _part_between(request, *posts)
-    description = description | {"matrices": len(part.names)}
-    path = claim_directory(path, description)
-    writer = stack.enter_context(contextlib.closing(RunWriter(path, description, header, part.skipped)))
-    return Output(writer, posts, part.names, request.plan, request.sampled and len(posts) == 1)
+class _Comparison(NamedTuple):
+    """What one run directory holds: the base and a post, or two posts of which the first stands as the base."""
+
+    posts: tuple[int, ...]  # places of one or two
+    folder: str  # within that of all; "" for a post that is alone
+    measurement: Measurement
+
+
+def _comparisons(request: Request) -> list[_Comparison]:
+    labels, measurement = list(request.posts), request.measurement
+    comparisons = [_Comparison((place,), label, measurement) for place, label in enumerate(labels)]
+    comparisons += [
+        _Comparison((i, j), f"{BETWEEN_FOLDER}/{labels[i]}/{labels[j]}", measurement.between_posts())
+        for i, j in _pairs(request)
+    ]
+    return comparisons
+
+
+def _pairs(request):
+    """Places of the posts that are compared with each other."""
+    return list(itertools.combinations(range(len(request.posts)), 2)) if request.between else []
+
+
+def _describe_all(request, described, sides):
+    """What run.json says of several posts together."""
+    labels = list(request.posts)
+    return {
+        **described,
+        "posts": dict(zip(labels, sides, strict=True)),
+        "flags": described["flags"] | {"between": request.between},
+        "between": [[labels[i], labels[j]] for i, j in _pairs(request)],
+        **({"history": True, "unusable": request.unusable} if request.history else {}),
+    }
+
+
+def _open_output(open_writers, request, described, sides, comparison, path, overwrite):
+    """Opens the writer of one run directory."""
+    *first, last = (sides[place] for place in comparison.posts)
+    part = _part_between(request, *comparison.posts) if first else request.plan.parts[comparison.posts[0]]
+    description = {"base": described["base"], "post": last, **described, "matrices": len(part.names)}
+    if first:
+        asked = {"metrics": comparison.measurement.groups, "control_draws": comparison.measurement.control_draws}
+        description |= {"base": first[0], "flags": described["flags"] | asked, "changes_from": described["base"]}
+    folder = claim_directory(path / comparison.folder, description, overwrite=overwrite)
+    header = columns(comparison.measurement.groups, sampled=bool(comparison.measurement.draws), between=bool(first))
+    writer = RunWriter(folder, description, header, part.skipped)
+    open_writers.enter_context(contextlib.closing(writer))
+    return Output(writer, comparison.posts, part.names, request.plan, comparison.measurement)
 
 
 def _part_between(request, first, second):
     """What can be compared of two posts: what both have of the base, in one stack."""
+    labels = list(request.posts)
     names = {pair.name for stack in request.plan.stacks if {first, second} <= {*stack.posts} for pair in stack.pairs}
     reasons: dict[str, str] = {}
     for place in (first, second):
         for name, reason in request.plan.parts[place].skipped:
-            reasons.setdefault(name, f"{request.labels[place]}: {reason}")
+            reasons.setdefault(name, f"{labels[place]}: {reason}")
     for place in (first, second):
         for name in request.plan.parts[place].names:
             if name not in names:
@@ -191,25 +203,9 @@ def _part_between(request, first, second):
 
 def _execute(request, outputs, progress):
     """Carries out what is not there yet; returns the seconds that reading, compiling and computing took."""
-    work = Work(
-        request.base,
-        tuple(request.posts.values()),
-        request.plan,
-        request.groups,
-        request.top_k,
-        request.dtype,
-        request.method,
-        request.control_draws if request.sampled else 0,
-        request.seed,
-        pictures=not request.history,
-    )
+    work = Work(request.base, tuple(request.posts.values()), request.plan, request.measurement)
     stacks = [stack for stack in request.plan.stacks if any(output.waits_for(stack) for output in outputs)]
     if progress and request.plan.warning:
         print(request.plan.warning, file=sys.stderr, flush=True)
     with Progress(stacks, sys.stderr if progress else None) as shown:
         return run_stacks(work, stacks, outputs, shown)
-
-
-def _with_post(described, post):
-    """A description of a run of one post, its sides in front."""
-    return {"base": described["base"], "post": post, **{k: v for k, v in described.items() if k != "base"}}

@@ -7,15 +7,9 @@ from typing import Any
 from polarax.comparison import run_request
 from polarax.errors import UsageError
 from polarax.loaders import find_steps
-from polarax.planning.request import (
-    DEFAULT_CONTROL_DRAWS,
-    DEFAULT_MEMORY_GIB,
-    DEFAULT_SEED,
-    DEFAULT_TOP_K,
-    Request,
-    check_request,
-)
-from polarax.planning.selection import Selection
+from polarax.planning.measurement import DEFAULT_CONTROL_DRAWS, DEFAULT_SEED, DEFAULT_TOP_K
+from polarax.planning.options import DEFAULT_MEMORY_GIB, Options
+from polarax.planning.request import Request, check_request
 from polarax.results.runs import History
 
 
@@ -80,26 +74,27 @@ def history(
         UsageError: An argument cannot be met, there is nothing to compare a single step with, or no step is usable.
         RunError: The run failed part-way; finished stacks are kept in `out`.
     """
-    request = check_history(
-        checkpoints,
-        base,
-        selection=Selection.parse(include, exclude, roles, layers),
+    options = Options(
+        include=include,
+        exclude=exclude,
+        roles=roles,
+        layers=layers,
         metrics=metrics,
         dtype=dtype,
         top_k=top_k,
         method=method,
-        memory_gib=memory_gib,
         role_map=role_map,
         common_rows=common_rows,
         control_draws=control_draws,
         seed=seed,
+        memory_gib=memory_gib,
     )
-    found = run_request(request, out, overwrite=overwrite, progress=progress)
-    assert isinstance(found, History)
-    return found
+    steps = run_request(check_history(checkpoints, base, options), out, overwrite=overwrite, progress=progress)
+    assert isinstance(steps, History)
+    return steps
 
 
-def check_history(checkpoints: Any, base: Any, **measurement: Any) -> Request:
+def check_history(checkpoints: Any, base: Any, options: Options) -> Request:
     """Finds the steps and plans; reads headers alone. Arguments and errors as for `history` and `check_request`."""
     steps = find_steps(checkpoints)
     if base is None:
@@ -109,7 +104,7 @@ def check_history(checkpoints: Any, base: Any, **measurement: Any) -> Request:
             raise UsageError(f"Step {first} is alone: give another one, or a base to compare it with.")
     unusable: dict[str, str] = {}
     posts = {str(step): source for step, source in steps.items()}
-    request = check_request(base, post=posts, between=False, unusable=unusable, **measurement)
+    request = check_request(base, posts, options, between=False, unusable=unusable)
     if not request.posts:
         step, reason = next(iter(unusable.items()))
         raise UsageError(f"None of {len(unusable)} steps can be compared. Step {step}: {reason}")

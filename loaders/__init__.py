@@ -1,10 +1,12 @@
 """Checkpoints: their files, what their tensors are, which of two belong together, reading them."""
 
-from polarax.loaders.architectures import ROLES, Identity, identify
+from polarax.loaders.architectures import Identity, identify
 from polarax.loaders.checkpoint import Checkpoint, CheckpointError, Read, Wanted
-from polarax.loaders.formats import open_checkpoint
+from polarax.loaders.labels import model_name
 from polarax.loaders.matrices import RoleMap, View, parse_role_map, read_views
-from polarax.loaders.pairing import Pair, Skipped, pair_checkpoints
+from polarax.loaders.opening import open_checkpoint
+from polarax.loaders.pairing import Pair, Pairing, Skipped, pair_checkpoints
+from polarax.loaders.roles import ROLES
 from polarax.loaders.steps import find_steps
 from polarax.loaders.writing import write_checkpoint
 
@@ -14,6 +16,7 @@ __all__ = [
     "CheckpointError",
     "Identity",
     "Pair",
+    "Pairing",
     "Read",
     "RoleMap",
     "Skipped",
@@ -21,6 +24,7 @@ __all__ = [
     "Wanted",
     "find_steps",
     "identify",
+    "model_name",
     "open_checkpoint",
     "pair_checkpoints",
     "parse_role_map",

@@ -1,11 +1,10 @@
 """What every checkpoint offers, whatever its format: names, shapes, dtypes, asynchronous reads."""
 
 import abc
-import asyncio
 import concurrent.futures
 import hashlib
 import math
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -56,7 +55,7 @@ class TensorInfo(NamedTuple):
 
     shape: tuple[int, ...]  # matrices as (out, in)
     dtype: np.dtype | None  # None if NumPy and ml_dtypes have no such type
-    dtype_name: str  # NumPy's name of it ("bfloat16"), or the spelling found in the store
+    dtype_name: str  # NumPy's name of it ("bfloat16"), or the store's own spelling
     nbytes: int  # bytes in the store
 
 
@@ -65,11 +64,11 @@ class Wanted(NamedTuple):
 
     name: str
     slices: Index = None  # which part of it: `index` of `Checkpoint.read`
-    out: np.ndarray | None = None  # filled and given back, if there is one
+    out: np.ndarray | None = None  # filled and returned, if there is one
 
 
 class Read:
-    """A read under way: wait for it with `result`, or `await` it.
+    """A read under way: wait for it with `result`, in a coroutine with `await asyncio.to_thread(read.result)`.
 
     Many may be in flight at once; their number and the bytes they hold are the caller's to bound.
     """
@@ -110,7 +109,7 @@ class Read:
         return self._decode(stored)
 
     def into(self, out: np.ndarray) -> "Read":
-        """The same read, with its array copied into `out` and `out` given back.
+        """The same read, with its array copied into `out`, which is the result.
 
         Raises:
             ValueError: On waiting, if shape or dtype of `out` differ.
@@ -122,16 +121,6 @@ class Read:
             return out
 
         return self.then(copy)
-
-    def __await__(self) -> Generator[Any, None, np.ndarray]:
-        future: Any = self._future
-        if isinstance(future, concurrent.futures.Future):
-            future = asyncio.wrap_future(future)
-        try:
-            stored = yield from future.__await__()
-        except Exception as error:
-            raise self._failure(error) from error
-        return self._decode(stored)
 
     def then(self, function: Callable[[np.ndarray], np.ndarray]) -> "Read":
         """The same read, whose result `function` turns into another array when it is asked for."""

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from polarax.loaders.checkpoint import CheckpointError
-from polarax.loaders.store import Store
+from polarax.loaders.stores.store import Store
 
 _NAME = "config.json"
 _LARGEST = 2**22  # bytes; the largest published ones, with names for thousands of classes, are below 1 MB
@@ -14,12 +14,12 @@ _LARGEST = 2**22  # bytes; the largest published ones, with names for thousands 
 def read_config(store: Store) -> Mapping[str, Any] | None:
     """The object in a folder's config.json; None if there is none.
 
-    Nothing depends on it but how fused matrices are told apart, so one that cannot be read counts as none: servers
-    answer a file that they do not have in many ways.
+    It only decides how fused matrices are split, so one that cannot be read counts as none: servers answer in many ways
+    where they have no such file.
     """
     try:
         text = store.wait(store.read(_NAME, 0, None), _NAME)
-        found = json.loads(text.tobytes()) if text is not None and len(text) <= _LARGEST else None
+        settings = json.loads(text.tobytes()) if text is not None and len(text) <= _LARGEST else None
     except (CheckpointError, EOFError, ValueError, RecursionError):
         return None
-    return found if isinstance(found, dict) else None
+    return settings if isinstance(settings, dict) else None

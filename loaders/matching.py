@@ -18,12 +18,12 @@ def match_names(names_base: Iterable[str], names_post: Iterable[str]) -> Mapping
     ".kernel" and the like, as Flax and PyTorch spell the names of one model.
     """
     base, post = set(names_base), set(names_post)
-    found = _match(base, post)
-    if found:
-        return found
+    matches = _match(base, post)
+    if matches:
+        return matches
     plain_base, plain_post = _by_plain_name(base), _by_plain_name(post)
-    found = _match(set(plain_base), set(plain_post))
-    return {plain_base[name]: plain_post[name_post] for name, name_post in found.items()}
+    matches = _match(set(plain_base), set(plain_post))
+    return {plain_base[name]: plain_post[name_post] for name, name_post in matches.items()}
 
 
 def _by_plain_name(names: set[str]) -> dict[str, str]:

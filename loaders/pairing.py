@@ -4,7 +4,7 @@ import math
 import re
 import sys
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -14,12 +14,12 @@ from polarax.loaders.matching import match_names
 from polarax.loaders.matrices import Inventory, RoleMapSource, View, identities, parse_role_map, take_inventory
 from polarax.loaders.matrices.inventory import OPTIMIZER
 from polarax.loaders.quantisation import quantised
+from polarax.loaders.roles import ROLE, Side
 
 # Of two checkpoints whose names differ: the share of the smaller one's matrices that must be found in the other by
 # layer and role, with the same shape. Below it they are two models, not two spellings of one.
 _IDENTITY_SHARE = 0.5
 
-_VOCABULARY = ("embed", "head")  # roles whose rows are tokens
 _DIGITS = re.compile(r"[0-9]+")
 
 
@@ -77,52 +77,89 @@ def pair_checkpoints(
     Raises:
         CheckpointError: If the two have nothing in common, or the role map cannot be used.
     """
-    table = parse_role_map(role_map)
-    inventory_base = take_inventory(base, table, post.config if base.config is None else None)
-    inventory_post = inventory_base
-    if post is not base:
-        inventory_post = take_inventory(post, table, base.config if post.config is None else None)
-    pairing = _Pairing(base, post, inventory_base, inventory_post, common_rows)
-    matches = match_names(base.names(), post.names())
-    if matches:
-        return pairing.by_name(matches)
-    found = pairing.by_identity()
-    if found is None:
-        raise CheckpointError(
-            f"{base.location} and {post.location} have no tensor name in common: "
-            f"the base has {_example(base)}, the post {_example(post)}"
-        )
-    return found
+    return Pairing(base, role_map=role_map, common_rows=common_rows).pair(post)
 
 
-class _Pairing:
-    """Two checkpoints, and what is in them."""
+class Pairing:
+    """Pairs several posts with one base, of which the inventory is taken once."""
 
-    def __init__(
-        self,
-        base: Checkpoint,
-        post: Checkpoint,
-        inventory_base: Inventory,
-        inventory_post: Inventory,
-        common_rows: bool,
-    ):
-        self._base, self._post = base, post
-        self._in_base, self._in_post = inventory_base, inventory_post
-        self._quantised_base = quantised(base)
-        self._quantised_post = self._quantised_base if post is base else quantised(post)
+    def __init__(self, base: Checkpoint, *, role_map: RoleMapSource = None, common_rows: bool = False):
+        """Reads nothing yet.
+
+        Args:
+            base: The checkpoint before training.
+            role_map: As for `pair_checkpoints`.
+            common_rows: As for `pair_checkpoints`.
+
+        Raises:
+            CheckpointError: If the role map cannot be used.
+        """
+        self._base = base
+        self._table = parse_role_map(role_map)
+        self._common_rows = common_rows
+        self._known: tuple[Mapping[str, Any] | None, _Side] | None = None  # and the post's configuration, if it counts
+
+    def pair(self, post: Checkpoint) -> tuple[list[Pair], list[Skipped]]:
+        """What `pair_checkpoints` gives for the base and a post, with the same errors."""
+        base = self._base
+        side_base = self._side_of_base(post)
+        side_post = side_base if post is base else self._take(post, base.config if post.config is None else None)
+        pairer = _Pairer(side_base, side_post, self._common_rows)
+        matches = match_names(base.names(), post.names())
+        if matches:
+            return pairer.by_name(matches)
+        paired = pairer.by_identity()
+        if paired is None:
+            raise CheckpointError(
+                f"{base.location} and {post.location} have no tensor name in common: "
+                f"the base has {_example(base)}, the post {_example(post)}"
+            )
+        return paired
+
+    def _side_of_base(self, post: Checkpoint) -> "_Side":
+        """What is in the base; taken anew only if that rests on a configuration which only the posts have."""
+        config = post.config if self._base.config is None else None
+        if self._known is None or self._known[0] != config:
+            self._known = config, self._take(self._base, config)
+        return self._known[1]
+
+    def _take(self, checkpoint: Checkpoint, config: Mapping[str, Any] | None) -> "_Side":
+        names = tuple(sorted(checkpoint.names(), key=natural))
+        return _Side(checkpoint, take_inventory(checkpoint, self._table, config), quantised(checkpoint), names)
+
+
+class _Side(NamedTuple):
+    """A checkpoint and what is in it."""
+
+    checkpoint: Checkpoint
+    inventory: Inventory
+    quantised: Mapping[str, str]  # tensors that are not read, with what each is
+    names: tuple[str, ...]  # of its tensors, in natural order
+
+
+class _Pairer:
+    """One base and one post, whose matrices are paired in one pass."""
+
+    def __init__(self, base: _Side, post: _Side, common_rows: bool):
+        self._base, self._post = base.checkpoint, post.checkpoint
+        self._in_base, self._in_post = base.inventory, post.inventory
+        self._names_base, self._names_post = base.names, post.names
+        self._quantised_base, self._quantised_post = base.quantised, post.quantised
         self._common_rows = common_rows
         self._pairs: list[Pair] = []
         self._skipped: list[Skipped] = []
 
     def by_name(self, matches: Mapping[str, str]) -> tuple[list[Pair], list[Skipped]]:
         """Pairs the matrices of tensors that are matched by name."""
-        for name in sorted(self._base.names(), key=natural):
+        for name in self._names_base:
             if name in matches:
                 self._pair_tensors(name, matches[name])
             else:
                 self._skip_one_sided(name, "base")
-        for name in sorted(set(self._post.names()) - set(matches.values()), key=natural):
-            self._skip_one_sided(name, "post")
+        matched = set(matches.values())
+        for name in self._names_post:
+            if name not in matched:
+                self._skip_one_sided(name, "post")
         return self._pairs, self._skipped
 
     def by_identity(self) -> tuple[list[Pair], list[Skipped]] | None:
@@ -144,14 +181,14 @@ class _Pairing:
         taken = {view_post.name for view_post in partners.values()}
         ambiguous = {
             view.name: f"ambiguous: several matrices are {_words(identity)}"
-            for found, other in ((base, post), (post, base))
-            for identity, views in found.items()
+            for side, other in ((base, post), (post, base))
+            for identity, views in side.items()
             if identity in other and (len(views) > 1 or len(other[identity]) > 1)
             for view in views
         }
-        for name in sorted(self._base.names(), key=natural):
+        for name in self._names_base:
             self._pair_views(name, partners, ambiguous)
-        for name in sorted(self._post.names(), key=natural):
+        for name in self._names_post:
             self._skip_views(name, "post", self._in_post, taken, ambiguous)
         return self._pairs, self._skipped
 
@@ -235,13 +272,13 @@ class _Pairing:
         """Why two matrices cannot be compared; None if they can."""
         shape, shape_post = view.shape, view_post.shape
         if shape != shape_post:
-            of_tokens = view.role in _VOCABULARY and shape[1] == shape_post[1]
+            of_tokens = ROLE[view.role].rows is Side.TOKENS and shape[1] == shape_post[1]
             if not (self._common_rows and of_tokens):
                 return f"shapes differ: base {shape}, post {shape_post}"
         dtype, dtype_post = self._base.dtype(view.tensor), self._post.dtype(view_post.tensor)
         if is_floating(dtype) and is_floating(dtype_post):
             return None
-        known = all(is_floating(one) or is_integer(one) for one in (dtype, dtype_post))
+        known = all(is_floating(stored) or is_integer(stored) for stored in (dtype, dtype_post))
         problem = "not floating-point:" if known else "unsupported dtype"
         words, words_post = self._base.dtype_name(view.tensor), self._post.dtype_name(view_post.tensor)
         return f"{problem} {words}" if words == words_post else f"{problem} base {words}, post {words_post}"

@@ -60,15 +60,15 @@ def quantised(checkpoint: Checkpoint) -> Mapping[str, str]:
     An 8-bit floating-point weight without a scale is not quantised: it is read as it is.
     """
     scales = find_scales(checkpoint)
-    found, parts = dict(scales.unclear), dict(scales.parts)
+    kinds, parts = dict(scales.unclear), dict(scales.parts)
     for weight, scale in scales.known.items():  # of a checkpoint that was opened without its scales
-        found[weight] = f"{checkpoint.dtype_name(weight)} with the scale {scale.tensor}"
+        kinds[weight] = f"{checkpoint.dtype_name(weight)} with the scale {scale.tensor}"
         parts[scale.tensor] = weight
     for name, weight in parts.items():
-        found.setdefault(name, f"part of {weight} ({_SCALED})")
+        kinds.setdefault(name, f"part of {weight} ({_SCALED})")
     names = dict.fromkeys(checkpoint.names())
     if not any(name.endswith(_COMPANIONS) for name in names):  # the usual case, and some 90,000 names in large models
-        return found
+        return kinds
     for name in names:
         for scheme in _SCHEMES:
             if not name.endswith(scheme.weight):
@@ -80,7 +80,7 @@ def quantised(checkpoint: Checkpoint) -> Mapping[str, str]:
             kind = scheme.name
             if scheme.one_byte:
                 kind = f"{checkpoint.dtype_name(name)} with the scale {companions[0]}"
-            found.setdefault(name, kind)
+            kinds.setdefault(name, kind)
             for companion in companions:
-                found.setdefault(companion, f"part of {name} ({scheme.name})")
-    return found
+                kinds.setdefault(companion, f"part of {name} ({scheme.name})")
+    return kinds

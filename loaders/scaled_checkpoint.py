@@ -1,6 +1,6 @@
 """A checkpoint whose scaled weights of one byte are read as what they mean: float32, the stored number times its scale.
 
-Bytes are read as they are stored, a scale along with the rows that it is for, and multiplied when they are asked for.
+Bytes are read as they are stored, together with the scales of those rows, and multiplied when the result is asked for.
 """
 
 from collections.abc import Mapping, Sequence
@@ -177,11 +177,11 @@ def _multiply_matrix(
     starts = sorted(cuts)
     for start, stop in zip(starts, [*starts[1:], rows], strict=True):
         if row_lookup is None:
-            own = factors
+            of_rows = factors
         elif column_lookup is None:
-            own = factors[row_lookup[start:stop]]
+            of_rows = factors[row_lookup[start:stop]]
         else:
-            own = factors[row_lookup[start] : row_lookup[start] + 1]
+            of_rows = factors[row_lookup[start] : row_lookup[start] + 1]
         part = out[start:stop]
         np.take(table, codes[start:stop], out=part, mode="clip")
-        np.multiply(part, own if column_lookup is None else own[:, column_lookup], out=part)
+        np.multiply(part, of_rows if column_lookup is None else of_rows[:, column_lookup], out=part)

@@ -16,7 +16,7 @@ import numpy as np
 
 from polarax.loaders.checkpoint import Checkpoint
 
-# What is put in place of what at the end of a weight's name, for that of its scale.
+# How the names of scales end, and what the name of the weight has in its place.
 _ENDINGS = (("_scale_inv", ""), ("_scale", ""), (".qscale_weight", ".weight"))
 _SCALES = tuple(ending for ending, _ in _ENDINGS)
 
@@ -94,7 +94,7 @@ def find_scales(checkpoint: Checkpoint) -> Scales:
     block_size = _BlockSize(checkpoint)
     of_weight: dict[str, list[str]] = {}
     for scale in scales:
-        weight = next(scale.removesuffix(ending) + own for ending, own in _ENDINGS if scale.endswith(ending))
+        weight = next(scale.removesuffix(ending) + replaced for ending, replaced in _ENDINGS if scale.endswith(ending))
         if weight in everything and is_one_byte(checkpoint.dtype(weight)):
             of_weight.setdefault(weight, []).append(scale)
     for weight, beside in of_weight.items():
@@ -102,11 +102,11 @@ def find_scales(checkpoint: Checkpoint) -> Scales:
             layer = weight.rpartition(".")[0]
             candidates = [weight + end for end in _FURTHER] + [layer + end for end in _FURTHER_IN_LAYER]
             beside = beside + [name for name in candidates if name in everything]
-        found = _scale(checkpoint, weight, beside, block_size)
-        if isinstance(found, Scale):
-            known[weight] = found
+        scale_or_reason = _scale(checkpoint, weight, beside, block_size)
+        if isinstance(scale_or_reason, Scale):
+            known[weight] = scale_or_reason
             continue
-        unclear[weight] = f"{checkpoint.dtype_name(weight)} with the scale {beside[0]}{found}"
+        unclear[weight] = f"{checkpoint.dtype_name(weight)} with the scale {beside[0]}{scale_or_reason}"
         for name in beside:
             parts.setdefault(name, weight)
     return Scales(known, unclear, parts)
@@ -132,11 +132,11 @@ def _configured(config: Mapping[str, Any]) -> tuple[int, int] | None:
     """The sides of the blocks, by transformers' name or by compressed-tensors'; None if it does not say one size."""
     nested = config.get("text_config")
     for settings in (config, nested if isinstance(nested, Mapping) else {}):
-        found = settings.get("quantization_config")
-        if not isinstance(found, Mapping):
+        quantization = settings.get("quantization_config")
+        if not isinstance(quantization, Mapping):
             continue
-        sizes = [found.get("weight_block_size")]
-        groups = found.get("config_groups")
+        sizes = [quantization.get("weight_block_size")]
+        groups = quantization.get("config_groups")
         for group in groups.values() if isinstance(groups, Mapping) else ():
             weights = group.get("weights") if isinstance(group, Mapping) else None
             if isinstance(weights, Mapping):
@@ -163,14 +163,14 @@ def _scale(checkpoint: Checkpoint, weight: str, beside: list[str], block_size: _
     shape, scale_shape = checkpoint.shape(weight), checkpoint.shape(scale)
     stored = shape[::-1] if transposed else shape
     last = weight.rpartition(".")[2] == "kernel"
-    found = _layout(stored, scale_shape, last, None)
-    if found is None and dtype != _INTEGER:
-        found = _layout(stored, scale_shape, last, block_size.sides or _BLOCK_SIDES)
-    if found is None:
+    layout = _layout(stored, scale_shape, last, None)
+    if layout is None and dtype != _INTEGER:
+        layout = _layout(stored, scale_shape, last, block_size.sides or _BLOCK_SIDES)
+    if layout is None:
         sides = block_size.sides if dtype != _INTEGER else None
         words = f" in blocks of {sides}" if sides else ""
         return f", whose shape {scale_shape} does not fit {stored}{words}"
-    axes, blocks = found
+    axes, blocks = layout
     if transposed:
         axes, blocks = tuple(len(shape) - 1 - axis for axis in axes), blocks[::-1]
     return Scale(scale, axes, blocks)

@@ -7,7 +7,7 @@ Index: TypeAlias = slice | tuple[slice, ...] | None
 """What a read accepts: everything (None), a slice of the first axis, or slices of leading axes."""
 
 
-class Run(NamedTuple):
+class ElementRun(NamedTuple):
     """A contiguous run of elements of an array in C order, and how to cut the wanted part out."""
 
     start: int  # first element of the run
@@ -33,7 +33,7 @@ def axis_slices(shape: tuple[int, ...], index: Index) -> tuple[slice, ...]:
     return given + (slice(None),) * (len(shape) - len(given))
 
 
-def plan_run(shape: tuple[int, ...], index: Index) -> Run:
+def plan_run(shape: tuple[int, ...], index: Index) -> ElementRun:
     """The shortest run of whole sub-arrays of an array in C order that holds `array[index]`.
 
     Leading axes from which one position is wanted narrow the run; the first axis from which several
@@ -50,7 +50,7 @@ def plan_run(shape: tuple[int, ...], index: Index) -> Run:
     """
     wanted = [range(*item.indices(size)) for item, size in zip(axis_slices(shape, index), shape, strict=True)]
     if not all(wanted):
-        return Run(0, 0, tuple(map(len, wanted)), (slice(None),) * len(shape))
+        return ElementRun(0, 0, tuple(map(len, wanted)), (slice(None),) * len(shape))
 
     start, count = 0, math.prod(shape)
     run_shape: list[int] = []
@@ -67,7 +67,7 @@ def plan_run(shape: tuple[int, ...], index: Index) -> Run:
             bounded = len(positions) > 1
             run_cut.append(slice(None, None, positions.step))
         run_shape.append(high - low)
-    return Run(start, start + count, tuple(run_shape), tuple(run_cut))
+    return ElementRun(start, start + count, tuple(run_shape), tuple(run_cut))
 
 
 def _as_slice(positions: range) -> slice:

@@ -2,6 +2,9 @@
 
 The folder is written under a temporary name beside its final one, shard by shard, and renamed when all of it is on the
 disk: under the final name there is a whole checkpoint or none. Nothing that exists is ever written to.
+
+The reference library cannot do this: `safetensors.serialize_file` takes all tensors of a file at once, in memory, and
+sorts them by dtype and name. It is the judge instead: tests read with it what is written here.
 """
 
 import contextlib
@@ -17,12 +20,14 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from polarax.loaders import formats
 from polarax.loaders.checkpoint import Checkpoint, CheckpointError
 from polarax.loaders.dtypes import is_floating, spelling_of
-from polarax.loaders.safetensors_checkpoint import SafetensorsCheckpoint
-from polarax.loaders.safetensors_header import LENGTH_BYTES, Entry, parse_json_object
+from polarax.loaders.formats import foreign
+from polarax.loaders.formats.safetensors_checkpoint import SafetensorsCheckpoint
+from polarax.loaders.formats.safetensors_header import LENGTH_BYTES, Entry, parse_json_object
 from polarax.loaders.scaled_checkpoint import ScaledCheckpoint
-from polarax.loaders.store import Store
+from polarax.loaders.stores.store import Store
 
 Replacement = np.ndarray | Callable[[], Any]
 """An array, or what is called for it when its turn comes, so that one at a time is in memory."""
@@ -30,11 +35,6 @@ Replacement = np.ndarray | Callable[[], Any]
 _CHUNK_BYTES = 16 << 20  # what is copied at a time; two of them are in memory
 _ALIGNMENT = 8  # of the data, as the reference implementation pads its headers with spaces
 
-# Weights that are not the checkpoint's own are not copied along, in whichever format.
-_WEIGHTS = (
-    *(".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".gguf", ".h5", ".msgpack", ".onnx", ".npz"),
-    *(".index.json", ".ot", ".tflite", ".mlmodel", ".onnx_data"),
-)
 # What goes with a model, where a store has no list of its files.
 _COMPANIONS = (
     *("config.json", "generation_config.json", "preprocessor_config.json", "chat_template.jinja"),
@@ -73,7 +73,7 @@ def write_checkpoint(
     """
     if isinstance(source, ScaledCheckpoint):
         for name in replacements:
-            words = source.dtype_name(name)  # there are no scales in it, which are part of their weights
+            words = source.dtype_name(name)  # the names of scales raise here: they are part of their weights
             if source.is_scaled(name):
                 raise CheckpointError(f"{source.location}: tensor {name!r} is {words}, which cannot be written")
         source = source.stored
@@ -245,10 +245,10 @@ def _copy(source: SafetensorsCheckpoint, file: str, start: int, stop: int, opene
     while coming is not None:
         future, part = coming
         try:
-            found = source.store.wait(future, file)
+            there = source.store.wait(future, file)
         except EOFError as error:
             raise CheckpointError(f"{source.store.path(file)}: {error}") from None
-        if not found:
+        if not there:
             raise CheckpointError(f"{source.store.path(file)}: the file is gone")
         start, turn = start + len(part), 1 - turn
         coming = begin(start, buffers[turn])
@@ -262,7 +262,7 @@ def _copy_companions(source: SafetensorsCheckpoint, folder: pathlib.Path) -> Non
         _copy_folder(pathlib.Path(store.location), folder)
         return
     listed = store.files()
-    names = _COMPANIONS if listed is None else [name for name in listed if not name.endswith(_WEIGHTS)]
+    names = _COMPANIONS if listed is None else [name for name in listed if not _is_weights(name)]
     for name in names:
         if not (folder / name).exists():
             data = _whole(store, name)
@@ -283,15 +283,21 @@ def _copy_folder(source: pathlib.Path, folder: pathlib.Path) -> None:
         ]
         for name in files:
             path, copy = pathlib.Path(above, name), folder / inside / name
-            if name[0] == "." or name.endswith(_WEIGHTS) or not path.is_file() or copy.exists():
+            if name[0] == "." or _is_weights(name) or not path.is_file() or copy.exists():
                 continue
             with path.open("rb") as opened, _created(copy) as to:
                 shutil.copyfileobj(opened, to)
 
 
+def _is_weights(name: str) -> bool:
+    """Whether a file has weights, in whichever format: those that are not the checkpoint's own are not copied along."""
+    return name.endswith(foreign.SUFFIXES) or formats.by_name(name) is not None
+
+
 def _holds_weights(above: str, name: str) -> bool:
     """Whether a folder is a checkpoint of its own, such as checkpoint-500 of a training run."""
-    return any(file.endswith((".safetensors", ".bin", ".pt")) for file in os.listdir(os.path.join(above, name)))
+    files = os.listdir(os.path.join(above, name))
+    return any(file.endswith((".bin", ".pt")) or formats.by_name(file) is not None for file in files)
 
 
 def _whole(store: Store, name: str) -> bytes | None:

@@ -16,21 +16,21 @@ from absl import flags
 
 import polarax
 from polarax.cli import COMMANDS
-from polarax.findings.effects import THRESHOLDS
+from polarax.findings.effects import thresholds
 from polarax.findings.signature import Signature
 from polarax.loaders import ROLES
-from polarax.metrics import BETWEEN_COLUMNS, CONTROL_COLUMNS, GROUPS, IDENTITY_COLUMNS, sampled_columns
-from polarax.report.plots import files
+from polarax.metrics import BETWEEN, CONTROL_COLUMNS, GROUPS, IDENTITY_COLUMNS, sampled_columns
+from polarax.report.plots.gallery import run_gallery
 from polarax.report.table import table_by_role
 from polarax.tracking.readings import METRICS, Options, names
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").rglob("*.md"))]
-COLUMNS = {*IDENTITY_COLUMNS, *CONTROL_COLUMNS, *(c for group in GROUPS.values() for c in group), *BETWEEN_COLUMNS}
+COLUMNS = {*IDENTITY_COLUMNS, *CONTROL_COLUMNS, *(c for group in GROUPS.values() for c in group), *BETWEEN}
 ARRAYS = {"s_base", "s_post", "s_change", "cosines_left", "cosines_right"}
 ARRAYS |= {"rotation_left", "rotation_right", "rotation_difference"}
-PLOTS = set(files.PLOTS)
+PLOTS = {picture.name for part in run_gallery() for picture in part.pictures}
 TRACKED = {*names(Options(METRICS, spectrum=True)), "lora_a", "lora_b"}  # the latter are Flax's names
 for _function in (polarax.Tracker, polarax.Tracker.plan):
     TRACKED |= set(inspect.signature(_function).parameters)
@@ -104,7 +104,7 @@ def test_the_csv_reads_back_exactly_as_the_page_says(workplace, monkeypatch):
     names: dict = {}
     exec(_blocks(ROOT / "docs/run_directory.md", "python")[0], names)
     ours = polarax.Run.open("runs/minilm").frame()
-    for column in COLUMNS - set(IDENTITY_COLUMNS) - set(BETWEEN_COLUMNS) - {"control"}:
+    for column in COLUMNS - set(IDENTITY_COLUMNS) - set(BETWEEN) - {"control"}:
         np.testing.assert_array_equal(names["frame"][column], ours[column])
 
 
@@ -143,7 +143,7 @@ def test_no_other_column_is_defined():
 @pytest.mark.parametrize("page", PAGES, ids=_relative)
 def test_names_in_code_font_exist(page):
     """A column that is renamed leaves no trace of its old name."""
-    known = COLUMNS | set(sampled_columns(GROUPS)) | ARRAYS | PLOTS | set(THRESHOLDS) | set(Signature._fields)
+    known = COLUMNS | set(sampled_columns(GROUPS)) | ARRAYS | PLOTS | set(thresholds()) | set(Signature._fields)
     known |= set(ROLES) | set(_flags()) | TRACKED
     written = set(_CODE.findall(_prose(page)))
     assert not {word for word in written - known if re.fullmatch(r"[a-z]+(_[a-z]+)+", word)}

@@ -297,7 +297,7 @@ def _our_analysis(method, working):
         stacks = device.put(base[None]), device.put(post[None])
         groups = ("scaling", "rotation")
         program = pair_analysis("", *stacks, dtype=working, groups=groups, method=method)
-        readings = jax.device_get(program.call())
+        (readings,) = jax.device_get(program.call()).posts
         return readings["s_base"][0], readings["s_post"][0], readings["nf"][0]
 
     return analyse

@@ -20,9 +20,9 @@ from benchmarks.cases import Case, Record, raced
 from benchmarks.options import Options
 from benchmarks.shapes import shrunk
 from benchmarks.timing import Contestant
-from polarax.comparison import check_request
 from polarax.measuring.stack_reads import StackReads
-from polarax.planning.selection import Selection
+from polarax.planning.options import Options as ComparisonOptions
+from polarax.planning.request import check_request
 
 # Matrices of the pair that is read, 1 GiB on each side, and of the one that is analysed as well.
 _STACK, _SHORT_STACK = (64, 4096, 2048), (8, 1024, 512)
@@ -99,9 +99,7 @@ def _our_reads(base, post):
     """Reads every stack of a comparison, in the order and the memory of a run, and computes nothing."""
 
     def read():
-        request = check_request(
-            base, post, Selection(), metrics=None, dtype="auto", top_k=16, method="auto", memory_gib=1.0
-        )
+        request = check_request(base, post, ComparisonOptions(memory_gib=1.0))
         with StackReads(request.base, list(request.posts.values()), request.plan.stacks) as reads:
             for _ in reads:
                 pass

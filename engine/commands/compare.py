@@ -15,7 +15,7 @@ from polarax.commands.report import write_pictures
 from polarax.comparison import run_request
 from polarax.errors import UsageError
 from polarax.planning.devices import enable_compilation_cache
-from polarax.report.posts.table import table_of_posts
+from polarax.report.posts_table import table_of_posts
 from polarax.report.table import table_by_role
 from polarax.results.run import Run
 

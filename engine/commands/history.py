@@ -10,13 +10,13 @@ import textwrap
 
 from absl import flags
 
-from polarax.commands.comparison_flags import define_measurement_flags, measurement_from_flags
+from polarax.commands.comparison_flags import define_option_flags, options_from_flags
 from polarax.commands.report import write_pictures
 from polarax.comparison import run_request
 from polarax.errors import UsageError
 from polarax.history import check_history
 from polarax.planning.devices import enable_compilation_cache
-from polarax.report.history.table import table_of_steps
+from polarax.report.steps_table import table_of_steps
 from polarax.results.runs import History
 
 
@@ -29,7 +29,7 @@ def define_flags(values: flags.FlagValues) -> None:
         flag_values=values,
     )
     flags.DEFINE_string("base", None, "What the steps are compared with; the first one by default.", flag_values=values)
-    define_measurement_flags(values)
+    define_option_flags(values)
     flags.DEFINE_string("out", None, "Folder for the run; new or empty, or one to go on with.", flag_values=values)
     flags.DEFINE_boolean("overwrite", False, "Replace a run that is already in --out.", flag_values=values)
     flags.DEFINE_string(
@@ -47,7 +47,7 @@ def run(values: flags.FlagValues) -> int:
     if values.compilation_cache:
         enable_compilation_cache(values.compilation_cache)
     given = values.checkpoints[0] if len(values.checkpoints) == 1 else values.checkpoints
-    request = check_history(given, values.base or None, **measurement_from_flags(values))
+    request = check_history(given, values.base or None, options_from_flags(values))
     history = run_request(request, values.out, overwrite=values.overwrite)
     assert isinstance(history, History)
     print(table_of_steps(history.frame()))

@@ -4,6 +4,7 @@ Writes report.html into the folder of a run, finished or interrupted: one self-c
 and a sortable table of all matrices; and the pictures by themselves, as PNG and SVG, into its folder plots.
 """
 
+import functools
 from collections.abc import Iterator, Sequence
 
 from absl import flags
@@ -44,38 +45,32 @@ def write_pictures(run: Run | Runs, *, plots: bool, page: bool, matrices: Sequen
         UsageError: A package is not installed, or a matrix is not in the run.
         RunError: A file cannot be written.
     """
-    from polarax.findings.chosen import choose_matrices
-    from polarax.report.page import write_report
-    from polarax.report.plots import draw_plots, write_plots
+    from polarax.report.plots.gallery import write_plots
 
     if not (plots or page):
         return
-    if isinstance(run, History):
-        from polarax.report.history.page import write_history_report
-        from polarax.report.history.plots import draw_history_plots
-
-        if plots:
-            for path in write_plots(run, run.path / PLOTS_FOLDER, draw_history_plots(run.frame())):
-                yield f"Plot: {path}"
-        if page:
-            yield f"Report: {write_history_report(run)}"
-        return
-    if isinstance(run, Runs):
-        from polarax.report.posts.page import write_posts_report
-        from polarax.report.posts.plots import draw_posts_plots
-
+    if isinstance(run, Runs) and not isinstance(run, History):
         for one in run.each():
             yield from write_pictures(one, plots=plots, page=page, matrices=matrices)
-        if plots:
-            for path in write_plots(run, run.path / PLOTS_FOLDER, draw_posts_plots(run)):
-                yield f"Plot: {path}"
-        if page:
-            yield f"Report: {write_posts_report(run)}"
-        return
-    choose_matrices(run.frame(), matrices)  # a wrong name is told before anything is drawn
-    figures = draw_plots(run)
+    figures, write = _drawn(run, matrices)
     if plots:
-        for path in write_plots(run, run.path / PLOTS_FOLDER, figures):
+        for path in write_plots(figures, run.path / PLOTS_FOLDER):
             yield f"Plot: {path}"
     if page:
-        yield f"Report: {write_report(run, matrices=matrices, figures=figures)}"
+        yield f"Report: {write(figures=figures)}"
+
+
+def _drawn(run, matrices):
+    """The pictures of a run, and what writes its page with them."""
+    from polarax.findings.chosen import choose_matrices
+    from polarax.report.history_page import write_history_report
+    from polarax.report.plots.gallery import draw_history_plots, draw_plots, draw_posts_plots
+    from polarax.report.posts_page import write_posts_report
+    from polarax.report.run_page import write_report
+
+    if isinstance(run, History):
+        return draw_history_plots(run.frame()), functools.partial(write_history_report, run)
+    if isinstance(run, Runs):
+        return draw_posts_plots(run), functools.partial(write_posts_report, run)
+    choose_matrices(run.frame(), matrices)  # a wrong name is told before anything is drawn
+    return draw_plots(run), functools.partial(write_report, run, matrices=matrices)

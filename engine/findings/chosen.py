@@ -1,13 +1,17 @@
 """Which matrices the report draws one by one: those that stand farthest from their controls, and one of each role."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 
 from polarax.errors import UsageError
-from polarax.findings.reading import THRESHOLDS
-from polarax.report.plots.rows import best_z, changed_rows, known_roles, out_of_range
+from polarax.findings.effects import DEVIATIONS
+from polarax.findings.rows import changed_rows, known_roles
+from polarax.metrics import Shown, effects_told
+from polarax.metrics.status import is_out_of_range
+from polarax.metrics.tables import column, constant
 
 _CHOSEN = 10
 _OF_EACH_METRIC = 3
@@ -38,16 +42,20 @@ def choose_matrices(frame: pd.DataFrame, wanted: Sequence[str] = ()) -> list[str
 
 
 def _distances(rows):
-    """For each headline metric, the few rows that are farthest outside its control, farthest first."""
-    sizes = {}
-    if "coordination" in rows:
-        sizes["coordination"] = rows["coordination"].abs(), THRESHOLDS["coordination"]
-    if "nf_excess" in rows:
-        excess = np.log(rows["nf_excess"].where((rows["nf_excess"] > 0) & ~out_of_range(rows))).abs()
-        sizes["nf"] = excess, np.log(THRESHOLDS["nf_factor"])
-    if "alpha_null" in rows:
-        sizes["alpha"] = (rows["alpha"] - rows["alpha_null"]).abs(), THRESHOLDS["alpha"]
-    for metric, (size, least) in sizes.items():
-        z = best_z(rows, metric)
-        outside = (size > least) & ((z.abs() > THRESHOLDS["z"]) if z is not None else True)
+    """For each metric whose effect is drawn, the few rows that are farthest outside its control, farthest first."""
+    for metric in effects_told():
+        effect, control = metric.effect, metric.control
+        if effect is None or control is None or metric.name not in rows or Shown.OVER_LAYERS not in metric.shown:
+            continue
+        value = column(rows, metric.name)
+        mean = constant(rows, 0.0) if metric.null is None else column(rows, metric.null)
+        if effect.measure == "difference":
+            size, least = (value - mean).abs(), effect.size
+        else:
+            ratio = column(rows, f"{metric.name}_excess") if control.excess else value / mean
+            size, least = np.log(ratio.where((ratio > 0) & np.isfinite(ratio))).abs(), math.log(effect.size)
+        if control.first_order:
+            size = size.mask(is_out_of_range(rows))
+        z = rows.get(f"{metric.name}_spectrum_z", rows.get(f"{metric.name}_z"))
+        outside = (size > least) & ((z.abs() > DEVIATIONS) if z is not None else True)
         yield size[outside].nlargest(_OF_EACH_METRIC)

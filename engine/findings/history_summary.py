@@ -1,24 +1,23 @@
 """The steps of a training run: the summary of each, and when effects came and went."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
 
-from polarax.findings.effects import KINDS
-from polarax.findings.reading import PHRASES
+from polarax.findings.effects import kinds
 from polarax.loaders import ROLES
 
-if TYPE_CHECKING:
-    from polarax.results.runs import History
 
-
-def summarise_history(history: "History") -> dict:
+def summarise_history(steps: Mapping[str, dict], unusable: Mapping[int, str]) -> dict:
     """Summary of all steps, JSON-ready up to NaN.
+
+    Args:
+        steps: Step -> `Run.summary()`, in order.
+        unusable: Steps that could not be compared, with the reason.
 
     Returns:
         steps: step -> `Run.summary`; effects: kind -> role -> step -> in how many matrices it was named, steps without
         left out; unusable: step -> reason; reading: sentences on when effects came and went, on the last step, on what
         could not be compared, and the thresholds they rest on.
     """
-    steps = {label: run.summary() for label, run in history.items()}
     effects: dict[str, dict[str, dict[str, int]]] = {}
     for step, summary in steps.items():
         for kind, roles in summary["effects"].items():
@@ -27,12 +26,12 @@ def summarise_history(history: "History") -> dict:
     sentences = []
     if steps:
         sentences += _emergence(effects, steps)
-        last, summary = next(reversed(steps.items()))
+        last, summary = list(steps.items())[-1]
         sentences += [f"Step {last}: {sentence}" for sentence in summary["reading"][:-1]]
-        sentences += [f"Step {step} was not compared: {reason}" for step, reason in history.unusable().items()]
+        sentences += [f"Step {step} was not compared: {reason}" for step, reason in unusable.items()]
         sentences += summary["reading"][-1:]
-    unusable = {str(step): reason for step, reason in history.unusable().items()}
-    return {"steps": steps, "effects": effects, "unusable": unusable, "reading": sentences}
+    left_out = {str(step): reason for step, reason in unusable.items()}
+    return {"steps": dict(steps), "effects": effects, "unusable": left_out, "reading": sentences}
 
 
 def _emergence(effects, steps):
@@ -40,9 +39,8 @@ def _emergence(effects, steps):
     measured = list(steps)
     last = measured[-1]
     found = False
-    for kind in (kind for kind in KINDS if kind in effects):
-        phrase, _ = PHRASES[kind]
-        for role in sorted(effects[kind], key=ROLES.index):
+    for kind, (said, _) in kinds().items():
+        for role in sorted(effects.get(kind, ()), key=ROLES.index):
             named = effects[kind][role]
             total = steps[last]["roles"].get(role, {}).get("matrices", 0)
             first, latest = next(iter(named)), next(reversed(named))
@@ -51,9 +49,10 @@ def _emergence(effects, steps):
             broken = f", but for {gaps} of the steps between" if gaps else ""
             if latest == last:
                 when = f"from step {first} on" if first != last else f"at step {last}, the last one, alone"
-                yield f"{role}: {phrase} {when}{broken}, in {named[last]} of {total} matrices at the end."
+                yield f"{role}: {said.phrase} {when}{broken}, in {named[last]} of {total} matrices at the end."
             else:
                 when = f"at step {first} alone" if first == latest else f"from step {first} to step {latest}"
-                yield f"{role}: {phrase} {when}{broken}, in at most {max(named.values())} matrices; not at the end."
+                most = max(named.values())
+                yield f"{role}: {said.phrase} {when}{broken}, in at most {most} matrices; not at the end."
     if not found and any(summary["reading"] for summary in steps.values()):
         yield f"No effect stands out at any of {len(measured)} steps."

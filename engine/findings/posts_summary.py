@@ -1,43 +1,48 @@
 """Several posts of one base: the summary of each, of each two, and a reading of all."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import pandas as pd
 
-from polarax.findings.effects import THRESHOLDS, mostly_rounding, rows_that_count
+from polarax.findings.effects import DEVIATIONS, mostly_rounding, rows_that_count
 
-if TYPE_CHECKING:
-    from polarax.results.runs import Runs
-
-# Two changes are said to go the same way, or opposite ways, beyond this cosine and THRESHOLDS["z"] deviations.
+# Two changes are said to go the same way, or opposite ways, beyond this cosine and DEVIATIONS deviations.
 COSINE = 0.1
 
 
-def summarise_posts(runs: "Runs") -> dict:
+class Compared(NamedTuple):
+    """What is known of one post, or of one post against another."""
+
+    frame: pd.DataFrame  # `Run.frame()`
+    summary: dict  # `Run.summary()`
+
+
+def summarise_posts(posts: Mapping[str, Compared], between: Mapping[tuple[str, str], Compared]) -> dict:
     """Summary of all posts, JSON-ready up to NaN.
+
+    Args:
+        posts: Label -> what is known of the post.
+        between: The labels of two of them -> what is known of the second against the first.
 
     Returns:
         posts: label -> `Run.summary`; between: "A to B" -> the same of two posts, with `cosine` (see
         `summarise_cosine`); reading: sentences on each post, on each two, and the thresholds they rest on.
     """
-    posts = {label: run.summary() for label, run in runs.items()}
-    frames = {label: run.frame() for label, run in runs.items()}
-    between, sentences = {}, []
-    for summary, name in ((posts[label], label) for label in posts):
-        sentences += [f"{name}: {sentence}" for sentence in summary["reading"][:-1]]
-    for first, second in runs.pairs:
-        if first not in posts or second not in posts:
-            continue
+    pairs, sentences = {}, []
+    for label, post in posts.items():
+        sentences += [f"{label}: {sentence}" for sentence in post.summary["reading"][:-1]]
+    for (first, second), pair in between.items():
         name = f"{first} to {second}"
-        run = runs.between(first, second)
-        cosine = summarise_cosine(run.frame(), frames[first], frames[second])
-        between[name] = {**run.summary(), "cosine": cosine}
+        cosine = summarise_cosine(pair.frame, posts[first].frame, posts[second].frame)
+        pairs[name] = {**pair.summary, "cosine": cosine}
         sentences += _direction(first, second, cosine)
-        sentences += [f"{name}: {sentence}" for sentence in between[name]["reading"][:-1]]
-    thresholds = [summary["reading"][-1] for summary in posts.values() if summary["reading"]][:1]
-    if thresholds and between:
-        thresholds.append(f"Common direction: a cosine of {COSINE:g}, by {THRESHOLDS['z']:g} standard deviations.")
-    return {"posts": posts, "between": between, "reading": [*sentences, *thresholds]}
+        sentences += [f"{name}: {sentence}" for sentence in pair.summary["reading"][:-1]]
+    thresholds = [post.summary["reading"][-1] for post in posts.values() if post.summary["reading"]][:1]
+    if thresholds and pairs:
+        thresholds.append(f"Common direction: a cosine of {COSINE:g}, by {DEVIATIONS:g} standard deviations.")
+    summaries = {label: post.summary for label, post in posts.items()}
+    return {"posts": summaries, "between": pairs, "reading": [*sentences, *thresholds]}
 
 
 def summarise_cosine(between: pd.DataFrame, first: pd.DataFrame, second: pd.DataFrame) -> dict:
@@ -57,7 +62,7 @@ def summarise_cosine(between: pd.DataFrame, first: pd.DataFrame, second: pd.Data
     """
     counted = [set(frame.loc[rows_that_count(frame) & ~mostly_rounding(frame), "name"]) for frame in (first, second)]
     rows = between[between["name"].isin(counted[0] & counted[1]) & between["change_cosine"].notna()]
-    cosine, far = rows["change_cosine"], rows["change_cosine_z"].abs() > THRESHOLDS["z"]
+    cosine, far = rows["change_cosine"], rows["change_cosine_z"].abs() > DEVIATIONS
     return {
         "matrices": len(rows),
         "same": int((far & (cosine > COSINE)).sum()),

@@ -5,12 +5,11 @@ from collections.abc import Iterable, Iterator
 import pandas as pd
 
 from polarax.findings.effects import (
-    JUDGED,
-    KINDS,
-    THRESHOLDS,
-    column,
+    DEVIATIONS,
     find_effects,
     judged_by,
+    kinds,
+    metrics_of_first_order,
     mostly_rounding,
     rows_that_count,
     without_control,
@@ -18,33 +17,12 @@ from polarax.findings.effects import (
 )
 from polarax.findings.signature import FEWEST_LAYERS, Signature, output_signature
 from polarax.loaders import ROLES
-from polarax.metrics import status_kind
+from polarax.metrics import Effect, effects_told, metric_of
+from polarax.metrics.change import MOSTLY_ROUNDING
+from polarax.metrics.status import Status, is_changed, is_meaningless, status_labels
+from polarax.metrics.tables import column
 
 _NAMED = 3  # matrices of one kind that are named one by one; more are counted by role
-
-# How the value of a metric is written.
-_FORMATS = {
-    "alpha": "{:.5g}",
-    "coordination": "{:+.2f}",
-    "budget_scaling": "{:.1%}",
-    "budget_outside": "{:.1%}",
-    "effective_rank_change": "{:.3g}",
-    "nf": "{:.3g}",
-}
-
-# kind -> what is said of a matrix, and what the numbers behind it are.
-PHRASES = {
-    "scaled up": ("scaled up", "alpha"),
-    "scaled down": ("scaled down", "alpha"),
-    "uneven": ("singular values changed, each by a factor of its own", "share of the change"),
-    "coordinated": ("coordinated", "coordination"),
-    "discordant": ("discordant", "coordination"),
-    "low rank": ("a change of low rank", "effective rank"),
-    "outside": ("changed more outside the base's row or column space than by chance", "share"),
-    "inside": ("changed less outside the base's row or column space than by chance", "share"),
-    "turned apart": ("left and right vectors turned apart more than by chance", "nf"),
-    "turned alike": ("left and right vectors turned apart less than by chance", "nf"),
-}
 
 
 def read_frame(frame: pd.DataFrame, draws: int = 0) -> list[str]:
@@ -63,7 +41,7 @@ def read_frame(frame: pd.DataFrame, draws: int = 0) -> list[str]:
     sentences = [
         *_quiet(frame, effects),
         *_signature(signature),
-        *(sentence for kind in KINDS for sentence in _effect(kind, effects[effects["kind"] == kind], frame)),
+        *(sentence for kind in kinds() for sentence in _effect(kind, effects[effects["kind"] == kind], frame)),
         *_unjudged(frame),
         *_flagged(frame),
     ]
@@ -80,7 +58,7 @@ def _quiet(frame, effects):
     if quiet.empty:
         return
     limits = []
-    if len(metrics) < len(JUDGED):
+    if len(metrics) < len(effects_told()):
         limits.append(f"by {_listed(metrics)}")
     if without_control(quiet).any():
         limits.append("as far as it can be judged")
@@ -113,34 +91,38 @@ def _effect(kind, effects, frame):
     """Sentences on one kind of effect: matrix by matrix if they are few, else by role."""
     if effects.empty:
         return
-    phrase, numbers = PHRASES[kind]
+    said, metric = kinds()[kind]
+    effect = metric.effect
+    assert effect is not None
     if len(effects) <= _NAMED:
-        for effect in effects.itertuples():
-            label = _possessive(frame.loc[effect.row])
-            yield f"{label.replace('layer ', 'Layer ', 1)}: {phrase} ({numbers} {_beside_control(effect)})."
+        for row in effects.itertuples():
+            label = _possessive(frame.loc[row.row])
+            yield f"{label.replace('layer ', 'Layer ', 1)}: {said.phrase} ({effect.numbers} {_beside_control(row)})."
         return
     judged = frame[rows_that_count(frame)]
     farthest = effects.iloc[0]
-    median = _FORMATS[farthest["metric"]].format(effects["value"].median())
+    median = effect.format.format(effects["value"].median())
     yield (
-        f"{_by_role(frame.loc[effects['row']], judged, whole='all ')}: {phrase} ({numbers} {median} in the median; "
-        f"farthest {_possessive(frame.loc[farthest['row']])}, {_beside_control(farthest)})."
+        f"{_by_role(frame.loc[effects['row']], judged, whole='all ')}: {said.phrase} "
+        f"({effect.numbers} {median} in the median; farthest {_possessive(frame.loc[farthest['row']])}, "
+        f"{_beside_control(farthest)})."
     )
 
 
 def _unjudged(frame):
     rough = without_control(frame)
     if rough.any():
+        metrics = _listed([metric.name for metric in metrics_of_first_order() if metric.name in frame])
         yield (
-            f"nf can't be judged in {_matrices(int(rough.sum()))} ({_by_role(frame[rough], frame[rough], whole='')}): "
-            "condition number times drift passes 1, where its closed-form control does not hold, and none was sampled."
+            f"{metrics} can't be judged in {_matrices(int(rough.sum()))} "
+            f"({_by_role(frame[rough], frame[rough], whole='')}): condition number times drift passes 1, where its "
+            "closed-form control does not hold, and none was sampled."
         )
 
 
 def _flagged(frame):
     """Rows that nothing is claimed of."""
-    kinds = frame["status"].map(status_kind)
-    changed = kinds.isin(["ok", "rank-deficient"])
+    changed = is_changed(frame)
     rounded = changed & mostly_rounding(frame)
     if rounded.any():
         yield (
@@ -148,9 +130,9 @@ def _flagged(frame):
             f"claimed, in {_share(int(rounded.sum()), int(changed.sum()))}."
         )
     notes = []
-    if (kinds == "unchanged").any():
-        notes.append(f"{_matrices(int((kinds == 'unchanged').sum()))} did not change at all")
-    broken = int(kinds.isin(["not finite", "zero"]).sum())
+    if unchanged := int((status_labels(frame) == Status.UNCHANGED.label).sum()):
+        notes.append(f"{_matrices(unchanged)} did not change at all")
+    broken = int(is_meaningless(frame).sum())
     if broken:
         notes.append(f"{_matrices(broken)} could not be read (zero, NaN or Inf)")
     if "rounding_share" in frame:
@@ -162,20 +144,30 @@ def _flagged(frame):
 
 
 def _thresholds(draws):
-    size = THRESHOLDS
     sampled = f" ({z_limit_of_draws(draws):.3g} where it was sampled, for {draws} draws)" if draws else ""
+    beyond = _words(effect for effect in _effects() if effect.by_deviations)
+    alone = _words(effect for effect in _effects() if not effect.by_deviations)
     return (
-        f"Thresholds: {size['z']:g} standard deviations of the control{sampled}, and also alpha {size['alpha']:.1%}, "
-        f"coordination {size['coordination']:g}, shares of the change {100 * size['share']:g} points, nf a factor "
-        f"{size['nf_factor']:g} from it; effective rank of the change {size['low_rank']:g} of a random one's; rounding "
-        f"{size['rounding_share']:g} of the change."
+        f"Thresholds: {DEVIATIONS:g} standard deviations of the control{sampled}, and also {', '.join(beyond)}; "
+        f"{'; '.join([*alone, f'rounding {MOSTLY_ROUNDING:g} of the change'])}."
     )
 
 
+def _effects() -> list[Effect]:
+    return [metric.effect for metric in effects_told() if metric.effect is not None]
+
+
+def _words(effects: Iterable[Effect]) -> list[str]:
+    """What is said of their thresholds, once each: where the last one of them would be told."""
+    return list(dict.fromkeys(effect.words for effect in reversed(list(effects))))[::-1]
+
+
 def _beside_control(effect):
-    form = _FORMATS[effect.metric]
+    metric = metric_of(effect.metric)
+    assert metric.effect is not None
+    form = metric.effect.format
     value, control = form.format(effect.value), form.format(effect.control)
-    if effect.metric == "coordination" and effect.control == 0:
+    if metric.control is not None and metric.control.zero and effect.control == 0:
         control = "0"
     elif not control.strip("+-0.%"):
         control = control.lstrip("+-")  # a zero has no sign

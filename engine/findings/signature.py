@@ -11,7 +11,8 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from polarax.findings.effects import THRESHOLDS, column, control_of, rows_that_count, z_limit
+from polarax.findings.effects import chance_of, rows_that_count, thresholds, z_limit
+from polarax.metrics.tables import column
 
 OUTPUT = "o"
 FEWEST_LAYERS = 3  # fewer have no spread to speak of
@@ -40,7 +41,7 @@ def output_signature(frame: pd.DataFrame, draws: int = 0) -> Signature | None:
         None where no layer has both an output projection and another role with an alpha.
     """
     rows = frame[rows_that_count(frame) & frame["layer"].notna() & (frame["role"] != "other")]
-    control = control_of(rows, "alpha")
+    control = chance_of(rows, "alpha")
     measured = pd.DataFrame(
         {
             "layer": rows["layer"],
@@ -66,10 +67,11 @@ def output_signature(frame: pd.DataFrame, draws: int = 0) -> Signature | None:
     # Noise may leave alpha anywhere from 1 to 1 + drift^2 / 2: the difference least in favour of either side.
     least = float((both["excess"][True] - both["most"][False]).mean())
     most = float((both["most"][True] - both["excess"][False]).mean())
+    threshold = thresholds()["alpha"]
     z = difference / control_std if control_std > 0 else math.nan
     distinct = (
         len(both) >= FEWEST_LAYERS
-        and (least > THRESHOLDS["alpha"] or most < -THRESHOLDS["alpha"])
+        and (least > threshold or most < -threshold)
         and abs(difference) > spread
         and abs(z) > float(np.max(z_limit(rows, "alpha", draws)))
     )

@@ -8,17 +8,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from polarax.findings.effects import THRESHOLDS, find_effects, mostly_rounding, without_control, z_limit_of_draws
+from polarax.findings.effects import find_effects, mostly_rounding, thresholds, without_control, z_limit_of_draws
 from polarax.findings.reading import read_frame
 from polarax.findings.signature import output_signature
 from polarax.loaders import ROLES
-from polarax.metrics import CONTROL_COLUMNS, IDENTITY_COLUMNS, status_kind
-
-# What is kept of a layer: of 80 layers and every metric, the summary would be longer than the table.
-_LAYER_METRICS = (
-    "drift", "alpha", "ratio_cv_energy", "nf", "nf_excess", "budget_scaling", "budget_coordinated",
-    "budget_discordant", "budget_outside", "coordination", "fit_error",
-)  # fmt: skip
+from polarax.metrics import CONTROL_COLUMNS, IDENTITY_COLUMNS, Shown, shown_in
+from polarax.metrics.status import JudgedBy, status_labels
 
 
 def summarise(frame: pd.DataFrame, skipped: pd.DataFrame, draws: int = 0) -> dict:
@@ -39,14 +34,13 @@ def summarise(frame: pd.DataFrame, skipped: pd.DataFrame, draws: int = 0) -> dic
         sentences; thresholds: what they rest on.
     """
     present = set(frame["role"])
-    kinds = frame["status"].map(status_kind)
     effects = find_effects(frame, draws)
     outstanding = frame.index.isin(effects["row"])
     signature = output_signature(frame, draws)
     limit = {"z_sampled": z_limit_of_draws(draws)} if draws else {}
     return {
         "matrices": len(frame),
-        "status": dict(Counter(kinds)),
+        "status": dict(Counter(status_labels(frame))),
         "skipped": dict(Counter(re.sub(r"\(.*", "", reason).strip() for reason in skipped["reason"])),
         "roles": {
             role: _describe_role(frame[frame["role"] == role], outstanding[frame["role"] == role])
@@ -54,7 +48,7 @@ def summarise(frame: pd.DataFrame, skipped: pd.DataFrame, draws: int = 0) -> dic
             if role in present
         },
         "layers": {
-            str(layer): {"matrices": len(rows), **_describe(rows, [m for m in _LAYER_METRICS if m in rows])}
+            str(layer): {"matrices": len(rows), **_describe(rows, [c for c in _layer_columns() if c in rows])}
             for layer, rows in frame.groupby("layer")
         },
         "flagged": {"rounding": int(mostly_rounding(frame).sum()), "nf_unjudged": int(without_control(frame).sum())},
@@ -63,15 +57,24 @@ def summarise(frame: pd.DataFrame, skipped: pd.DataFrame, draws: int = 0) -> dic
         },
         "signature": signature._asdict() if signature else None,
         "reading": read_frame(frame, draws),
-        "thresholds": {**THRESHOLDS, **limit},
+        "thresholds": thresholds() | limit,
     }
+
+
+def _layer_columns() -> list[str]:
+    """What is kept of a layer: of 80 layers and every metric, the summary would be longer than the table."""
+    columns = []
+    for metric in shown_in(Shown.LAYERS):
+        ratio = [f"{metric.name}_excess"] if metric.control is not None and metric.control.excess else []
+        columns += [metric.name, *ratio]
+    return columns
 
 
 def _describe_role(rows: pd.DataFrame, outstanding: np.ndarray) -> dict[str, Any]:
     metrics = [c for c in rows.columns if c not in IDENTITY_COLUMNS and c not in CONTROL_COLUMNS]
     return {
         "matrices": len(rows),
-        "out_of_range": int((rows["control"] == "out of range").sum()),
+        "out_of_range": int((rows["control"] == JudgedBy.OUT_OF_RANGE.value).sum()),
         "rounding": int(mostly_rounding(rows).sum()),
         "named": int(outstanding.sum()),
         **_describe(rows, metrics),

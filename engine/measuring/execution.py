@@ -3,7 +3,6 @@
 import concurrent.futures
 import contextlib
 import itertools
-import math
 import time
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -12,12 +11,11 @@ import jax
 import numpy as np
 
 from polarax.loaders import Checkpoint
-from polarax.measuring.posts_program import PostReadings, measure_posts
-from polarax.measuring.program import measure_stack
+from polarax.measuring.program import StackReadings, measure_stack
 from polarax.measuring.progress import Progress
+from polarax.measuring.rows import as_stored, make_row
 from polarax.measuring.sampled_controls import matrix_key
 from polarax.measuring.stack_reads import StackReads
-from polarax.metrics import CONTROL_REACH_LIMIT, status_kind
 from polarax.planning.comparison_plan import Plan
 from polarax.planning.devices import (
     lone_cpu,
@@ -27,17 +25,9 @@ from polarax.planning.devices import (
     stack_sharding,
     takes_batches,
 )
+from polarax.planning.measurement import Measurement
 from polarax.planning.stacks import Stack
 from polarax.results.run_directory import RunWriter
-
-# Readings of a matrix that are arrays, written beside matrices.csv.
-_ARRAYS = (
-    *("s_base", "s_post", "s_change", "cosines_left", "cosines_right"),
-    *("rotation_left", "rotation_right", "rotation_difference"),
-)
-
-# Columns about the rounding of the stored dtypes.
-_OF_STORED_DTYPE = {"rounding_share", "nf_rounding", "spectral_norm_rounding"}
 
 
 class Work(NamedTuple):
@@ -46,13 +36,7 @@ class Work(NamedTuple):
     base: Checkpoint
     posts: tuple[Checkpoint, ...]
     plan: Plan
-    groups: tuple[str, ...]
-    top_k: int
-    dtype: str
-    method: str
-    draws: int  # random changes of each kind; 0 where no metric has use for them
-    seed: int
-    pictures: bool = True  # keep those of the rotations
+    measurement: Measurement
 
 
 class Output:
@@ -63,12 +47,13 @@ class Output:
         posts: One place, or two of which the first stands as the base.
         names: Of its matrices, in model order.
         plan: Of all runs.
-        sampled: Whether its rows have sampled controls.
+        measurement: What its rows have.
     """
 
-    def __init__(self, writer: RunWriter, posts: tuple[int, ...], names: Sequence[str], plan: Plan, sampled: bool):
-        self.writer, self.posts = writer, posts
-        self._sampled = sampled
+    def __init__(
+        self, writer: RunWriter, posts: tuple[int, ...], names: Sequence[str], plan: Plan, measurement: Measurement
+    ):
+        self.writer, self.posts, self._measurement = writer, posts, measurement
         self._place = {name: index for index, name in enumerate(names)}
         parts = [part for part in map(self._part_of, plan.stacks) if part is not None]
         self._waiting = {part.label: part for part in writer.unfinished(parts, self._place)}
@@ -77,13 +62,13 @@ class Output:
         """Whether the stack has something that is not written yet."""
         return stack.label in self._waiting
 
-    def write(self, stack: Stack, readings: PostReadings) -> None:
+    def write(self, stack: Stack, readings: StackReadings) -> None:
         """Writes what of a stack belongs to this run."""
-        part, places = self._waiting[stack.label], [stack.posts.index(place) for place in self.posts]
-        own = readings.posts[places[0]] if len(places) == 1 else readings.pairs[_pairs_of(stack).index(tuple(places))]
-        own = _as_stored(own, part)
-        rows = [_row(pair, own, index, self._sampled) for index, pair in enumerate(part.pairs)]
-        arrays = {name: own[name] for name in _ARRAYS if name in own}
+        part, places = self._waiting[stack.label], tuple(stack.posts.index(place) for place in self.posts)
+        own = readings.posts[places[0]] if len(places) == 1 else readings.pairs[_pairs_of(stack).index(places)]
+        own = as_stored(own, part)
+        rows = [make_row(pair, own, index, self._measurement) for index, pair in enumerate(part.pairs)]
+        arrays = {name: values for name, values in own.items() if values.ndim > 1}
         self.writer.write_stack(part, rows, arrays, [self._place[pair.name] for pair in part.pairs])
 
     def _part_of(self, stack):
@@ -157,29 +142,23 @@ class _Programs:
                 dtypes = [first[0].dtype_base, *(pair.dtype_post for pair in first)]
                 base, *posts = (jax.ShapeDtypeStruct(shape, dtype, sharding=self._sharding) for dtype in dtypes)
                 keys = []
-                if self._work.draws:
+                if self._work.measurement.draws:
                     keys.append(jax.ShapeDtypeStruct((shape[0], 2), np.uint32, sharding=self._sharding))
-                how = {
-                    "groups": self._work.groups,
-                    "top_k": self._work.top_k,
-                    "dtype": self._work.dtype,
-                    "method": self._work.method,
-                    "draws": self._work.draws,
-                    "pictures": self._work.pictures,
-                    "mesh": self._mesh,
-                    "batched": takes_batches(),
-                }
-                if len(posts) == 1:
-                    lowered = measure_stack.lower(base, *posts, *keys, **how)
-                else:
-                    pairs = _pairs_of(stack) if self._between else ()
-                    lowered = measure_posts.lower(base, tuple(posts), *keys, pairs=pairs, **how)
+                lowered = measure_stack.lower(
+                    base,
+                    tuple(posts),
+                    *keys,
+                    measurement=self._work.measurement,
+                    pairs=_pairs_of(stack) if self._between else (),
+                    mesh=self._mesh,
+                    batched=takes_batches(),
+                )
                 self._compiled[key] = lowered.compile()
                 release_free_memory()
         return self._compiled[key]
 
     def start(self, pool, stack, operands):
-        """Starts the calls of every lane; returns the lanes' futures, of a list of `PostReadings` on the host."""
+        """Starts the calls of every lane; returns the lanes' futures, of a list of `StackReadings` on the host."""
         program, posts, length = self.of(stack), len(stack.posts), stack.size // stack.lanes
         operands = (*operands, *self._keys(stack))
         parts = [slice(i, i + 1) for i in range(len(stack.pairs))] if self._one_by_one else [slice(None)]
@@ -194,18 +173,16 @@ class _Programs:
 
     def _keys(self, stack):
         """One array, (size, 2): what each matrix's random changes are drawn from; nothing if there are none."""
-        if not self._work.draws:
+        if not self._work.measurement.draws:
             return ()
         keys = np.zeros((stack.size, 2), np.uint32)
-        keys[: len(stack.pairs)] = [matrix_key(self._work.seed, pair.name) for pair in stack.pairs]
+        keys[: len(stack.pairs)] = [matrix_key(self._work.measurement.seed, pair.name) for pair in stack.pairs]
         return (keys,)
 
 
 def _call(program, posts, operands):
     """The readings of a program's matrices, on the host."""
     base, *others = operands
-    if posts == 1:
-        return PostReadings((jax.device_get(program(base, *others)),), ())
     return jax.device_get(program(base, tuple(others[:posts]), *others[posts:]))
 
 
@@ -219,73 +196,9 @@ def _joined(parts):
     return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
 
 
-def _as_stored(readings, stack):
-    """The readings of a stack without padding, left and right named for each matrix as it is stored."""
-    readings = {name: values[: len(stack.pairs)] for name, values in readings.items()}
-    transposed = np.array(stack.transposed)
-    for left in [name for name in readings if name.endswith("_left")]:
-        right = left.removesuffix("left") + "right"
-        both = readings[left], readings[right]
-        swap = transposed.reshape(-1, *[1] * (both[0].ndim - 1))
-        readings[left], readings[right] = (np.where(swap, *sides) for sides in (both[::-1], both))
-    return readings
-
-
 def _place(operand, sharding):
     """The stack on its devices, each its share; on a single one the program takes it as it is."""
     return operand if sharding is None else jax.device_put(operand, sharding)
-
-
-def _row(pair, readings, index, sampled):
-    """One row of matrices.csv: plain Python values."""
-    own = {name: values[index].item() for name, values in readings.items() if values.ndim == 1}
-    status = _status(own, min(pair.shape))
-    if status_kind(status) in ("not finite", "zero"):  # what was computed means nothing
-        own = dict.fromkeys(own, math.nan)
-    if (pair.stored_base, pair.stored_post) != (pair.dtype_base.name, pair.dtype_post.name):
-        # They are of the dtype that was read, not of the quantised type it was stored in.
-        own |= {column: math.nan for column in _OF_STORED_DTYPE & own.keys()}
-    if "change_cosine" in own:
-        std = 1 / math.sqrt(math.prod(pair.shape))
-        own |= {"change_cosine_null_std": std, "change_cosine_z": own["change_cosine"] / std}
-    return {
-        "name": pair.name,
-        "layer": pair.layer,
-        "role": pair.role,
-        "expert": pair.expert,
-        "rows": pair.shape[0],
-        "cols": pair.shape[1],
-        "dtype_base": pair.stored_base,
-        "dtype_post": pair.stored_post,
-        "status": status,
-        **own,
-        "control": _control(own["control_reach"], sampled),
-    }
-
-
-def _control(reach, sampled):
-    """Which control a row is judged by; "" where there is none."""
-    if math.isnan(reach):
-        return ""
-    if sampled:
-        return "sampled"
-    return "closed form" if reach <= CONTROL_REACH_LIMIT else "out of range"
-
-
-def _status(readings, full_rank):
-    """In one or two words, whether the numbers of a row mean what they say."""
-    for side in ("base", "post"):
-        if readings[f"nonfinite_{side}"]:
-            return f"not finite: {readings[f'nonfinite_{side}']} in {side}"
-    for side in ("base", "post"):
-        if not readings[f"rank_{side}"]:
-            return f"zero {side}"
-    if not readings["change_norm"]:
-        return "unchanged"
-    for side in ("base", "post"):
-        if readings[f"rank_{side}"] < full_rank:
-            return f"rank {readings[f'rank_{side}']} of {full_rank} in {side}"
-    return "ok"
 
 
 @contextlib.contextmanager

@@ -1,7 +1,10 @@
-"""The compiled program of a run: a stack of matrices of one shape in, every reading of every matrix out."""
+"""The compiled program of a run: a stack of matrices with their posts in, every reading of every matrix out.
+
+Base and posts are decomposed once, whatever they are compared with. The metrics themselves are in the catalogue.
+"""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeVar
 
 import jax
@@ -9,45 +12,44 @@ import jax.numpy as jnp
 from jax import lax
 
 from polarax import kernels
-from polarax.measuring.sampled_controls import sampled_controls
-from polarax.metrics import sampled_metrics
+from polarax.measuring.sampled_controls import sampled_readings
+from polarax.metrics import GROUPS, MatrixPair, Readings, Spectra
+from polarax.planning.measurement import Measurement
 
 Item = TypeVar("Item")
-Readings = dict[str, jax.Array]
 
-# Groups that read the singular vectors; without them the singular values are enough.
-GROUPS_WITH_VECTORS = {"rotation", "budget", "fit", "overlap"}
+# Arguments of `measure_stack` that a program is compiled for.
+STATIC = ("measurement", "pairs", "mesh", "batched")
 
-STATIC = ("groups", "top_k", "dtype", "method", "draws", "pictures", "mesh", "batched")
+
+class StackReadings(NamedTuple):
+    """Readings of a stack, each column or array name -> (count, ...)."""
+
+    posts: tuple[Readings, ...]  # of the base and each post
+    pairs: tuple[Readings, ...]  # of posts against each other
 
 
 @functools.partial(jax.jit, static_argnames=STATIC)
 def measure_stack(
     base: jax.Array,
-    post: jax.Array,
+    posts: tuple[jax.Array, ...],
     keys: jax.Array | None = None,
     *,
-    groups: tuple[str, ...],
-    top_k: int = 16,
-    dtype: str = "float64",
-    method: str = "auto",
-    draws: int = 0,
-    pictures: bool = True,
+    measurement: Measurement,
+    pairs: tuple[tuple[int, int], ...] = (),
     mesh: jax.sharding.Mesh | None = None,
     batched: bool = True,
-) -> Readings:
-    """Reads a stack of pairs.
+) -> StackReadings:
+    """Reads a stack of matrices and their posts.
 
     Args:
         base: (count, m, n) in the stored dtype.
-        post: (count, m, n) in its stored dtype.
-        keys: (count, 2), uint32: what each pair's random changes are drawn from (`matrix_key`); only with draws.
-        groups: Metric groups of `polarax.metrics.GROUPS`.
-        top_k: Size of the leading subspaces compared.
-        dtype: Working dtype, "float64" (under an enabled x64 scope) or "float32".
-        method: How to decompose, one of `polarax.kernels.SVD_METHODS`.
-        draws: Random changes of each kind to draw for the sampled controls.
-        pictures: Whether "rotation" has its arrays.
+        posts: (count, m, n) each, in their stored dtypes.
+        keys: (count, 2), uint32: what each matrix's random changes are drawn from (`matrix_key`), the same for all
+            posts; only with draws.
+        measurement: What is measured; float64 needs an enabled x64 scope.
+        pairs: Places of posts to be read against each other, the first as the base of the second, in the groups of
+            `Measurement.between_posts`; they also have `change_cosine`, of the changes of both from the base.
         mesh: Devices to divide the stack over, along its one axis; count must be a multiple of their number. Each
             works on its share alone.
         batched: Take the stack as one batch, as accelerators want it; otherwise matrix by matrix, which on CPU keeps
@@ -59,17 +61,15 @@ def measure_stack(
         `cosines_right`, each (count, k), with "rotation" also `rotation_left`, `rotation_right` and
         `rotation_difference`, each (count, k, k), k at most 64.
     """
-    measure = functools.partial(
-        _measure, groups=groups, top_k=top_k, dtype=dtype, method=method, draws=draws, pictures=pictures
-    )
-    return over_stack(measure, (base, post) if keys is None else (base, post, keys), mesh, batched)
+    measure = functools.partial(_measure, measurement=measurement, pairs=pairs)
+    return _over_stack(measure, (base, posts) if keys is None else (base, posts, keys), mesh, batched)
 
 
-def over_stack(measure: Callable[..., Item], stacks: tuple, mesh: jax.sharding.Mesh | None, batched: bool) -> Item:
+def _over_stack(measure: Callable[..., Item], stacks: tuple, mesh: jax.sharding.Mesh | None, batched: bool) -> Item:
     """measure(*stacks), each device its share, as one batch or matrix by matrix."""
 
     def measure_share(*stacks):
-        return measure(*stacks) if batched else lax.map(lambda pair: measure(*pair), stacks)
+        return measure(*stacks) if batched else lax.map(lambda matrix: measure(*matrix), stacks)
 
     if mesh is None:
         return measure_share(*stacks)
@@ -79,233 +79,124 @@ def over_stack(measure: Callable[..., Item], stacks: tuple, mesh: jax.sharding.M
 
 
 def _measure(
-    base_stored: jax.Array,
-    post_stored: jax.Array,
+    base: jax.Array,
+    posts: tuple[jax.Array, ...],
     keys: jax.Array | None = None,
     *,
-    groups: tuple[str, ...],
-    top_k: int,
-    dtype: str,
-    method: str,
-    draws: int,
-    pictures: bool,
-) -> Readings:
-    draws = draws if sampled_metrics(groups) else 0
-    with_change_values = "shape" in groups or draws > 0
-    if GROUPS_WITH_VECTORS & set(groups):
-        found = kernels.frames(base_stored, post_stored, change_values=with_change_values, dtype=dtype, method=method)
-        spectra = Spectra(found.s_base, found.s_post, found.s_change, found.change_norm)
+    measurement: Measurement,
+    pairs: tuple[tuple[int, int], ...],
+) -> StackReadings:
+    dtype, between = measurement.dtype, measurement.between_posts()
+    together = jnp.stack([post.astype(_common_dtype(posts)) for post in posts])
+
+    def of_post(frames, spectra, post):
+        readings = _read(base, post, frames, spectra, measurement)
+        if measurement.draws:
+            readings |= sampled_readings(base, post, keys, readings, spectra, measurement)
+        return readings
+
+    def of_pair(frames, spectra, first, second):
+        changes = (post.astype(dtype) - base.astype(dtype) for post in (first, second))
+        return _read(first, second, frames, spectra, between) | {"change_cosine": kernels.change_cosine(*changes)}
+
+    if measurement.vectors:
+        of_posts, of_pairs = kernels.map_posts(
+            lambda frames, post: of_post(frames, _spectra_of(frames), post),
+            base,
+            together,
+            pairs=pairs,
+            read_pair=lambda frames, *both: of_pair(frames, _spectra_of(frames), *both),
+            change_values=measurement.change_values,
+            dtype=dtype,
+            method=measurement.method,
+        )
+        of_posts, of_pairs = (
+            [jax.tree.map(lambda x, place=place: x[place], stacked) for place in range(count)]
+            for stacked, count in ((of_posts, len(posts)), (of_pairs, len(pairs)))
+        )
     else:
-        found = None
-        spectra = _spectra(base_stored.astype(dtype), post_stored.astype(dtype), with_change_values, method)
-    read = functools.partial(read_pair, groups=groups, top_k=top_k, dtype=dtype, pictures=pictures)
-    readings = read(base_stored, post_stored, found, spectra)
-    if "change" in groups:
-        readings |= change_readings(base_stored, post_stored, spectra.s_base, spectra.change_norm)
-    if draws:
-        readings |= sampled_readings(base_stored, post_stored, keys, readings, spectra, groups, draws, dtype, method)
-    return readings
+        of_posts, of_pairs = _by_values_alone(base, together, pairs, of_post, of_pair, measurement)
+    of_posts = [
+        readings | _read_stored(base, post, readings, measurement)
+        for readings, post in zip(of_posts, posts, strict=True)
+    ]
+    of_pairs = [
+        readings | _read_stored(posts[first], posts[second], readings, between)
+        for readings, (first, second) in zip(of_pairs, pairs, strict=True)
+    ]
+    return StackReadings(tuple(of_posts), tuple(of_pairs))
 
 
-class Spectra(NamedTuple):
-    """Singular values of base, post and change, descending, (..., r), and the norm of the change, (...)."""
-
-    s_base: jax.Array
-    s_post: jax.Array
-    s_change: jax.Array | None
-    change_norm: jax.Array
+def _spectra_of(frames: kernels.Frames) -> Spectra:
+    return Spectra(frames.s_base, frames.s_post, frames.s_change, frames.change_norm)
 
 
-def _spectra(base: jax.Array, post: jax.Array, with_change_values: bool, method: str) -> Spectra:
-    wanted = [base, post, post - base] if with_change_values else [base, post]
-    s_base, s_post, s_change = (*kernels.singular_values(jnp.stack(wanted), method=method), None)[:3]
-    return Spectra(s_base, s_post, s_change, kernels.frobenius(post - base))
+def _by_values_alone(base, together, pairs, of_post, of_pair, measurement):
+    """Readings that need no singular vectors."""
+    base, posts, method = base.astype(measurement.dtype), together.astype(measurement.dtype), measurement.method
+    changes = posts - base
+    wanted = [base, *posts, *(changes if measurement.change_values else ())]
+    s_base, *values = kernels.singular_values(jnp.stack(wanted), method=method)
+    s_posts, s_changes = values[: len(posts)], values[len(posts) :] or [None] * len(posts)
+    of_posts = [
+        of_post(None, Spectra(s_base, s_post, s_change, kernels.frobenius(change)), post)
+        for s_post, s_change, change, post in zip(s_posts, s_changes, changes, together, strict=True)
+    ]
+    of_pairs = []
+    for first, second in pairs:
+        spectra = Spectra(s_posts[first], s_posts[second], None, kernels.frobenius(posts[second] - posts[first]))
+        of_pairs.append(of_pair(None, spectra, together[first], together[second]))
+    return of_posts, of_pairs
 
 
-def read_pair(
-    base_stored: jax.Array,
-    post_stored: jax.Array,
-    pair: kernels.Frames | None,
-    spectra: Spectra,
-    *,
-    groups: tuple[str, ...],
-    top_k: int,
-    dtype: str,
-    pictures: bool = True,
-) -> Readings:
+def _read(base, post, frames, spectra, measurement) -> Readings:
     """Everything but the sampled controls, and what depends on the stored dtypes."""
-    shape = (base_stored.shape[-2], base_stored.shape[-1])
-    s_base, s_post, s_change, change_norm = spectra
+    shape = (base.shape[-2], base.shape[-1])
+    control = kernels.closed_form_controls(spectra.s_base, spectra.change_norm, shape=shape)
+    pair = MatrixPair(shape, spectra, frames, control, base, post, measurement.top_k, measurement.pictures)
     readings = {
-        "nonfinite_base": _nonfinite(base_stored, dtype, s_base, s_post),
-        "nonfinite_post": _nonfinite(post_stored, dtype, s_base, s_post),
-        "change_norm": change_norm,
-    }
-    rank_base, rank_post = (kernels.numerical_rank(values, *shape) for values in (s_base, s_post))
-    control = kernels.closed_form_controls(s_base, change_norm, shape=shape)
-    readings |= {
-        "s_base": s_base,
-        "s_post": s_post,
-        "rank_base": rank_base,
-        "rank_post": rank_post,
+        "nonfinite_base": _nonfinite(base, measurement.dtype, spectra),
+        "nonfinite_post": _nonfinite(post, measurement.dtype, spectra),
+        "change_norm": spectra.change_norm,
+        "s_base": spectra.s_base,
+        "s_post": spectra.s_post,
+        "rank_base": kernels.numerical_rank(spectra.s_base, *shape),
+        "rank_post": kernels.numerical_rank(spectra.s_post, *shape),
         "control_reach": control.reach,
     }
-    if "scaling" in groups:
-        readings |= _scaling(s_base, s_post, control, shape=shape)
-    if pair is not None:
-        readings |= _rotation(pair, control, groups)
-    if pair is not None and "rotation" in groups and pictures:
-        readings |= _pictures(pair)
-    if pair is not None and "overlap" in groups:
-        readings |= _overlap(kernels.overlap_of_frames(pair, k=top_k))
-    if "shape" in groups:
-        assert s_change is not None
-        readings |= _shape({"base": s_base, "post": s_post, "change": s_change})
+    for group in measurement.groups:
+        if not GROUPS[group].stored:
+            for read in GROUPS[group].readers:
+                readings |= read(pair)
     return readings
 
 
-def sampled_readings(
-    base: jax.Array,
-    post: jax.Array,
-    keys: jax.Array | None,
-    readings: Readings,
-    spectra: Spectra,
-    groups: tuple[str, ...],
-    draws: int,
-    dtype: str,
-    method: str,
-) -> Readings:
-    """The columns of the sampled controls of what has been read."""
-    assert keys is not None and spectra.s_change is not None
-    drawn = sampled_controls(
-        functools.partial(_headlines, groups=groups),
-        base,
-        post,
-        spectra.s_change,
-        keys,
-        draws=draws,
-        dtype=dtype,
-        method=method,
-    )
-    columns: Readings = {}
-    for metric, control_of in drawn.items():
-        for kind, (mean, std) in control_of.items():
-            columns |= {
-                f"{metric}_{kind}": mean,
-                f"{metric}_{kind}_std": std,
-                f"{metric}_{kind}_z": _z(readings[metric], mean, std, spectra.change_norm),
-            }
-    return columns
+def _read_stored(base, post, readings, measurement) -> Readings:
+    """The groups that depend on the stored dtypes."""
+    shape = (base.shape[-2], base.shape[-1])
+    spectra = Spectra(readings["s_base"], readings["s_post"], readings.get("s_change"), readings["change_norm"])
+    control = kernels.closed_form_controls(spectra.s_base, spectra.change_norm, shape=shape)
+    pair = MatrixPair(shape, spectra, None, control, base, post, measurement.top_k, measurement.pictures)
+    stored: Readings = {}
+    for group in measurement.groups:
+        if GROUPS[group].stored:
+            for read in GROUPS[group].readers:
+                stored |= read(pair)
+    return stored
 
 
-def _headlines(pair: kernels.Frames, groups: tuple[str, ...]) -> Readings:
-    """The metrics of a pair whose control is sampled, by the same functions as all others."""
-    control = kernels.closed_form_controls(pair.s_base, pair.change_norm, shape=pair.shape)
-    readings = _scaling(pair.s_base, pair.s_post, control, shape=pair.shape) | _rotation(pair, control, groups)
-    return {metric: readings[metric] for metric in sampled_metrics(groups)}
-
-
-def _nonfinite(x: jax.Array, dtype: str, s_base: jax.Array, s_post: jax.Array) -> jax.Array:
+def _nonfinite(x: jax.Array, dtype: str, spectra: Spectra) -> jax.Array:
     """Entries of x that are not finite in the working dtype; counted only where the largest singular values are not."""
     return lax.cond(
-        jnp.all(jnp.isfinite(s_base[..., 0]) & jnp.isfinite(s_post[..., 0])),
+        jnp.all(jnp.isfinite(spectra.s_base[..., 0]) & jnp.isfinite(spectra.s_post[..., 0])),
         lambda: jnp.zeros(x.shape[:-2], jnp.int32),
         lambda: jnp.sum(~jnp.isfinite(x.astype(dtype)), axis=(-2, -1), dtype=jnp.int32),
     )
 
 
-def change_readings(base: jax.Array, post: jax.Array, s_base: jax.Array, change_norm: jax.Array) -> Readings:
-    """The group change, which depends on the stored dtypes."""
-    shape = (base.shape[-2], base.shape[-1])
-    noise = jnp.maximum(*(kernels.rounding_noise(x, x.dtype) for x in (base, post))).astype(change_norm.dtype)
-    return {
-        "drift": change_norm / kernels.frobenius(s_base[..., None, :]),
-        "unchanged": kernels.unchanged_share(base, post),
-        "rounding_share": _over(noise, change_norm, change_norm),
-        "nf_rounding": kernels.closed_form_controls(s_base, noise, shape=shape).nf,
-        "spectral_norm_rounding": kernels.noise_spectral_norm(noise, shape),
-    }
-
-
-def _scaling(s_base: jax.Array, s_post: jax.Array, control: kernels.Controls, *, shape: tuple[int, int]) -> Readings:
-    rank = jnp.minimum(*(kernels.numerical_rank(values, *shape) for values in (s_base, s_post)))
-    scaling = kernels.scaling(s_base, s_post, rank=rank)
-    return {
-        **scaling._asdict(),
-        "alpha_null": control.alpha,
-        "alpha_null_std": control.alpha_std,
-        "alpha_z": _over(scaling.alpha - control.alpha, control.alpha_std, control.alpha_std),
-        "ratio_cv_null": control.ratio_cv,
-    }
-
-
-def _rotation(pair: kernels.Frames, control: kernels.Controls, groups: tuple[str, ...]) -> Readings:
-    """What needs the singular vectors and has a control: the groups rotation, budget and fit."""
-    readings: Readings = {}
-    if "rotation" in groups:
-        nf = kernels.rotation_difference(pair)
-        readings |= {
-            "nf": nf,
-            "nf_null": control.nf,
-            "nf_null_std": control.nf_std,
-            "nf_excess": _over(nf, control.nf, pair.change_norm),
-            "nf_z": _over(nf - control.nf, control.nf_std, pair.change_norm),
-        }
-    if "budget" in groups:
-        readings |= _budget(kernels.budget_of_frames(pair), control)
-    if "fit" in groups:
-        readings |= {f"fit_{name}": value for name, value in kernels.fit_of_frames(pair)._asdict().items()}
-        readings["fit_error_null"] = control.fit_error
-    return readings
-
-
-def _overlap(overlap: kernels.Overlap) -> Readings:
-    names = ("intruders_left", "intruders_right", "cosines_left", "cosines_right")
-    return {f"overlap_{side}": getattr(overlap, side) for side in ("left", "right")} | {
-        name: getattr(overlap, name) for name in names
-    }
-
-
-def _pictures(pair: kernels.Frames) -> Readings:
-    """|Q_U|, |Q_V| and |Q_U - Q_V| as pictures, for people to look at: float32 is enough."""
-    turned = {"left": pair.left, "right": pair.right, "difference": pair.left - pair.right}
-    return {f"rotation_{which}": kernels.block_magnitudes(x).astype(jnp.float32) for which, x in turned.items()}
-
-
-def _budget(budget: kernels.DriftBudget, control: kernels.Controls) -> Readings:
-    shares = {f"budget_{part}": getattr(budget, part) for part in ("scaling", "coordinated", "discordant", "outside")}
-    return {
-        **shares,
-        **{f"{share}_null": getattr(control, share) for share in shares},
-        "coordination": budget.coordination,
-        "coordination_null_std": control.coordination_std,
-        "coordination_z": budget.coordination / control.coordination_std,
-    }
-
-
-def _shape(spectra: Mapping[str, jax.Array]) -> Readings:
-    readings: Readings = {}
-    for which, values in spectra.items():
-        readings |= {
-            f"stable_rank_{which}": kernels.stable_rank(values),
-            f"effective_rank_{which}": kernels.effective_rank(values),
-            f"spectral_norm_{which}": values[..., 0],
-        }
-        if which == "change":
-            readings["s_change"] = values
-        else:
-            readings[f"power_law_{which}"] = kernels.power_law(values).exponent
-    return readings
-
-
-def _z(value: jax.Array, mean: jax.Array, std: jax.Array, change: jax.Array) -> jax.Array:
-    """Distance from the mean of draws in their standard deviations; NaN where these are rounding errors.
-
-    What is sampled has no unit and is of the size of 1, or its deviation far from eps.
-    """
-    return _over(value - mean, jnp.where(std > 4 * jnp.finfo(std.dtype).eps, std, 0), change)
-
-
-def _over(value: jax.Array, unit: jax.Array, change: jax.Array) -> jax.Array:
-    """value / unit; NaN where the unit is 0, or nothing changed: one rounding error over another says nothing."""
-    return jnp.where((change > 0) & (unit > 0), value / unit, jnp.nan)
+def _common_dtype(posts: Sequence[jax.Array]) -> jnp.dtype:
+    """One that holds the values of all: their own, or float32 unless there is float64."""
+    dtypes = {post.dtype for post in posts}
+    if len(dtypes) == 1:
+        return dtypes.pop()
+    return jnp.dtype(jnp.float64 if jnp.dtype(jnp.float64) in dtypes else jnp.float32)

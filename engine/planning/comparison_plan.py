@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from polarax.errors import UsageError
-from polarax.loaders import Checkpoint, CheckpointError, Pair, RoleMap, Skipped, pair_checkpoints
+from polarax.loaders import Checkpoint, CheckpointError, Pair, Pairing, RoleMap, Skipped
 from polarax.loaders.pairing import natural
+from polarax.planning.measurement import Measurement
 from polarax.planning.selection import Selection
 from polarax.planning.stacks import (
     PLENTY_BYTES,
@@ -102,84 +103,32 @@ class Plan:
         )
 
 
-def plan_comparison(
-    base: Checkpoint,
-    post: Checkpoint,
-    selection: Selection,
-    *,
-    memory_bytes: int,
-    dtype: str = "float64",
-    method: str = "auto",
-    devices: int = 1,
-    lanes: int = 1,
-    role_map: RoleMap | None = None,
-    common_rows: bool = False,
-    draws: int = 0,
-) -> Plan:
-    """Plans a comparison without reading any tensor.
-
-    Args:
-        base: The checkpoint before training.
-        post: The checkpoint after it.
-        selection: Which matrices to keep.
-        memory_bytes: What the stacks in flight may take; a single larger matrix is still planned, alone.
-        dtype: Working precision.
-        method: How matrices are decomposed, one of `polarax.kernels.SVD_METHODS`.
-        devices: Devices that a stack is divided over: its length is a multiple of their number.
-        lanes: Parts of a stack to compute side by side on one device, where memory allows.
-        role_map: The user's own table of names.
-        common_rows: Compare embeddings of different vocabularies on the rows that both have.
-        draws: Random changes of each kind, for the sampled controls.
-
-    Raises:
-        CheckpointError: The checkpoints have no name in common.
-        UsageError: The selection leaves nothing.
-    """
-    return plan_posts(
-        base,
-        {"": post},
-        selection,
-        memory_bytes=memory_bytes,
-        dtype=dtype,
-        method=method,
-        devices=devices,
-        lanes=lanes,
-        role_map=role_map,
-        common_rows=common_rows,
-        draws=draws,
-    )
-
-
 def plan_posts(
     base: Checkpoint,
     posts: Mapping[str, Checkpoint],
     selection: Selection,
+    measurement: Measurement = Measurement(),
     *,
     memory_bytes: int,
-    dtype: str = "float64",
-    method: str = "auto",
     devices: int = 1,
     lanes: int = 1,
     role_map: RoleMap | None = None,
     common_rows: bool = False,
-    draws: int = 0,
     between: bool = False,
     unusable: dict[str, str] | None = None,
 ) -> Plan:
-    """Plans the comparison of several posts with one base, which is read and decomposed once for all that fit.
+    """Plans the comparison of posts with one base, which is read and decomposed once for all that fit.
 
     Args:
         base: The checkpoint before training.
         posts: The checkpoints after it, by label; one alone needs none.
         selection: Which matrices to keep.
-        memory_bytes: As for `plan_comparison`.
-        dtype: Working precision.
-        method: How matrices are decomposed.
-        devices: As for `plan_comparison`.
-        lanes: As for `plan_comparison`.
+        measurement: What is measured of them.
+        memory_bytes: What the stacks in flight may take; a single larger matrix is still planned, alone.
+        devices: Devices that a stack is divided over: its length is a multiple of their number.
+        lanes: Parts of a stack to compute side by side on one device, where memory allows.
         role_map: The user's own table of names.
         common_rows: Compare embeddings of different vocabularies on the rows that both have.
-        draws: As for `plan_comparison`.
         between: Compare the posts with each other too: all of a matrix's are then in one stack, whatever memory that
             takes; otherwise as many as fit.
         unusable: Takes the labels of posts that cannot be compared, with the reason, and they are left out.
@@ -188,11 +137,12 @@ def plan_posts(
         CheckpointError: A post and the base have no name in common.
         UsageError: The selection leaves nothing of a post, or none of its matrices can be compared.
     """
+    pairing = Pairing(base, role_map=role_map, common_rows=common_rows)
     parts: list[Part] = []
     members: dict[tuple, dict[int, Pair]] = {}
     for label, post in posts.items():
         try:
-            pairs, skipped = pair_checkpoints(base, post, role_map=role_map, common_rows=common_rows)
+            pairs, skipped = pairing.pair(post)
             chosen, left_out = selection.split(pairs)
             skipped = [*skipped, *left_out]
             if not chosen:
@@ -205,9 +155,9 @@ def plan_posts(
         for pair in chosen:
             members.setdefault((pair.name, pair.shape), {})[len(parts)] = pair
         parts.append(Part(tuple(pair.name for pair in chosen), tuple(skipped)))
-    work_of = functools.partial(work_bytes, dtype, method, draws, between)
+    work_of = functools.partial(work_bytes, measurement.dtype, measurement.method, measurement.draws, between)
     stacks = make_stacks(members.values(), memory_bytes, work_of, devices, lanes, together=between)
-    return Plan(tuple(stack._replace(draws=draws) for stack in stacks), tuple(parts), memory_bytes)
+    return Plan(tuple(stack._replace(draws=measurement.draws) for stack in stacks), tuple(parts), memory_bytes)
 
 
 def _nothing_left(label, skipped):

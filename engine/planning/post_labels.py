@@ -6,16 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from polarax.errors import UsageError
-from polarax.loaders import Checkpoint
+from polarax.loaders import Checkpoint, model_name
 from polarax.loaders.stores.addresses import redact_location
 
 # A label is the name of a folder in the run, and a word in tables and pictures.
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}")
 _NAMED = re.compile(rf"({_LABEL.pattern})=(.+)", re.DOTALL)
 _NOT_IN_LABELS = re.compile(r"[^A-Za-z0-9._+-]+")
-# Names of files, not of models: the folder around them says more.
-_FILES = re.compile(r"(?:model(?:[-.].*)?|pytorch_model.*|consolidated.*|.*\.index)?\.?(?:safetensors|gguf|json)?")
-_ENDINGS = (".safetensors.index.json", ".safetensors", ".gguf")
 # What else lies beside the runs of the posts.
 _TAKEN = ("between", "plots", "arrays")
 
@@ -71,10 +68,4 @@ def _named(source):
 
 def _label_of(location):
     """The end of a path or URL that says something."""
-    parts = [part for part in location.rstrip("/").split("/") if part]
-    while len(parts) > 1 and _FILES.fullmatch(parts[-1]):
-        parts.pop()
-    last = parts[-1] if parts else ""
-    for ending in _ENDINGS:
-        last = last.removesuffix(ending)
-    return _NOT_IN_LABELS.sub("-", last.partition("@")[0]).strip("-._+")[:100] or "post"
+    return _NOT_IN_LABELS.sub("-", model_name(location).partition("@")[0]).strip("-._+")[:100] or "post"

@@ -5,45 +5,36 @@ import gc
 import math
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
 
-from polarax import kernels
 from polarax.errors import UsageError
 from polarax.loaders import Checkpoint, CheckpointError, RoleMap, open_checkpoint, parse_role_map
-from polarax.loaders.store import local_path
-from polarax.metrics import parse_metrics, sampled_metrics
+from polarax.loaders.stores.store import local_path
 from polarax.planning.comparison_plan import Plan, plan_posts
-from polarax.planning.devices import most_lanes, working_dtype, working_method
+from polarax.planning.devices import most_lanes
 from polarax.planning.environment import describe_environment
+from polarax.planning.measurement import Measurement
+from polarax.planning.options import Options
 from polarax.planning.post_labels import named_posts
 from polarax.planning.selection import Selection
 
-DTYPES = ("auto", "float64", "float32")
-DEFAULT_TOP_K = 16  # leading singular vectors compared, as in docs/definitions.md
-DEFAULT_MEMORY_GIB = 4.0
-DEFAULT_CONTROL_DRAWS = 0  # the closed forms are free
-DEFAULT_SEED = 0
+ONLY_POST = ""  # label of a post that is given alone
 
 
 class Request(NamedTuple):
     """A checked request: what to compare and how."""
 
     base: Checkpoint
-    posts: Mapping[str, Checkpoint]  # by label; one that has none is ""
+    posts: Mapping[str, Checkpoint]  # by label; that of one alone is `ONLY_POST`
     plan: Plan
     selection: Selection
-    groups: tuple[str, ...]
-    top_k: int
-    dtype: str
-    method: str
+    measurement: Measurement
     memory_gib: float
     role_map: RoleMap | None
     common_rows: bool
-    control_draws: int
-    seed: int
     between: bool = False  # compare the posts with each other too
     unusable: Mapping[str, str] | None = None  # steps of a history that cannot be compared, with the reason; else None
 
@@ -53,48 +44,25 @@ class Request(NamedTuple):
         return self.unusable is not None
 
     @property
-    def labels(self) -> tuple[str, ...]:
-        """Of several posts; empty for one."""
-        return tuple(label for label in self.posts if label)
-
-    @property
-    def sampled(self) -> bool:
-        """Whether random changes are drawn: they are asked for, and a metric has use for them."""
-        return self.control_draws > 0 and bool(sampled_metrics(self.groups))
+    def several(self) -> bool:
+        """Whether the posts have labels, and a folder each."""
+        return ONLY_POST not in self.posts
 
 
 def check_request(
     base: Any,
     post: Any,
-    selection: Selection,
+    options: Options,
     *,
-    metrics: str | Iterable[str] | None,
-    dtype: str,
-    top_k: int,
-    method: str,
-    memory_gib: float,
-    role_map: str | os.PathLike | Mapping[str, Any] | None = None,
-    common_rows: bool = False,
-    control_draws: int = DEFAULT_CONTROL_DRAWS,
-    seed: int = DEFAULT_SEED,
     between: bool = True,
     unusable: dict[str, str] | None = None,
 ) -> Request:
     """Opens the checkpoints and plans the comparison; reads headers alone and writes nothing.
 
     Args:
-        base: As for `polarax.compare`, and so are all others but the last.
+        base: As for `polarax.compare`.
         post: One post, or several.
-        selection: Which matrices to keep.
-        metrics: Groups of metrics.
-        dtype: Working precision.
-        top_k: Leading singular vectors whose subspaces are compared.
-        method: How to decompose.
-        memory_gib: Memory that a run may take on the host.
-        role_map: A table of names.
-        common_rows: Compare embeddings of different vocabularies on their common rows.
-        control_draws: Random changes of each kind.
-        seed: What they are drawn from.
+        options: Which matrices, and how.
         between: Compare several posts with each other too.
         unusable: For steps of a history: takes the labels of those that cannot be compared, with the reason, and they
             are left out; without it they are errors.
@@ -103,20 +71,19 @@ def check_request(
         CheckpointError: A checkpoint cannot be read, or the base and a post have nothing in common.
         UsageError: An argument cannot be met, or no matrix is left to compare.
     """
-    groups = parse_metrics(metrics)
-    if dtype not in DTYPES:
-        raise UsageError(f"Unknown dtype {dtype!r}. Expected one of {', '.join(DTYPES)}.")
-    if top_k < 1:
-        raise UsageError(f"top_k must be at least 1. Got {top_k}.")
-    if method not in kernels.SVD_METHODS:
-        raise UsageError(f"Unknown method {method!r}. Expected one of {', '.join(kernels.SVD_METHODS)}.")
-    if not 0 < memory_gib < math.inf:
-        raise UsageError(f"memory_gib must be positive and finite. Got {memory_gib}.")
-    for name, number in (("control_draws", control_draws), ("seed", seed)):
-        if number < 0:
-            raise UsageError(f"{name} must be at least 0. Got {number}.")
-    dtype, method = working_dtype(dtype), working_method(method)
-    table = parse_role_map(role_map)
+    selection = Selection.parse(options.include, options.exclude, options.roles, options.layers)
+    measurement = Measurement.parse(
+        options.metrics,
+        dtype=options.dtype,
+        top_k=options.top_k,
+        method=options.method,
+        control_draws=options.control_draws,
+        seed=options.seed,
+        pictures=unusable is None,
+    )
+    if not 0 < options.memory_gib < math.inf:
+        raise UsageError(f"memory_gib must be positive and finite. Got {options.memory_gib}.")
+    role_map = parse_role_map(options.role_map or None)
     with without_garbage_collection():
         opened_base = open_checkpoint(base)
         posts = _open_posts(base, opened_base, post, unusable)
@@ -125,31 +92,25 @@ def check_request(
             opened_base,
             posts,
             selection,
-            memory_bytes=int(memory_gib * 2**30),
-            dtype=dtype,
-            method=method,
+            measurement,
+            memory_bytes=int(options.memory_gib * 2**30),
             devices=jax.local_device_count(),
             lanes=most_lanes(),
-            role_map=table,
-            common_rows=common_rows,
-            draws=control_draws if sampled_metrics(groups) else 0,
+            role_map=role_map,
+            common_rows=options.common_rows,
             between=between,
             unusable=unusable,
         )
+    usable = {label: opened for label, opened in posts.items() if label not in (unusable or ())}
     return Request(
         opened_base,
-        {label: opened for label, opened in posts.items() if label not in (unusable or ())},
+        usable,
         plan,
         selection,
-        groups,
-        top_k,
-        dtype,
-        method,
-        memory_gib,
-        table,
-        common_rows,
-        control_draws,
-        seed,
+        measurement,
+        options.memory_gib,
+        role_map,
+        options.common_rows,
         between,
         unusable,
     )
@@ -162,7 +123,7 @@ def _open_posts(
     several = named_posts(post)
     opened: dict[str, Checkpoint] = {}
     known = {_location(base): opened_base} if _location(base) is not None else {}
-    for label, source in ({"": post} if several is None else several).items():
+    for label, source in ({ONLY_POST: post} if several is None else several).items():
         place = _location(source)
         if source is base or (place is not None and place in known):
             opened[label] = opened_base if source is base else known[place]
@@ -202,19 +163,20 @@ def without_garbage_collection() -> Iterator[None]:
 
 def describe_request(request: Request) -> dict[str, Any]:
     """What run.json says of all posts together, but for what was compared; JSON-ready."""
+    measurement = request.measurement
     return {
-        "base": _side(request.base),
+        "base": describe_side(request.base),
         "flags": {
             **request.selection.describe(),
-            "metrics": request.groups,
-            "top_k": request.top_k,
-            "dtype": request.dtype,
-            "method": request.method,
+            "metrics": measurement.groups,
+            "top_k": measurement.top_k,
+            "dtype": measurement.dtype,
+            "method": measurement.method,
             "memory_gib": request.memory_gib,
             "role_map": request.role_map.describe() if request.role_map else None,
             "common_rows": request.common_rows,
-            "control_draws": request.control_draws,
-            "seed": request.seed,
+            "control_draws": measurement.control_draws,
+            "seed": measurement.seed,
         },
         "matrices": request.plan.matrices,
         "environment": describe_environment(),
@@ -222,10 +184,6 @@ def describe_request(request: Request) -> dict[str, Any]:
     }
 
 
-def describe_posts(request: Request) -> dict[str, dict[str, str]]:
-    """Label -> location and fingerprint of each post."""
-    return {label: _side(post) for label, post in request.posts.items()}
-
-
-def _side(checkpoint):
+def describe_side(checkpoint: Checkpoint) -> dict[str, str]:
+    """Location and fingerprint of a checkpoint."""
     return {"location": checkpoint.location, "fingerprint": checkpoint.fingerprint()}

@@ -1,106 +1,31 @@
-"""report.html: a run as one self-contained page, for a person who would rather look than read.
+"""Pages: self-contained HTML for a person who would rather look than read.
 
-Names, dtypes and reasons come from checkpoints and are untrusted: the template escapes every text, data goes to the
-script as escaped JSON, and the page forbids itself (by its content security policy) the network and any script but its
-own.
+A page is a list of sections; a section is a title and what a template makes of its content. Names, dtypes and reasons
+come from checkpoints and are untrusted: templates escape every text, data goes to the script as escaped JSON, and the
+page forbids itself (by its content security policy) the network and any script but its own.
 """
 
 import base64
 import hashlib
 import importlib.resources
 import pathlib
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pandas as pd
 
 from polarax.errors import UsageError
-from polarax.findings.chosen import choose_matrices
-from polarax.findings.reading import matrix_label
-from polarax.report.plots import plot_cosines, plot_rotation_maps, plot_spectra
-from polarax.report.plots.files import draw_plots
+from polarax.report.plots.gallery import Picture
 from polarax.report.plots.style import printable, to_svg
-from polarax.report.table import rows_by_role
 from polarax.report.table_data import script_json, table_data
-from polarax.results.run_directory import REPORT_FILE, replacing, writing
+from polarax.results.files import replacing, writing
+from polarax.results.run_directory import REPORT_FILE
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from polarax.results.run import Run
-
-_SKIPPED_ROWS = 1000  # listed on the page; skipped.csv has them all
-
-# Headline numbers of one matrix: what it is called, its column, that of its control.
-_FACTS = (
-    ("drift", "drift", None),
-    ("alpha", "alpha", "alpha_null"),
-    ("ratio_cv", "ratio_cv", "ratio_cv_null"),
-    ("nf", "nf", "nf_null"),
-    ("coordination", "coordination", None),
-    ("overlap, left", "overlap_left", None),
-    ("overlap, right", "overlap_right", None),
-    ("fit error", "fit_error", "fit_error_null"),
-    ("stable rank of the change", "stable_rank_change", None),
-    ("rounding share", "rounding_share", None),
-)
-
-
-def write_report(
-    run: "Run",
-    path: pathlib.Path | None = None,
-    *,
-    matrices: Sequence[str] = (),
-    figures: "Mapping[str, Figure] | None" = None,
-) -> pathlib.Path:
-    """Writes the page of a run, finished or not.
-
-    Args:
-        run: The run.
-        path: The file; report.html in the run's folder by default.
-        matrices: Names of the matrices that are drawn one by one; by default those that stand out, and one of each
-            role.
-        figures: What `polarax.report.plots.draw_plots` returned, if it was called already.
-
-    Returns:
-        The path.
-
-    Raises:
-        UsageError: jinja2 or matplotlib is not installed, or a name is not in the run.
-        RunError: The file cannot be written.
-    """
-    path = run.path / REPORT_FILE if path is None else path
-    html = render_report(run, matrices=matrices, figures=figures)
-    with writing(path), replacing(path, mode="w", encoding="utf-8", errors="replace") as file:
-        file.write(html)
-    return path
-
-
-def render_report(run: "Run", *, matrices: Sequence[str] = (), figures: "Mapping[str, Figure] | None" = None) -> str:
-    """The page's text. Arguments and errors as for `write_report`."""
-    frame, skipped, summary = run.frame(), run.skipped(), run.summary()
-    figures = draw_plots(run) if figures is None else figures
-    rows, notes = rows_by_role(summary)
-    return render_template(
-        "report.html",
-        title=f"{last_part(run.description, 'base')} → {last_part(run.description, 'post')}",
-        run=run.description,
-        finished=run.finished,
-        measured=len(frame),
-        summary=summary,
-        by_role=rows,
-        notes=notes,
-        plots={name: Drawing(to_svg(figure, name, themed=True)) for name, figure in figures.items()},
-        only_other=bool(len(frame)) and bool((frame["role"] == "other").all()),
-        matrices=[
-            _matrix(run, row, number) for number, row in enumerate(_rows_of(frame, choose_matrices(frame, matrices)))
-        ],
-        skipped=skipped.head(_SKIPPED_ROWS).to_dict("records"),
-        skipped_count=len(skipped),
-        facts=flat(run.description),
-        table=table_data(frame),
-        grouped_by="",
-    )
+NOTHING_YET = "No matrix has been measured yet."
+_SKIPPED_ROWS = 1000  # listed on a page; skipped.csv has them all
 
 
 class Drawing(str):
@@ -110,13 +35,44 @@ class Drawing(str):
         return self
 
 
-def render_template(name: str, *, table: Mapping[str, Any], **content: Any) -> str:
-    """A page of the report: a template, which escapes every text, with the style and the script that all pages have.
+class Section(NamedTuple):
+    """One part of a page."""
 
-    Args:
-        name: The template.
-        table: What `table_data` returned.
-        content: What the template asks for.
+    id: str
+    title: str
+    link: str  # its name among the links at the top
+    template: str
+    content: Mapping[str, Any]
+
+
+class Page(NamedTuple):
+    """What a page says."""
+
+    title: str
+    under: str  # one line below the title
+    finished: bool
+    sections: Sequence[Section]
+    frame: pd.DataFrame  # of the table of all matrices
+    grouped_by: str  # a column of it that can be chosen from; "" for none
+    description: Mapping[str, Any]  # run.json
+
+
+def write_page(page: Page, path: pathlib.Path) -> pathlib.Path:
+    """Writes a page into the folder of a run, or to another path; returns the file.
+
+    Raises:
+        UsageError: jinja2 is not installed.
+        RunError: The file cannot be written.
+    """
+    path = path / REPORT_FILE if path.is_dir() else path
+    html = render_page(page)
+    with writing(path), replacing(path, mode="w", encoding="utf-8", errors="replace") as file:
+        file.write(html)
+    return path
+
+
+def render_page(page: Page) -> str:
+    """The text of a page.
 
     Raises:
         UsageError: jinja2 is not installed.
@@ -134,13 +90,86 @@ def render_template(name: str, *, table: Mapping[str, Any], **content: Any) -> s
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template(name).render(
-        **content,
-        table=Drawing(script_json(table)),
+    table = Section("table-section", "All matrices", "All matrices", "table.html", {"grouped_by": page.grouped_by})
+    facts = Section("how-section", "How it was run", "How it was run", "facts.html", {"facts": flat(page.description)})
+    *sections, skipped = page.sections
+    return environment.get_template("page.html").render(
+        page=page,
+        version=((page.description.get("environment") or {}).get("versions") or {}).get("polarax", ""),
+        started=page.description.get("started"),
+        sections=[*sections, table, skipped, facts],
+        table=Drawing(script_json(table_data(page.frame))),
         style=Drawing(files["report.css"]),
         script=Drawing(files["report.js"]),
         script_hash=base64.b64encode(hashlib.sha256(files["report.js"].encode()).digest()).decode(),
     )
+
+
+def reading_section(
+    sentences: Sequence[str],
+    rows: Sequence[Sequence[str]] = (),
+    notes: Sequence[str] = (),
+    *,
+    thresholds: Mapping[str, float] | None = None,
+    empty: str = NOTHING_YET,
+    text_columns: int = 1,
+) -> Section:
+    """The sentences, what they rest on, and the table by role."""
+    content = {
+        "sentences": sentences,
+        "empty": empty,
+        "thresholds": thresholds or {},
+        "numbers": rows if len(rows) > 1 else (),
+        "notes": notes,
+        "text_columns": text_columns,
+    }
+    return Section("reading", "Reading", "Reading", "reading.html", content)
+
+
+def pictures_section(
+    id: str,
+    title: str,
+    link: str,
+    pictures: Iterable[Picture],
+    figures: "Mapping[str, Figure]",
+    *,
+    intro: str = "",
+    note: str = "",
+    links: Sequence[Mapping[str, Any]] = (),
+) -> list[Section]:
+    """Pictures with a sentence below each; no section where there is none of them, nor a link."""
+    drawn = [
+        {"name": picture.name, "svg": svg_of(figures[picture.name], picture.name), "caption": picture.caption}
+        for picture in pictures
+        if picture.name in figures
+    ]
+    content = {"intro": intro, "pictures": drawn, "note": note, "links": links}
+    return [Section(id, title, link, "pictures.html", content)] if drawn or links else []
+
+
+def skipped_section(
+    skipped: pd.DataFrame, *, reasons: Mapping[str, int] | None = None, left_out: Mapping[Any, str] | None = None
+) -> Section:
+    """What was not compared.
+
+    Args:
+        skipped: One row for each tensor.
+        reasons: How many for each reason, in front of the table.
+        left_out: Steps that were left out as a whole, with the reason.
+    """
+    content = {
+        "columns": list(skipped.columns),
+        "rows": skipped.head(_SKIPPED_ROWS).to_numpy().tolist(),
+        "count": len(skipped),
+        "reasons": reasons or {},
+        "left_out": left_out or {},
+    }
+    return Section("skipped-section", "Skipped", "Skipped", "skipped.html", content)
+
+
+def svg_of(figure: "Figure", name: str) -> Drawing:
+    """A picture in the colours of the page; its name tells its ids from those of others."""
+    return Drawing(to_svg(figure, name, themed=True))
 
 
 def last_part(description: Mapping, side: str) -> str:
@@ -148,37 +177,6 @@ def last_part(description: Mapping, side: str) -> str:
     location = str((description.get(side) or {}).get("location") or side)
     folder = location.partition("?***")[0].rstrip("/")
     return printable(folder.rpartition("/")[2] or location)
-
-
-def _rows_of(frame, names):
-    by_name = frame.drop_duplicates("name").set_index("name", drop=False)
-    return [by_name.loc[name] for name in names]
-
-
-def _matrix(run, row, number):
-    """What the page shows of one matrix."""
-    drawn = [draw(run, row["name"]) for draw in (plot_spectra, plot_rotation_maps, plot_cosines)]
-    label = matrix_label(row)
-    return {
-        "name": row["name"],
-        "label": printable(row["name"] if label == row["name"] else f"{label}: {row['name']}"),
-        "status": row["status"],
-        "shape": f"{row['rows']} x {row['cols']}",
-        "facts": [
-            (title, _number(row[column]), _number(row[control]) if control in row else None)
-            for title, column, control in _FACTS
-            if column in row
-        ],
-        "plots": [
-            Drawing(to_svg(figure, f"matrix-{number}-{place}", themed=True))
-            for place, figure in enumerate(drawn)
-            if figure is not None
-        ],
-    }
-
-
-def _number(value):
-    return "–" if pd.isna(value) else f"{value:.5f}" if 0.5 < value < 2 else f"{value:.4g}"
 
 
 def flat(content: Any, name: str = "") -> list[tuple[str, str]]:

@@ -1,18 +1,11 @@
-"""The table by role on the terminal: each headline number beside its control."""
+"""The table by role: each headline number beside its control."""
 
 from collections.abc import Mapping, Sequence
 
-# (heading, metric, how its value is written, control metric, how that is written)
-_HEADLINES = (
-    ("alpha", "alpha", "{:.5f}", "alpha_null", "alpha_null_std"),
-    ("ratio_cv", "ratio_cv", "{:.3g}", "ratio_cv_null", None),
-    ("nf", "nf", "{:.3g}", "nf_null", None),
-    ("scaling share", "budget_scaling", "{:.2%}", "budget_scaling_null", None),
-    ("coordination", "coordination", "{:+.3f}", None, "coordination_null_std"),
-)
+from polarax.metrics import Metric, Shown, shown_in
 
-# Metrics whose closed-form control is rough where condition number times drift passes 1.
-_FIRST_ORDER = ("ratio_cv", "nf")
+MEDIANS = "Medians over a role's matrices; control: what a random change of the same size would show"
+CONTROL_HEADING = "control"
 
 
 def table_by_role(summary: Mapping) -> str:
@@ -35,41 +28,40 @@ def align_rows(rows: Sequence[Sequence[str]], notes: Sequence[str], text_columns
 def rows_by_role(summary: Mapping) -> tuple[list[list[str]], list[str]]:
     """The cells of `table_by_role`, headings first, and the notes below it."""
     roles = summary["roles"]
-    shown = [headline for headline in _HEADLINES if any(headline[1] in role for role in roles.values())]
-    has_drift = any("drift" in role for role in roles.values())
-    header = ["role", "matrices", *(["drift"] if has_drift else [])]
-    for heading, *_ in shown:
-        header += [heading, "control"]
-    header.append("named")
-    rows = [header]
+    shown = [metric for metric in shown_in(Shown.ROLES) if any(metric.name in role for role in roles.values())]
+    rows = [["role", "matrices", *(heading for metric in shown for heading in headings(metric)), "named"]]
     rough = False
     for name, role in roles.items():
-        row = [name, str(role["matrices"])]
-        if has_drift:
-            row.append(_number(role, "drift", "{:.4f}"))
-        for _, metric, form, control, spread in shown:
-            mark = "~" if metric in _FIRST_ORDER and role["out_of_range"] else ""
-            rough = rough or bool(mark)
-            row += [_number(role, metric, form), mark + _control(role, form, control, spread)]
-        rows.append([*row, str(role["named"] or "-")])
-    notes = [
-        "Medians over a role's matrices; control: what a random change of the same size would show; named: matrices "
-        "beyond it."
-    ]
+        cells = [name, str(role["matrices"])]
+        for metric in shown:
+            cells.append(_number(role, metric.name, metric.format))
+            if metric.control is not None:
+                mark = "~" if metric.control.first_order and role["out_of_range"] else ""
+                rough = rough or bool(mark)
+                cells.append(mark + _control(role, metric))
+        rows.append([*cells, str(role["named"] or "-")])
+    notes = [f"{MEDIANS}; named: matrices beyond it."]
     if rough:
         notes.append("~ rough for some of them: condition number times drift above 1 (column control_reach).")
     return rows, notes
 
 
-def _control(role, form, control, spread):
-    value = _number(role, control, form) if control else "0"
+def headings(metric: Metric) -> list[str]:
+    """The headings of a metric and, if it has one, its control."""
+    heading = metric.heading or metric.name
+    return [heading] if metric.control is None else [heading, CONTROL_HEADING]
+
+
+def _control(role, metric):
+    value = "0" if metric.null is None else _number(role, metric.null, metric.format)
+    spread = metric.null_std if metric.control.std_shown else None
     deviation = _number(role, spread, "{:.1g}") if spread else "-"
     return f"{value} ± {deviation}" if deviation != "-" else value
 
 
-def _number(role, metric, form):
-    found = role.get(metric)
-    return form.format(found["median"]) if found and found["count"] else "-"
+def _number(role, column, form):
+    described = role.get(column)
+    return form.format(described["median"]) if described and described["count"] else "-"
 
 
 def _line(cells, widths, text_columns):

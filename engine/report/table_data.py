@@ -6,17 +6,10 @@ from typing import Any
 
 import pandas as pd
 
-from polarax.findings.reading import THRESHOLDS
-from polarax.metrics import BETWEEN_COLUMNS, GROUPS, IDENTITY_COLUMNS, status_kind
-from polarax.report.plots.rows import out_of_range
-from polarax.results.run_directory import jsonable
-
-# Shown first; the other columns are a choice away.
-_HEADLINES = (
-    "post", "other", "step", "name", "layer", "role", "expert", "status", "drift", "change_cosine", "alpha",
-    "alpha_null", "ratio_cv", "ratio_cv_null", "nf", "nf_null", "nf_excess", "budget_scaling", "coordination",
-    "coordination_z", "fit_error", "rounding_share",
-)  # fmt: skip
+from polarax.findings.effects import mostly_rounding
+from polarax.metrics import BETWEEN, GROUPS, IDENTITY_COLUMNS, Shown, shown_in
+from polarax.metrics.status import Status, is_out_of_range
+from polarax.results.files import jsonable
 
 _LABELS = ("post", "other", "step")  # of several posts or steps, in front
 
@@ -43,12 +36,12 @@ def table_data(frame: pd.DataFrame) -> dict[str, Any]:
     if total > MOST_ROWS:
         largest = frame["drift"].nlargest(MOST_ROWS).index if "drift" in frame else frame.index[:MOST_ROWS]
         frame = frame.loc[sorted(largest)]
-    shown = list(frame.columns)
+    shown, headlines = list(frame.columns), _headlines()
     if frame.size > _ALL_COLUMNS_CELLS:
-        shown = [column for column in shown if column in _HEADLINES]
-    groups = {**GROUPS, "between": BETWEEN_COLUMNS}
-    group_of = {column: group for group, found in groups.items() for column in found}
-    meaning = {column: text for found in groups.values() for column, text in found.items()}
+        shown = [column for column in shown if column in headlines]
+    groups = [*GROUPS.values(), BETWEEN]
+    group_of = {column: group.name for group in groups for column in group}
+    meaning = {column: text for group in groups for column, text in group.columns.items()}
     patterns: dict[str, int] = {}
     columns, values = [], []
     for column in shown:
@@ -58,7 +51,7 @@ def table_data(frame: pd.DataFrame) -> dict[str, Any]:
             {
                 "key": column,
                 "group": group,
-                "headline": column in _HEADLINES and bool(frame[column].notna().any()),
+                "headline": column in headlines and bool(frame[column].notna().any()),
                 "meaning": meaning.get(column, ""),
                 "text": bool(texts),
             }
@@ -72,6 +65,12 @@ def table_data(frame: pd.DataFrame) -> dict[str, Any]:
         "flags": _flags(frame),
         "matrices": total,
     }
+
+
+def _headlines() -> set[str]:
+    """Columns shown first; the others are a choice away."""
+    of_matrix = {*_LABELS, "name", "layer", "role", "expert", "status"}
+    return of_matrix | {column for metric in shown_in(Shown.PAGE) for column in metric.page_columns}
 
 
 def script_json(content: Any) -> str:
@@ -99,15 +98,9 @@ def _short(value):
 
 def _flags(frame):
     """One string for each row: what its numbers are worth, "" if nothing speaks against them."""
-    rough = out_of_range(frame)
-    rounded = (
-        frame["rounding_share"] > THRESHOLDS["rounding_share"]
-        if "rounding_share" in frame
-        else pd.Series(False, frame.index)
-    )
     flags = []
-    for status, is_rough, is_rounded in zip(frame["status"], rough, rounded, strict=True):
-        own = [] if status_kind(status) == "ok" else [status]
-        own += ["control rough"] * bool(is_rough) + ["rounding"] * bool(is_rounded)
-        flags.append(", ".join(own))
+    for text, is_rough, is_rounded in zip(frame["status"], is_out_of_range(frame), mostly_rounding(frame), strict=True):
+        beware = [] if Status.of_message(text) is Status.OK else [text]
+        beware += ["control rough"] * bool(is_rough) + ["rounding"] * bool(is_rounded)
+        flags.append(", ".join(beware))
     return flags

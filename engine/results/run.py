@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from polarax.errors import UsageError
+from polarax.metrics import TEXT_COLUMNS
 from polarax.results.arrays import read_array
 from polarax.results.run_directory import (
     ARRAYS_FOLDER,
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 
     from polarax.report.notebook import RunPlots
 
-_TEXT_COLUMNS = {"name", "role", "dtype_base", "dtype_post", "status", "control"}
 _INTEGER = re.compile(r"-?[0-9]+")
 
 
@@ -181,7 +181,7 @@ def _typed(column, cells):
 
     if column in ("layer", "expert"):
         return pd.array([int(cell) if cell else pd.NA for cell in cells], dtype="Int64")
-    if column in _TEXT_COLUMNS:
+    if column in TEXT_COLUMNS:
         return pd.Series(cells, dtype=str)
     if cells and all(map(_INTEGER.fullmatch, cells)):
         return np.array(cells, dtype=np.int64)

@@ -14,22 +14,20 @@ The directory of several posts holds such a directory for each: see `polarax.res
 
 import contextlib
 import csv
-import fcntl
 import io
 import json
-import math
 import os
 import pathlib
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import IO, Any
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from polarax.errors import RunError, UsageError
+from polarax.errors import UsageError
 from polarax.loaders import Skipped
 from polarax.planning.stacks import Stack
 from polarax.results.arrays import write_array
+from polarax.results.files import LOCK_FILE, PARTIAL, cell, jsonable, locked, write_csv, write_json, writing
 
 RUN_FILE = "run.json"
 MATRICES_FILE = "matrices.csv"
@@ -39,18 +37,15 @@ ARRAYS_FOLDER = "arrays"
 NAMES_FILE = "names.json"
 PLOTS_FOLDER = "plots"
 REPORT_FILE = "report.html"
-LOCK_FILE = ".lock"
 # Of several posts: against each other.
 BETWEEN_FOLDER = "between"
 BETWEEN_FILE = "between.csv"
-
-_PARTIAL = ".partial"  # ends the name of a file until it is whole
 
 _CONTENTS = (
     MATRICES_FILE, BETWEEN_FILE, SKIPPED_FILE, SUMMARY_FILE, ARRAYS_FOLDER, PLOTS_FOLDER, REPORT_FILE, RUN_FILE
 )  # fmt: skip
 # What a run leaves that ended before it had a run.json, or while it replaced a file.
-_LEFTOVERS = (LOCK_FILE, *(name + _PARTIAL for name in _CONTENTS))
+_LEFTOVERS = (LOCK_FILE, *(name + PARTIAL for name in _CONTENTS))
 
 
 def claim_directory(
@@ -233,21 +228,10 @@ class RunWriter:
         self._lock.close()
 
     def _cells(self, row):
-        return [_cell(row.get(column)) for column in self._columns]
+        return [cell(row.get(column)) for column in self._columns]
 
     def _write_json(self, name, content):
         write_json(self.path / name, content)
-
-
-def locked(path: pathlib.Path) -> IO:
-    """An open file that keeps other processes from writing the run for as long as it is open, however it is closed."""
-    file = open(path / LOCK_FILE, "a", encoding="utf-8")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        raise RunError(f"Another process is writing the run at {path}.") from None
-    return file
 
 
 def _whole_rows(path, columns):
@@ -260,55 +244,3 @@ def _whole_rows(path, columns):
     if header != list(columns):
         return {}
     return {row[0]: row for row in rows if len(row) == len(columns)}
-
-
-@contextlib.contextmanager
-def writing(path: pathlib.Path) -> Iterator[None]:
-    """Turns an OSError while writing the run at `path` (a full disk, say) into a RunError."""
-    try:
-        yield
-    except OSError as error:
-        raise RunError(f"Cannot write the run at {path}: {error.strerror or error}.") from error
-
-
-@contextlib.contextmanager
-def replacing(path: pathlib.Path, **options: Any) -> Iterator[IO]:
-    """A file to write, that takes the place of `path` when it is whole and on the disk; options as for `open`."""
-    temporary = path.with_name(path.name + _PARTIAL)
-    with open(temporary, **options) as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
-def write_json(path: pathlib.Path, content: Mapping | Sequence) -> None:
-    """Writes JSON; NaN and Inf, which it has not, are null."""
-    with replacing(path, mode="w", encoding="utf-8") as file:
-        file.write(json.dumps(jsonable(content), indent=1, allow_nan=False) + "\n")
-
-
-def jsonable(content):
-    """The same content with NumPy scalars as Python's and NaN or Inf, which JSON has not, as None."""
-    if isinstance(content, Mapping):
-        return {str(key): jsonable(value) for key, value in content.items()}
-    if isinstance(content, (list, tuple)):
-        return [jsonable(value) for value in content]
-    if isinstance(content, np.generic):
-        content = content.item()
-    return None if isinstance(content, float) and not math.isfinite(content) else content
-
-
-def _cell(value):
-    """Text of a value that reads back exactly; nothing for None."""
-    if value is None:
-        return ""
-    return repr(value) if isinstance(value, float) else str(value)
-
-
-def write_csv(path: pathlib.Path, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Writes a table of texts."""
-    with replacing(path, mode="w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(header)
-        writer.writerows(rows)

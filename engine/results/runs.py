@@ -14,8 +14,7 @@ from polarax.results.run_directory import BETWEEN_FOLDER, RUN_FILE
 if TYPE_CHECKING:
     import pandas as pd
 
-    from polarax.report.history.notebook import HistoryPlots
-    from polarax.report.posts.notebook import RunsPlots
+    from polarax.report.notebook import HistoryPlots, RunsPlots
 
 
 class Runs:
@@ -51,6 +50,10 @@ class Runs:
         if not isinstance(opened, Runs):
             raise UsageError(f"Run {opened.path} is of one post: open it with polarax.Run.open.")
         return opened
+
+    def keep_alive(self, temporary: tempfile.TemporaryDirectory | None) -> None:
+        """Keeps a temporary folder that holds the runs for as long as they live."""
+        self._temporary = temporary
 
     @functools.cached_property
     def description(self) -> dict:
@@ -130,19 +133,21 @@ class Runs:
 
     def summary(self) -> dict:
         """posts: label -> `Run.summary`; between: the same of two posts; reading: sentences on all of them."""
-        from polarax.findings.posts_summary import summarise_posts
+        from polarax.findings.posts_summary import Compared, summarise_posts
 
-        return summarise_posts(self)
+        posts = {label: Compared(run.frame(), run.summary()) for label, run in self.items()}
+        pairs = {pair: self.between(*pair) for pair in self.pairs if set(pair) <= set(posts)}
+        return summarise_posts(posts, {pair: Compared(run.frame(), run.summary()) for pair, run in pairs.items()})
 
     @property
     def plot(self) -> "RunsPlots":
         """Pictures of all posts as matplotlib figures: `runs.plot.alpha()`, `runs.plot.drift_budget()` and so on."""
-        from polarax.report.posts.notebook import RunsPlots
+        from polarax.report.notebook import RunsPlots
 
         return RunsPlots(self)
 
     def _repr_html_(self) -> str:
-        from polarax.report.posts.notebook import runs_html
+        from polarax.report.notebook import runs_html
 
         return runs_html(self)
 
@@ -178,17 +183,17 @@ class History(Runs):
         """steps: step -> `Run.summary`; reading: sentences on when effects came and went, and on the last step."""
         from polarax.findings.history_summary import summarise_history
 
-        return summarise_history(self)
+        return summarise_history({label: run.summary() for label, run in self.items()}, self.unusable())
 
     @property
     def plot(self) -> "HistoryPlots":  # type: ignore[override]
         """Pictures over the steps as matplotlib figures: `history.plot.alpha()`, `history.plot.drift_budget()`."""
-        from polarax.report.history.notebook import HistoryPlots
+        from polarax.report.notebook import HistoryPlots
 
         return HistoryPlots(self)
 
     def _repr_html_(self) -> str:
-        from polarax.report.history.notebook import history_html
+        from polarax.report.notebook import history_html
 
         return history_html(self)
 

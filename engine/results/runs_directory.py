@@ -16,6 +16,7 @@ import os
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
+from polarax.results.files import locked, write_csv, write_json, writing
 from polarax.results.run_directory import (
     BETWEEN_FILE,
     MATRICES_FILE,
@@ -23,10 +24,6 @@ from polarax.results.run_directory import (
     SKIPPED_FILE,
     SUMMARY_FILE,
     claim_directory,
-    locked,
-    write_csv,
-    write_json,
-    writing,
 )
 
 if TYPE_CHECKING:

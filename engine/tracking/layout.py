@@ -4,7 +4,6 @@ Nothing of this is kept in a tracker's state: it is the same whenever the tree i
 """
 
 import functools
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -16,18 +15,12 @@ from jax import lax
 from polarax.errors import UsageError
 from polarax.loaders import ROLES, Skipped, View
 from polarax.loaders.dtypes import is_floating
+from polarax.loaders.formats.parameter_tree import ParameterTree, is_kernel, named_leaves
 from polarax.loaders.matrices import RoleMap, take_inventory
-from polarax.loaders.parameter_tree import ParameterTree, is_kernel, named_leaves
+from polarax.loaders.pairing import natural
+from polarax.loaders.roles import ROLE
 from polarax.planning.selection import Selection
 from polarax.tracking.adapters import Adapter, Scale, find_adapters
-
-# Outside the layers, large, and seldom what is asked about: tracked where `roles` or `include` names them.
-_LEFT_OUT = frozenset({"embed", "position", "token_type", "patch", "head"})
-
-# Models are divided over devices by columns and by rows in turn (Megatron-LM, arXiv:1909.08053), these roles the other
-# way round than the rest. Turned to be tall all are divided alike, but for square ones: in one group with the rest,
-# each of those would be gathered to bring it into the arrangement of the others.
-_DIVIDED_BY_ROWS = frozenset({"o", "down"})
 
 
 class Label(NamedTuple):
@@ -88,7 +81,7 @@ def find_layout(
     """Lists the tracked matrices of a tree of parameters.
 
     Args:
-        params: Anything `polarax.loaders.parameter_tree.named_leaves` takes, values or not.
+        params: Anything `polarax.loaders.formats.parameter_tree.named_leaves` takes, values or not.
         selection: Which matrices.
         k: Leading values asked for; None for as many as a small matrix has, 16 at most.
         role_map: The user's own table of names.
@@ -121,7 +114,7 @@ def find_layout(
                 f"k={k} is larger than {view.name!r} ({view.shape[0]} x {view.shape[1]}). "
                 "Leave such matrices out with exclude or roles, or take a smaller k."
             )
-    groups = _grouped(sorted(chosen, key=_natural), tree, named_leaves(params), adapters)
+    groups = _grouped(sorted(chosen, key=lambda view: natural(view.name)), tree, named_leaves(params), adapters)
     leaves = {source.leaf: None for group in groups for source in group.sources}
     for source in (source for group in groups for source in group.sources if source.adapter is not None):
         assert source.adapter is not None
@@ -159,9 +152,9 @@ def _cut(source: Source, group: Group, leaves: Mapping[str, jax.Array], start: j
 def _chosen(views: Sequence[View], selection: Selection) -> tuple[list[View], list[Skipped]]:
     """The views selected, and a row for each that is not."""
     by_default = not selection.roles and not selection.include
-    if by_default and any(view.role not in _LEFT_OUT for view in views):
-        apart = [view for view in views if view.role in _LEFT_OUT]
-        views = [view for view in views if view.role not in _LEFT_OUT]
+    if by_default and any(ROLE[view.role].tracked for view in views):
+        apart = [view for view in views if not ROLE[view.role].tracked]
+        views = [view for view in views if ROLE[view.role].tracked]
     else:
         apart = []
     if not views:
@@ -176,7 +169,9 @@ def _grouped(
     members: dict[tuple, list[View]] = {}
     for view in views:
         m, n, stored = max(view.shape), min(view.shape), tree.dtype_name(view.tensor)
-        division = "-by_rows" if m == n and view.role in _DIVIDED_BY_ROWS else ""
+        # Turned to be tall all are divided over devices alike, but for square ones: in one group with the rest, those
+        # that are divided the other way would each be gathered to bring it into the arrangement of the others.
+        division = "-by_rows" if m == n and ROLE[view.role].divided_by_rows else ""
         members.setdefault((m, n, stored, division), []).append(view)
     several = {(m, n) for m, n, stored, _ in members for other in members if other[:2] == (m, n) and other[2] != stored}
     groups = []
@@ -211,12 +206,6 @@ def _grouped(
             )
         )
     return tuple(groups)
-
-
-def _natural(view: View) -> list[tuple[int, int, str]]:
-    """Sorts names as people do: layer 2 before layer 10."""
-    parts = re.split(r"(\d+)", view.name)
-    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in parts]
 
 
 def display_order(label: Label) -> tuple:

@@ -12,8 +12,8 @@ from jax import lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from polarax.errors import UsageError
+from polarax.loaders.formats.parameter_tree import named_leaves
 from polarax.loaders.matrices import RoleMapSource, parse_role_map
-from polarax.loaders.parameter_tree import named_leaves
 from polarax.planning.selection import Selection
 from polarax.tracking import readings
 from polarax.tracking.adapters import Scale

@@ -1,24 +1,21 @@
 """Which layer, role and expert a tensor's name means: one table per family of architectures.
 
-A table says how a family names its tensors; adding a family is adding a table. Nothing is guessed:
-a name that no table knows gets role "other", and a layer number only if it is inside the layers of
-a known family, so that the blocks of a vision tower beside a language model are not taken for
-decoder layers.
+A table says how a family names its tensors. Adding a family is adding a table to the `TABLES` of a module here, or a
+module that has `TABLES`: nothing else needs to know of it. Nothing is guessed: a name that no table knows gets role
+"other", and a layer number only if it is inside the layers of a known family, so that the blocks of a vision tower
+beside a language model are not taken for decoder layers.
 """
 
 import functools
+import importlib
+import pkgutil
 
-from polarax.loaders.architectures.decoders import DECODERS
-from polarax.loaders.architectures.encoders import ENCODERS
-from polarax.loaders.architectures.flax_names import FLAX
-from polarax.loaders.architectures.gguf_names import GGUF
+from polarax.loaders.architectures.flax_names import TABLES as FLAX
 from polarax.loaders.architectures.names import EXPERT, Recognised, recognise_in
-from polarax.loaders.architectures.rules import OTHER, ROLES, Architecture, Identity, Rule, plain
+from polarax.loaders.architectures.rules import Architecture, Identity, Rule, plain
 
 __all__ = [
     "ARCHITECTURES",
-    "OTHER",
-    "ROLES",
     "Architecture",
     "Identity",
     "Recognised",
@@ -28,7 +25,19 @@ __all__ = [
     "recognise",
 ]
 
-ARCHITECTURES: tuple[Architecture, ...] = (*ENCODERS, *DECODERS, GGUF, *FLAX)
+# Where two tables know a name, the first one decides. The names of JAX code are the least specific.
+_FIRST = ("encoders", "decoders", "gguf_names")
+_LAST = ("flax_names",)
+
+
+def _all_tables() -> tuple[Architecture, ...]:
+    """The tables of all modules of this package that have some."""
+    others = sorted({module.name for module in pkgutil.iter_modules(__path__)} - {*_FIRST, *_LAST})
+    modules = [importlib.import_module(f"{__name__}.{name}") for name in (*_FIRST, *others, *_LAST)]
+    return tuple(table for module in modules for table in getattr(module, "TABLES", ()))
+
+
+ARCHITECTURES: tuple[Architecture, ...] = _all_tables()
 """The tables, in the order in which they are asked."""
 
 _REMEMBERED = 8192  # names, experts aside; the largest published models have some 2,000

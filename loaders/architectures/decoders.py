@@ -3,7 +3,8 @@
 Each table follows the module names of the code in Hugging Face transformers (models/<name>/modeling_<name>.py).
 """
 
-from polarax.loaders.architectures.rules import OTHER, Architecture, Rule, Table
+from polarax.loaders.architectures.rules import Architecture, Rule, Table
+from polarax.loaders.roles import OTHER
 
 # Models whose language model sits beside a vision tower put one of these before it.
 _MULTIMODAL = (
@@ -173,4 +174,4 @@ GPT_BIGCODE = Architecture(
     model_types=("gpt_bigcode",),
 )
 
-DECODERS = (LLAMA, OPT, GPT_NEOX, FALCON, GPT2, GPT_BIGCODE)
+TABLES = (LLAMA, OPT, GPT_NEOX, FALCON, GPT2, GPT_BIGCODE)

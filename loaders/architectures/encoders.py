@@ -127,4 +127,4 @@ T5 = Architecture(
     tied=True,
 )
 
-ENCODERS = (BERT, VIT, DISTILBERT, T5)
+TABLES = (BERT, VIT, DISTILBERT, T5)

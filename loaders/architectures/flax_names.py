@@ -4,7 +4,8 @@ Rules for a `kernel` say (out, in) like all others, which is how a `Checkpoint` 
 axes, and of stacked layers, are told by `polarax.loaders.matrices.flax_kernels`.
 """
 
-from polarax.loaders.architectures.rules import OTHER, Architecture, Rule, Table
+from polarax.loaders.architectures.rules import Architecture, Rule, Table
+from polarax.loaders.roles import OTHER
 
 
 def _attention(name: str) -> dict[str, str]:
@@ -150,4 +151,4 @@ COMMON = Architecture(
     outside={"embed": "embed", "embed_tokens": "embed", "token_embed": "embed", "lm_head": "head"},
 )
 
-FLAX = (MAXTEXT, GEMMA, VISION, COMMON)
+TABLES = (MAXTEXT, GEMMA, VISION, COMMON)

@@ -55,3 +55,5 @@ GGUF = Architecture(
         "cls.output": "head",
     },
 )
+
+TABLES = (GGUF,)

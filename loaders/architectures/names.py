@@ -4,7 +4,8 @@ import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from polarax.loaders.architectures.rules import OTHER, Architecture, Identity, Rule, plain
+from polarax.loaders.architectures.rules import Architecture, Identity, Rule, plain
+from polarax.loaders.roles import OTHER
 
 _NUMBER = re.compile(r"([0-9]{1,6})\.")
 EXPERT = re.compile(r"\b(?:experts|ffn_gate|ffn_up|ffn_down)\.([0-9]{1,6})(?=\.|$)")

@@ -1,42 +1,8 @@
-"""How a table says what a tensor is: roles, rules for one tensor, names of a family of architectures."""
+"""How a table says what a tensor is: rules for one tensor, names of a family of architectures."""
 
 import re
 from collections.abc import Mapping
 from typing import NamedTuple, TypeAlias
-
-OTHER = "other"
-
-ROLES: tuple[str, ...] = (
-    "embed",  # token embedding
-    "position",  # learned position embedding, absolute or relative
-    "token_type",  # segment embedding
-    "patch",  # image patches into the residual stream
-    "q",  # attention: queries
-    "k",  # attention: keys
-    "v",  # attention: values
-    "qkv",  # attention: queries, keys and values in one matrix that could not be split
-    "q_a",  # latent attention: down to the queries' latent vector
-    "q_b",  # latent attention: queries from it
-    "kv_a",  # latent attention: down to the latent vector of keys and values
-    "kv_b",  # latent attention: keys and values from it
-    "k_b",  # the two by themselves, as GGUF keeps them
-    "v_b",
-    "o",  # attention: output projection
-    "cross_q",  # the same four of a decoder's attention to the encoder
-    "cross_k",
-    "cross_v",
-    "cross_o",
-    "gate",  # feed-forward: gate of a gated unit
-    "up",  # feed-forward: into the hidden units
-    "gate_up",  # feed-forward: both in one matrix that could not be split
-    "down",  # feed-forward: back to the residual stream
-    "router",  # mixture of experts: which experts take a token
-    "shared_router",  # mixture of experts: how much of the shared expert a token takes
-    "pooler",  # sentence representation from the first token
-    "head",  # output head, over the vocabulary or over classes
-    OTHER,
-)
-"""Every role that a table can give, in display order."""
 
 
 class Identity(NamedTuple):

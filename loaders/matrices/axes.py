@@ -71,18 +71,20 @@ def matrices(
     """
     stacks = [range(size) if axis in _STACKED else (None,) for size, axis in zip(shape, meaning.axes, strict=True)]
     for positions in itertools.product(*stacks):
-        found = {"layer": layer, "expert": expert}
+        numbers = {"layer": layer, "expert": expert}
         label = ""
         for axis, position in zip(meaning.axes, positions, strict=True):
             if position is not None and _STACKED[axis]:
                 number = first_layer + layer_step * position if axis == "L" else position
-                found[_STACKED[axis]] = number
+                numbers[_STACKED[axis]] = number
                 label += f"[{_STACKED[axis]}={number}]"
         base = [slice(None) if position is None else slice(position, position + 1) for position in positions]
         for part in parts or (None,):
             view = _view(tensor, shape, meaning, base, part)
             part_label, part_role = (f"[{part.role}]", part.role) if part is not None else ("", role)
-            yield view._replace(label=label + part_label, role=part_role, layer=found["layer"], expert=found["expert"])
+            yield view._replace(
+                label=label + part_label, role=part_role, layer=numbers["layer"], expert=numbers["expert"]
+            )
 
 
 def _view(tensor: str, shape: Sequence[int], meaning: Meaning, base: list[slice], part: Part | None) -> View:

@@ -13,14 +13,13 @@ from collections.abc import Mapping
 from polarax.loaders.checkpoint import Checkpoint
 from polarax.loaders.dtypes import is_floating
 from polarax.loaders.matrices.axes import Meaning
+from polarax.loaders.roles import ROLE, Side
 
 _KERNEL = re.compile(r"(?:^|[./])kernel$")
 _KEY = re.compile(r"[^./]+")
 _STACK = re.compile(r"(?:layers?|blocks?|stack|scan|encoderblock|^h$)", re.IGNORECASE)
 _SPREADS_OUT = {"query", "key", "value", "q", "k", "v", "wq", "wk", "wv", "q_proj", "k_proj", "v_proj"}
 _GATHERS = {"out", "o", "wo", "o_proj", "out_proj", "c_proj", "proj", "output", "attention_output", "attn_out"}
-_SPREADING_ROLES = {"q", "k", "v", "q_b", "kv_b", "cross_q", "cross_k", "cross_v"}
-_GATHERING_ROLES = {"o", "cross_o"}
 
 
 def is_kernel_name(name: str) -> bool:
@@ -56,13 +55,13 @@ def layer_stacks(checkpoint: Checkpoint) -> Mapping[str, int]:
 def _containers(name: str) -> list[str]:
     """The containers around an array that may be a stack of layers, outermost first; none if its layer has a number."""
     keys = list(_KEY.finditer(name))
-    found = []
+    containers = []
     for key, following in itertools.pairwise(keys):
         word = key[0]
         if _STACK.search(word) and "expert" not in word and not re.search(r"(?:^|_)\d+$", word):
             if not following[0].isdigit():
-                found.append(name[: following.start()])
-    return found
+                containers.append(name[: following.start()])
+    return containers
 
 
 def layers_in(stacks: Mapping[str, int], name: str) -> int | None:
@@ -88,9 +87,9 @@ def kernel_axes(checkpoint: Checkpoint, name: str, role: str, stacked: bool, pla
     module, parent = _module(name)
     if rank == 2:
         outputs = 1
-    elif rank == 3 and (role in _SPREADING_ROLES or module in _SPREADS_OUT):
+    elif rank == 3 and (ROLE[role].rows is Side.HEADS or module in _SPREADS_OUT):
         outputs = 2
-    elif rank == 3 and role in _GATHERING_ROLES:
+    elif rank == 3 and ROLE[role].columns is Side.HEADS:
         outputs = 1
     elif rank == 3 and module in _GATHERS and (outputs == 1 or _has_queries(checkpoint, parent)):
         outputs = 1
@@ -107,15 +106,15 @@ def _output_axes(checkpoint: Checkpoint, name: str, shape: tuple[int, ...], stac
     bias = name.removesuffix("kernel") + "bias"
     if bias not in checkpoint:
         return None
-    own = checkpoint.shape(bias)[1 if stacked else 0 :]
-    return len(own) if own and shape[-len(own) :] == own else None
+    outputs = checkpoint.shape(bias)[1 if stacked else 0 :]
+    return len(outputs) if outputs and shape[-len(outputs) :] == outputs else None
 
 
 def _module(name: str) -> tuple[str, str]:
     """The module that a kernel is of, and what stands before that in its name."""
     module = name.removesuffix("kernel")[:-1]
-    own = _KEY.findall(module)[-1:] or [""]
-    return own[0], module.removesuffix(own[0])
+    name = (_KEY.findall(module) or [""])[-1]
+    return name, module.removesuffix(name)
 
 
 def _has_queries(checkpoint: Checkpoint, parent: str) -> bool:

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from polarax.loaders.architectures import OTHER, Identity, Recognised, Rule, plain, recognise
+from polarax.loaders.architectures import Identity, Recognised, Rule, plain, recognise
 from polarax.loaders.checkpoint import Checkpoint
 from polarax.loaders.matrices.axes import Meaning, matrices
 from polarax.loaders.matrices.flax_kernels import is_kernel_name, kernel_axes, layer_stacks, layers_in
@@ -13,6 +13,7 @@ from polarax.loaders.matrices.layer_numbers import number_layers
 from polarax.loaders.matrices.role_map import RoleMap
 from polarax.loaders.matrices.splits import SPLITS, Part, Surroundings
 from polarax.loaders.matrices.view import View
+from polarax.loaders.roles import OTHER, ROLE, Side
 
 OPTIMIZER = "optimizer state: not a parameter"
 
@@ -24,8 +25,6 @@ _VECTOR = re.compile(rf"(?:^|[._/])({'|'.join(_VECTORS)})$")
 _RELATIVE_BIAS = "relative_attention_bias"  # T5's is a table (buckets, heads)
 _OTHER = Rule(OTHER)
 _PLAIN = Meaning.parse("o i")
-_ROLES_FROM_RESIDUAL = {"q", "k", "v", "qkv", "gate", "up", "gate_up"}
-_ROLES_TO_RESIDUAL = {"o", "down"}
 
 
 class Inventory(NamedTuple):
@@ -90,7 +89,7 @@ class _Lister:
         if found.identity.role == "embed":
             self._embeddings[plain(name)] = name
         if found.rule is not None and len(shape) == 2:
-            if found.identity.role in _ROLES_TO_RESIDUAL and found.identity.expert is None:
+            if ROLE[found.identity.role].rows is Side.RESIDUAL and found.identity.expert is None:
                 self._inputs[found.identity.layer, found.identity.role] = shape[1]
             elif found.identity.role == "embed":
                 self._hidden = shape[1]
@@ -99,11 +98,11 @@ class _Lister:
         views: dict[str, tuple[View, ...]] = {}
         reasons: dict[str, str] = {}
         for name in self._checkpoint.names():
-            found = self._list_tensor(name)
-            if isinstance(found, str):
-                reasons[name] = found
+            listed = self._list_tensor(name)
+            if isinstance(listed, str):
+                reasons[name] = listed
             else:
-                views[name] = found
+                views[name] = listed
         return Inventory(views, reasons, self._tied(views))
 
     def _list_tensor(self, name: str) -> tuple[View, ...] | str:
@@ -111,9 +110,9 @@ class _Lister:
             return OPTIMIZER
         shape = self._checkpoint.shape(name)
         if self._role_map is not None:
-            own = self._role_map.look_up(name)
-            if own is not None:
-                return self._of_rule(name, shape, Recognised(*own, None))
+            of_user = self._role_map.look_up(name)
+            if of_user is not None:
+                return self._of_rule(name, shape, Recognised(*of_user, None))
         vector = _VECTOR.search(name) if name.endswith(_VECTORS) else None
         if vector is not None and len(shape) >= 2 and _RELATIVE_BIAS not in name:
             return f"{len(shape)}-D {vector[1]}: not a matrix"
@@ -167,8 +166,8 @@ class _Lister:
             agreeing = [
                 meaning
                 for meaning in fitting
-                if (role in _ROLES_FROM_RESIDUAL and meaning.inputs(shape) == hidden)
-                or (role in _ROLES_TO_RESIDUAL and meaning.outputs(shape) == hidden)
+                if (ROLE[role].columns is Side.RESIDUAL and meaning.inputs(shape) == hidden)
+                or (ROLE[role].rows is Side.RESIDUAL and meaning.outputs(shape) == hidden)
             ]
             if len(agreeing) == 1:
                 return agreeing[0]
@@ -203,8 +202,7 @@ class _Lister:
             found = self._recognised[name]
             if found.architecture is None:
                 continue
-            own = plain(name)
-            original = found.architecture.copies.get(own[len(found.prefix) :])
+            original = found.architecture.copies.get(plain(name)[len(found.prefix) :])
             if original is not None and found.prefix + original in self._embeddings:
                 tied[name] = self._embeddings[found.prefix + original]
         for name in heads:
@@ -240,8 +238,8 @@ def _asks_config(found: Recognised) -> bool:
 
 def identities(views: Iterable[View]) -> dict[Identity, list[View]]:
     """The matrices whose role is known, by what they are."""
-    found: dict[Identity, list[View]] = {}
+    by_identity: dict[Identity, list[View]] = {}
     for view in views:
         if view.role != OTHER:
-            found.setdefault(Identity(view.layer, view.role, view.expert), []).append(view)
-    return found
+            by_identity.setdefault(Identity(view.layer, view.role, view.expert), []).append(view)
+    return by_identity

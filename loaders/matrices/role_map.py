@@ -6,8 +6,9 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple, TypeAlias
 
-from polarax.loaders.architectures import ROLES, Identity, Rule
+from polarax.loaders.architectures import Identity, Rule
 from polarax.loaders.checkpoint import CheckpointError
+from polarax.loaders.roles import ROLES
 
 _GROUPS = {"layer", "expert"}
 _WORDS = {"o", "i", "L", "E", "1"}

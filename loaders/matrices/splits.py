@@ -41,8 +41,8 @@ def _runs(roles: tuple[str, ...], sizes: tuple[int, ...]) -> tuple[Part, ...]:
 
 def _equal(*roles: str) -> Split:
     def split(size: int, around: Surroundings) -> tuple[Part, ...] | None:
-        one, rest = divmod(size, len(roles))
-        return None if rest or not one else _runs(roles, (one,) * len(roles))
+        rows, rest = divmod(size, len(roles))
+        return None if rest or not rows else _runs(roles, (rows,) * len(roles))
 
     return split
 
@@ -135,4 +135,4 @@ SPLITS: Mapping[str, Split] = {
     "experts": _experts,
     "up": _up,
 }
-"""How many rows, and what is around them, to the parts; None where that cannot be told."""
+"""From the number of rows, and what is around them, to the parts; None where these do not tell."""

@@ -1,6 +1,6 @@
 """Addresses as they may be shown and stored: without the login and the query, which may be secret.
 
-Signed addresses have their signature in the query, and others a token. Which part of it is secret cannot be told.
+Signed addresses carry their signature in the query, others a token. There is no telling which part of it is secret.
 """
 
 import re
@@ -10,9 +10,9 @@ _HIDDEN = "***"
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*://")
 # One slash where an address was taken for a path.
 _LOGIN = re.compile(r"(:/{1,2})[^\s/?#]*@")
-_END = r"(?=[:;,.)\]}]*(?:[\s'\"]|$))"  # where a word ends, marks behind it left out
+_END = r"(?=[:;,.)\]}]*(?:[\s'\"]|$))"  # where a word ends, punctuation after it left out
 _QUERY = re.compile(rf"(:/{{1,2}}[^\s?'\"]*\?)[^\s'\"]*?{_END}")
-_LOOSE_QUERY = re.compile(rf"(\?)[^\s'\"=]+=[^\s'\"]*?{_END}")  # of an address that has lost its beginning
+_LOOSE_QUERY = re.compile(rf"(\?)[^\s'\"=]+=[^\s'\"]*?{_END}")  # of an address whose beginning was cut off
 
 
 def redact(text: str) -> str:

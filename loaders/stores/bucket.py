@@ -1,5 +1,6 @@
 """Files in buckets (s3://, gs://) and whatever else tensorstore has a URL for, by its key-value layer."""
 
+import enum
 import os
 import re
 import threading
@@ -24,13 +25,30 @@ _CONTEXT = ts.Context(
     }
 )
 
-_LIST_SECONDS = 60.0  # a folder without an index and with so many objects that listing takes longer is none
+_LIST_SECONDS = 60.0  # a folder whose objects take longer to list holds far more than a checkpoint
 _REASON_LENGTH = 300  # characters of a message that are repeated: it may quote a server's whole page
 
-_KINDS = (
-    (re.compile(r"PERMISSION_DENIED|UNAUTHENTICATED|HTTP (?:response )?code:? 40[13]"), "no permission"),
-    (re.compile(r"NOT_FOUND|NoSuchBucket"), "no such bucket"),
-)
+
+class _Failure(enum.Enum):
+    """Why TensorStore could not read: what a message begins with, and how TensorStore puts it."""
+
+    PAST_THE_END = "", re.compile(r"OUT_OF_RANGE")
+    NO_PERMISSION = "no permission: ", re.compile(r"PERMISSION_DENIED|UNAUTHENTICATED|HTTP (?:response )?code:? 40[13]")
+    NO_BUCKET = "no such bucket: ", re.compile(r"NOT_FOUND|NoSuchBucket")
+    OTHER = "", re.compile("")
+
+    def __init__(self, message: str, pattern: re.Pattern[str]):
+        self.message = message
+        self.pattern = pattern
+
+    @classmethod
+    def of(cls, error: Exception) -> "_Failure":
+        """What an error of TensorStore means.
+
+        Its status code, and that of the server, are in the text alone: in Python its errors have no attributes, and
+        nearly all are of one type, ValueError.
+        """
+        return next(failure for failure in cls if failure.pattern.search(str(error)))
 
 
 class BucketFiles:
@@ -148,11 +166,10 @@ def _wait(future: Any, seconds: float) -> Any:
         future.cancel()
         raise StoreError(f"no answer within {seconds:.3g} s") from error
     except Exception as error:
-        text = str(error)
-        if "OUT_OF_RANGE" in text:
+        failure = _Failure.of(error)
+        if failure is _Failure.PAST_THE_END:
             raise EOFError(_brief(error)) from error
-        kind = next((f"{words}: " for pattern, words in _KINDS if pattern.search(text)), "")
-        raise StoreError(kind + _brief(error)) from error
+        raise StoreError(failure.message + _brief(error)) from error
 
 
 def _brief(error: Exception) -> str:

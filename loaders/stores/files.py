@@ -10,7 +10,7 @@ LARGEST_LOAD = 100_000_000
 
 
 class StoreError(Exception):
-    """A file that cannot be read; the message is the reason alone, whoever reads knows the file."""
+    """A file that cannot be read; the message is the reason alone: the caller knows which file."""
 
     def __init__(self, message: str):
         super().__init__(redact(message))
@@ -26,11 +26,11 @@ class Head(NamedTuple):
 class Files(Protocol):
     """The files of one folder, by name. Every method may block, and may be called by any thread."""
 
-    threads: int  # how many reads are worth having under way at once
-    head_bytes: int  # how much to ask of an unknown file: what costs no more than a single byte
+    threads: int  # how many reads to keep under way
+    head_bytes: int  # how many bytes to ask of an unknown file: as many as cost no more than one
 
     def names(self) -> tuple[str, ...] | None:
-        """The files of the folder, sorted, without hidden ones; None where that cannot be told."""
+        """The files of the folder, sorted, without hidden ones; None if the store cannot list them."""
 
     def size(self, key: str) -> int | None:
         """Bytes of a file; None where that is not known before it is read.
@@ -66,4 +66,4 @@ def unfilled(buffers: Sequence[memoryview], done: int) -> Iterator[memoryview]:
 
 
 CHANGED = "it changed since it was first read; wait until nobody writes to it"
-"""Why a file is given up on."""
+"""Why a file is read no further."""

@@ -1,13 +1,12 @@
 """Byte ranges over HTTP: redirects, retries of what may pass, one clear line for what will not.
 
-Tensorstore's http driver follows no redirect, has no deadline, and hands out bytes that would have to be copied once
-more; a hub sends every file elsewhere, under an address that is signed for an hour. Hence this client: blocking, one
-kept connection a thread and server, what it receives goes straight into the caller's buffers.
+Tensorstore's http driver follows no redirect and has no deadline; a hub sends every file elsewhere, under an address
+that is signed for an hour. Hence this client, which blocks. Connections, TLS and proxies are urllib3's; redirects and
+retries are not: which may be followed, what is tried again, and how long all of it may take, is decided here.
 """
 
 import base64
 import contextlib
-import http.client
 import random
 import re
 import socket
@@ -15,12 +14,16 @@ import ssl
 import threading
 import time
 import urllib.parse
-import urllib.request
-from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 from polarax.loaders.stores.addresses import redact
 from polarax.loaders.stores.files import StoreError, unfilled
+
+if TYPE_CHECKING:  # urllib3 takes a while to import, and few read from the web
+    import urllib3
+
+    from polarax.loaders.stores.connections import Connections, Line
 
 
 class Patience(NamedTuple):
@@ -30,18 +33,18 @@ class Patience(NamedTuple):
     progress: int = 1 << 20
     first_pause: float = 0.2  # seconds, doubled from try to try
     longest_pause: float = 5.0
-    idle: float = 30.0  # seconds without a byte, before a connection is given up
-    slowest: float = 128 * 1024  # bytes per second; below, it is given up as well
+    idle: float = 30.0  # seconds without a byte, after which a connection is abandoned
+    slowest: float = 128 * 1024  # bytes per second; a slower one is abandoned too
 
 
 PATIENCE = Patience()
 
 _MOST_REDIRECTS = 10
-_SHORT = 64 * 1024  # bytes of what a server adds to a redirect
+_SHORT = 64 * 1024  # bytes of the page that comes with a redirect
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _MAY_PASS = frozenset({408, 425, 429, 500, 502, 503, 504})
 _CONTENT_RANGE = re.compile(r"bytes (?:(\d+)-(\d+)|\*)/(\d+|\*)")
-_MOST_BYTES = 32 << 20  # asked for by one request: what is lost when a connection is
+_MOST_BYTES = 32 << 20  # asked for by one request: no more than this is lost with a connection
 
 
 class MayPass(Exception):
@@ -57,9 +60,9 @@ class Answer(NamedTuple):
     """An answer whose body has not been read."""
 
     status: int
-    headers: http.client.HTTPMessage
+    headers: Mapping[str, str]  # whatever case is asked for
     url: str  # where it came from, after redirects
-    body: http.client.HTTPResponse
+    body: "urllib3.HTTPResponse"
 
 
 class Span(NamedTuple):
@@ -76,7 +79,8 @@ class HttpClient:
     def __init__(self, token_for: Callable[[str], str | None] = lambda url: None):
         """Args: `token_for` gives the bearer token that a URL may be shown, if there is one."""
         self._token_for = token_for
-        self._local = threading.local()
+        self._lock = threading.Lock()
+        self._made: Connections | None = None
 
     @contextlib.contextmanager
     def get(self, url: str, first: int | None = None, last: int | None = None) -> Iterator[Answer]:
@@ -112,57 +116,35 @@ class HttpClient:
     @contextlib.contextmanager
     def _one(self, url: str, headers: dict[str, str], expected: int) -> Iterator[Answer]:
         """One request without redirects. The connection is kept if the body was read to its end."""
+        from polarax.loaders.stores.connections import HTTPError, Line
+
         parts = urllib.parse.urlsplit(url)
         headers = headers | self._authorization(url, parts)
-        connections = self._local.__dict__.setdefault("connections", {})
-        key = (parts.scheme, parts.netloc.rpartition("@")[2])
-        limit = PATIENCE.idle + expected / PATIENCE.slowest
-        connection, target, watch = None, "", None
-        finished = False
-        try:
-            kept = connections.pop(key, None)
-            if kept is not None:
-                connection, target = kept
-            while True:
-                if connection is None:
-                    connection, target = _connection(parts, PATIENCE.idle)
-                watch = _Watch(connection, limit)
-                try:
-                    if connection.sock is None:
-                        _connect(connection)
-                    path = urllib.parse.urlunsplit(("", "", parts.path or "/", parts.query, ""))
-                    connection.request("GET", target + path, headers=headers)
-                    response = connection.getresponse()
-                    break
-                except (http.client.RemoteDisconnected, ConnectionError, BrokenPipeError):
-                    if kept is None or watch.rang:
-                        raise
-                    # A kept connection that the server had closed meanwhile: not its fault, ask anew.
-                    watch.stop()
-                    connection.close()
-                    connection, kept = None, None
-            yield Answer(response.status, response.headers, url, response)
-            finished = response.isclosed() and not response.will_close
-        except MayPass as error:
-            if watch is not None and watch.rang:
-                raise MayPass(_too_slow()) from error
-            raise
-        except socket.gaierror as error:
-            if error.errno == socket.EAI_NONAME:
-                raise StoreError(f"there is no host {parts.hostname!r}") from error
-            raise MayPass(f"the host {parts.hostname!r} is not found: {error.strerror}") from error
-        except TimeoutError as error:
-            raise MayPass(f"the server sent nothing for {PATIENCE.idle:.3g} s") from error
-        except (OSError, http.client.HTTPException) as error:
-            slow = watch is not None and watch.rang
-            raise MayPass(_too_slow() if slow else f"the connection failed: {_brief(error)}") from error
-        finally:
-            if watch is not None:
+        address = urllib.parse.urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], fragment=""))
+        with Line() as line:
+            watch = _Watch(line, PATIENCE.idle + expected / PATIENCE.slowest)
+            body = None
+            try:
+                body = self._connections().get(address, headers, PATIENCE.idle)
+                yield Answer(body.status, body.headers, url, body)
+            except MayPass as error:
+                if watch.rang:
+                    raise MayPass(_too_slow()) from error
+                raise
+            except (OSError, HTTPError) as error:
+                raise _failure(error, watch.rang, parts.hostname, answered=body is not None) from error
+            finally:
                 watch.stop()
-            if finished:
-                connections[key] = (connection, target)
-            elif connection is not None:
-                connection.close()
+                if body is not None:
+                    body.close()  # and the connection, unless all of the body was read
+
+    def _connections(self) -> "Connections":
+        from polarax.loaders.stores.connections import Connections
+
+        with self._lock:
+            if self._made is None:
+                self._made = Connections()
+            return self._made
 
     def _authorization(self, url: str, parts: urllib.parse.SplitResult) -> dict[str, str]:
         if parts.username is not None:
@@ -175,9 +157,9 @@ class HttpClient:
 class _Watch:
     """Cuts a connection that takes longer than it may: a socket's own time limit begins anew with every byte."""
 
-    def __init__(self, connection: http.client.HTTPConnection, seconds: float):
+    def __init__(self, line: "Line", seconds: float):
         self.rang = False
-        self._connection = connection
+        self._line = line
         self._timer = threading.Timer(seconds, self._ring)
         self._timer.daemon = True
         self._timer.start()
@@ -187,44 +169,39 @@ class _Watch:
 
     def _ring(self) -> None:
         self.rang = True
-        with contextlib.suppress(OSError, TypeError):  # closed meanwhile
-            # Not SSLSocket's own method: it takes the encryption off, and a reader would take what is still to come,
-            # encrypted, for the file.
-            socket.socket.shutdown(self._connection.sock, socket.SHUT_RDWR)
+        self._line.cut()
 
 
-def _connection(parts: urllib.parse.SplitResult, timeout: float) -> tuple[http.client.HTTPConnection, str]:
-    """How to connect to a server, by the proxy of the environment if there is one, and what goes before a path."""
-    host = parts.hostname
-    try:
-        port = parts.port
-    except ValueError as error:
-        raise StoreError(str(error)) from error
-    if not host:
-        raise StoreError("the address names no host")
-    proxy = urllib.request.getproxies().get(parts.scheme)
-    secure = parts.scheme == "https"
-    kind = http.client.HTTPSConnection if secure else http.client.HTTPConnection
-    if not proxy or urllib.request.proxy_bypass(host):
-        return kind(host, port, timeout=timeout), ""
-    by = urllib.parse.urlsplit(proxy if "://" in proxy else f"http://{proxy}")
-    if secure:
-        connection = kind(by.hostname or "", by.port, timeout=timeout)
-        connection.set_tunnel(host, port)
-        return connection, ""
-    return kind(by.hostname or "", by.port, timeout=timeout), f"http://{parts.netloc.rpartition('@')[2]}"
+def _failure(error: Exception, slow: bool, host: str | None, *, answered: bool) -> MayPass | StoreError:
+    """How a failed request is reported: as worth another try, or not.
 
+    A server that cannot be trusted, or speaks no TLS that is understood, is not asked again.
 
-def _connect(connection: http.client.HTTPConnection) -> None:
-    """Connects; servers that cannot be trusted, or speak no TLS that is understood, will not do so later either."""
-    try:
-        connection.connect()
-    except ssl.SSLCertVerificationError as error:
-        raise StoreError(f"the server's certificate is not trusted: {error.verify_message}") from error
-    except (ssl.SSLEOFError, ssl.SSLZeroReturnError, ssl.SSLSyscallError):  # the connection was dropped
-        raise
-    except ssl.SSLError as error:
-        raise StoreError(f"no secure connection with the server: {error.reason or error}") from error
+    Args:
+        error: What was raised.
+        slow: Whether the connection was cut because it took too long.
+        host: Of the server.
+        answered: Whether the head of the answer had come.
+    """
+    from polarax.loaders.stores.connections import causes_of, is_timeout
+
+    if slow:
+        return MayPass(_too_slow())
+    causes = causes_of(error)
+    for cause in causes:
+        if is_timeout(cause):
+            return MayPass(f"the server sent nothing for {PATIENCE.idle:.3g} s")
+        if isinstance(cause, socket.gaierror):
+            if cause.errno == socket.EAI_NONAME:
+                return StoreError(f"there is no host {host!r}")
+            return MayPass(f"the host {host!r} is not found: {cause.strerror}")
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return StoreError(f"the server's certificate is not trusted: {cause.verify_message}")
+        if isinstance(cause, (ssl.SSLEOFError, ssl.SSLZeroReturnError, ssl.SSLSyscallError)):
+            break  # the connection was dropped
+        if isinstance(cause, ssl.SSLError) and not answered:
+            return StoreError(f"no secure connection with the server: {cause.reason or cause}")
+    return MayPass(f"the connection failed: {_brief(causes[-1])}")
 
 
 def span_of(answer: Answer, first: int, last: int) -> Span:
@@ -268,11 +245,11 @@ def receive(answer: Answer, buffers: Sequence[memoryview], progress: Callable[[i
     Args:
         answer: The answer.
         buffers: What to fill, one after the other.
-        progress: Told the count of bytes that came, each time some did.
+        progress: Called with the number of bytes that arrived, each time some do.
 
     Raises:
         MayPass: If the body ends before.
-        StoreError: If it goes on.
+        StoreError: If it is longer.
     """
     total, done = sum(map(len, buffers)), 0
     for buffer in buffers:
@@ -287,11 +264,11 @@ def receive(answer: Answer, buffers: Sequence[memoryview], progress: Callable[[i
 
 
 Action = Callable[[Sequence[memoryview], Callable[[int], None]], bool]
-"""Fills buffers, tells the count of bytes that came as they come; False: there is no such file."""
+"""Fills buffers and reports the number of bytes as they arrive; gives False if there is no such file."""
 
 
 def persist(action: Action, buffers: Sequence[memoryview]) -> bool:
-    """Fills buffers by an action that may have to be repeated; each time it gets what is left to fill.
+    """Fills buffers by an action that may have to be repeated, each time for the part that is still to be filled.
 
     Args:
         action: What to repeat.
@@ -338,7 +315,7 @@ def _first_bytes(buffers: Iterator[memoryview], count: int) -> list[memoryview]:
     return taken
 
 
-def _retry_after(headers: http.client.HTTPMessage) -> float:
+def _retry_after(headers: Mapping[str, str]) -> float:
     text = headers.get("Retry-After", "")
     return float(text) if text.isdecimal() and len(text) < 6 else 0.0
 

@@ -1,12 +1,9 @@
-"""Models of the Hugging Face hub: in the local cache if they are there, else by byte ranges over https.
-
-The cache is laid out as https://huggingface.co/docs/huggingface_hub/guides/manage-cache describes it:
-``models--owner--name/refs/<revision>`` holds a commit, ``snapshots/<commit>/`` its files.
-"""
+"""Models of the Hugging Face hub, by byte ranges over https; its cache on this machine is `hub_cache`'s."""
 
 import json
 import os
 import re
+import sys
 import threading
 import urllib.parse
 from typing import NamedTuple
@@ -18,16 +15,13 @@ from polarax.loaders.stores.web import WebFiles
 
 SCHEME = "hf://"
 _ENDPOINT = "https://huggingface.co"
-_DEFAULT_REVISION = "main"
+DEFAULT_REVISION = "main"
 
 _PART = r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,95})"
-_BARE = re.compile(rf"({_PART})/({_PART})")
+BARE_NAME = re.compile(rf"({_PART})/({_PART})")
 # A revision has no slash, but those that the hub makes itself (refs/pr/3, refs/convert/parquet), or written %2F.
 _HUB = re.compile(rf"hf://({_PART})/({_PART})(?:@(refs/[a-z]+/[^/]+|[^/@]+))?(?:/(.*))?")
-_COMMIT = re.compile(r"[0-9a-f]{40}")
 _KINDS = ("datasets", "spaces")  # other things that the hub keeps
-_WEIGHTS = (".safetensors", ".gguf")
-_INDEX = ".safetensors.index.json"
 
 
 class HubPath(NamedTuple):
@@ -46,52 +40,15 @@ def parse_hub_path(source: str) -> HubPath | None:
     HubPath(owner='owner', name='name', revision='v1.0', file='model.safetensors')
 
     Raises:
-        CheckpointError: If it begins so, and does not go on so.
+        CheckpointError: If it begins with hf:// and is no such path.
     """
     if not source.startswith(SCHEME):
         return None
     match = _HUB.fullmatch(source)
     if match is None or match[1] in _KINDS or ".." in (match[4] or "").split("/"):
         raise CheckpointError(f"{source}: expected hf://owner/name, hf://owner/name@revision, or a file below it")
-    revision = urllib.parse.unquote(match[3] or _DEFAULT_REVISION)
+    revision = urllib.parse.unquote(match[3] or DEFAULT_REVISION)
     return HubPath(match[1], match[2], revision, (match[4] or "").strip("/"))
-
-
-def resolve_hub_path(source: str) -> str:
-    """The local path of a hub path whose model is in the cache; any other source as it is.
-
-    Args:
-        source: ``hf://owner/name[@revision][/file]``, or ``owner/name`` where there is no such local path.
-
-    Raises:
-        CheckpointError: If a model is asked for that cannot be had: not in the cache, and the hub is
-            not to be asked (a bare name, or HF_HUB_OFFLINE).
-    """
-    path = parse_hub_path(source)
-    if path is not None:
-        cached = _cached(path)
-        if cached is None and _is_set("HF_HUB_OFFLINE"):
-            raise CheckpointError(f"{source}: not in the cache ({cache_folder()}), and HF_HUB_OFFLINE is set")
-        return cached or source
-    match = _BARE.fullmatch(source)
-    if match is None or os.path.lexists(source):
-        return source
-    if not os.path.isdir(_model_folder(match[1], match[2])):
-        return source
-    cached = _cached(HubPath(match[1], match[2], _DEFAULT_REVISION, ""))
-    if cached is None:
-        raise CheckpointError(
-            f"{source}: the hub cache ({cache_folder()}) has no whole copy of its weights; "
-            f"{SCHEME}{source} reads them over the network"
-        )
-    return cached
-
-
-def cache_folder() -> str:
-    """Where the hub's own library keeps what it downloads, by the same variables of the environment."""
-    environment = os.environ
-    chosen = environment.get("HF_HUB_CACHE") or environment.get("HUGGINGFACE_HUB_CACHE")
-    return os.path.expanduser(chosen) if chosen else os.path.join(_home(), "hub")
 
 
 def endpoint() -> str:
@@ -100,23 +57,34 @@ def endpoint() -> str:
 
 
 def token_for(url: str) -> str | None:
-    """The user's token, for addresses of the hub itself and no other: it is not shown to where the hub redirects."""
+    """The user's token, for addresses of the hub itself alone: no server that it redirects to gets it."""
     if _origin(url) != _origin(endpoint()):
         return None
     token = os.environ.get("HF_TOKEN") or os.environ.get("HUGGING_FACE_HUB_TOKEN")
-    if token is None and not _is_set("HF_HUB_DISABLE_IMPLICIT_TOKEN"):
-        file = os.environ.get("HF_TOKEN_PATH") or os.path.join(_home(), "token")
-        try:
-            with open(os.path.expanduser(file), encoding="utf-8") as opened:
-                token = opened.read(4096)
-        except (OSError, ValueError):
-            return None
+    if token is None and not is_set("HF_HUB_DISABLE_IMPLICIT_TOKEN"):
+        token = _token_of_login() or _token_of_library()
     token = (token or "").strip()
     return token if token.isascii() and token.isprintable() and token else None
 
 
+def _token_of_login() -> str | None:
+    """What `hf auth login` wrote down."""
+    file = os.environ.get("HF_TOKEN_PATH") or os.path.join(hub_home(), "token")
+    try:
+        with open(os.path.expanduser(file), encoding="utf-8") as opened:
+            return opened.read(4096)
+    except (OSError, ValueError):
+        return None
+
+
+def _token_of_library() -> str | None:
+    """What the hub's own library knows, such as the secrets of a notebook; it is asked where it is imported already."""
+    library = sys.modules.get("huggingface_hub")
+    return library.get_token() if library is not None else None
+
+
 class HubFiles(WebFiles):
-    """The files of a model on the hub, at the commit that its revision names when it is first asked."""
+    """The files of a model on the hub, at the commit that its revision names at the first request."""
 
     def __init__(self, path: HubPath, client: HttpClient):
         """Args: the model, `file` being a folder in it; what to ask by."""
@@ -168,57 +136,16 @@ class _Page(WebFiles):
         return self._address
 
 
-def _cached(path: HubPath) -> str | None:
-    """The local path in the cache, if what was asked for is there and whole."""
-    folder = _model_folder(path.owner, path.name)
-    commit: str | None = path.revision
-    if not _COMMIT.fullmatch(path.revision):
-        try:
-            with open(os.path.join(folder, "refs", *path.revision.split("/")), encoding="utf-8") as file:
-                commit = file.read(100).strip()
-        except (OSError, ValueError):
-            return None
-    if not commit or not re.fullmatch(r"[A-Za-z0-9._-]+", commit) or commit in (".", ".."):
-        return None
-    snapshot = os.path.join(folder, "snapshots", commit)
-    found = os.path.join(snapshot, path.file) if path.file else snapshot
-    if os.path.isfile(found):
-        whole = not found.endswith(_INDEX) or _has_shards(os.path.dirname(found), os.path.basename(found))
-    else:
-        whole = os.path.isdir(found) and _is_whole(found)
-    return found if whole else None
-
-
-def _is_whole(folder: str) -> bool:
-    """Whether a folder of the cache has all its weights: a download may have stopped, or been of other files."""
-    names = os.listdir(folder)
-    indexes = [name for name in names if name.endswith(_INDEX)]
-    if indexes:
-        return all(_has_shards(folder, name) for name in indexes)
-    return any(name.endswith(_WEIGHTS) and os.path.isfile(os.path.join(folder, name)) for name in names)
-
-
-def _has_shards(folder: str, index: str) -> bool:
-    try:
-        with open(os.path.join(folder, index), encoding="utf-8") as file:
-            shards = set(json.load(file)["weight_map"].values())
-        return all(os.path.isfile(os.path.join(folder, shard)) for shard in shards)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return True  # whoever opens it says what is wrong with it
-
-
-def _model_folder(owner: str, name: str) -> str:
-    return os.path.join(cache_folder(), f"models--{owner}--{name}")
-
-
-def _home() -> str:
+def hub_home() -> str:
+    """Where the hub's own library keeps its cache and the token, by the same variables of the environment."""
     home = os.environ.get("HF_HOME")
     if home:
         return os.path.expanduser(home)
     return os.path.join(os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache"), "huggingface")
 
 
-def _is_set(variable: str) -> bool:
+def is_set(variable: str) -> bool:
+    """Whether a variable of the environment says yes, as the hub's own library reads it."""
     return os.environ.get(variable, "").upper() in ("1", "ON", "YES", "TRUE")
 
 

@@ -101,7 +101,7 @@ class LocalFiles:
         return os.path.join(self._folder, key)
 
     def _check(self, key: str, status: os.stat_result) -> None:
-        """Notices a file that is not the one that was first seen under this name."""
+        """Refuses a file that is not the one first seen under this name."""
         version = _Version.of(status)
         if self._versions.setdefault(key, version) != version:
             raise StoreError(CHANGED)

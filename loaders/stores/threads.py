@@ -13,7 +13,7 @@ from typing import Any
 
 
 class ReadThreads:
-    """At most `count` threads, started as they are needed; they end when this object is let go of."""
+    """At most `count` threads, started as they are needed; they end when nothing refers to this object any more."""
 
     def __init__(self, count: int):
         self._count = count
@@ -44,7 +44,7 @@ def _work(tasks: queue.SimpleQueue) -> None:
             else:
                 future.set_result(value)
                 del value
-        del task, future, function, arguments  # a thread that waits must not keep what it read
+        del task, future, function, arguments  # an idle thread must not hold what it read
 
 
 def _end(tasks: queue.SimpleQueue, count: int) -> None:

@@ -16,13 +16,13 @@ from polarax.loaders.stores.http_client import (
     span_of,
 )
 
-_SIGNED_AGAIN = frozenset({400, 401, 403, 404, 410})  # what an address that was signed says when its time is over
+_SIGNED_AGAIN = frozenset({400, 401, 403, 404, 410})  # how a signed address answers once it has expired
 
 
 class WebFiles:
-    """The files below an address, which may carry a query that goes along with each."""
+    """The files below an address, whose query, if it has one, is sent with each request."""
 
-    threads = 16  # a server's answer takes a while to begin; many are awaited at once
+    threads = 16  # a server's answer takes a while to begin, so many are awaited together
     head_bytes = 128 * 1024  # most headers of a sharded model fit, so that each shard takes one request
 
     def __init__(self, url: str, client: HttpClient):
@@ -105,7 +105,7 @@ class WebFiles:
         return found[-1] if there else (None, b"")
 
     def _ask(self, key: str, first: int | None, last: int | None, take: Callable[[Answer], None]) -> bool:
-        """One request for a file, where it was last found or where it is said to be; False if there is none."""
+        """One request for a file, at the address where it was last found, else at its own; False if there is none."""
         moved = self._moved.get(key)
         for url in [moved, self.url(key)] if moved else [self.url(key)]:
             with self._client.get(url, first, last) as answer:
@@ -134,7 +134,7 @@ class WebFiles:
         return span
 
     def _check(self, key: str, size: int | None, tag: str | None) -> None:
-        """Notices a file that is not the one that was first seen under this name."""
+        """Refuses a file that is not the one first seen under this name."""
         if tag is not None and tag.startswith("W/"):
             tag = None  # a weak one says nothing about bytes
         with self._lock:
@@ -147,7 +147,7 @@ class WebFiles:
 
 
 def _meaning(status: int) -> str:
-    """What a status that is final says, in words."""
+    """A final status in words."""
     if status == 401:
         return "the server wants to know who asks (HTTP 401); a token of the hub is taken from HF_TOKEN"
     if status == 403:

@@ -13,7 +13,7 @@ import polarax.measuring.execution
 import polarax.planning.request
 from polarax.loaders import CheckpointError
 from polarax.metrics import CONTROL_COLUMNS, GROUPS, IDENTITY_COLUMNS
-from polarax.planning.comparison_plan import plan_comparison
+from polarax.planning.comparison_plan import plan_posts
 from polarax.planning.selection import Selection
 from polarax.results.arrays import read_array
 
@@ -227,7 +227,7 @@ class TestPrecision:
         def fail(*_):
             raise RuntimeError("simulated")
 
-        monkeypatch.setattr(polarax.measuring.execution, "_row", fail)
+        monkeypatch.setattr(polarax.measuring.execution, "make_row", fail)
         with pytest.raises(RuntimeError, match="simulated"):
             compare(small.base, small.post, metrics="change")
         assert not jax.config.jax_enable_x64
@@ -447,7 +447,7 @@ class TestStacks:
 
     def test_rows_are_in_model_order_whatever_the_order_of_the_stacks(self, llama, llama_run):
         base, post = (polarax.open_checkpoint(path) for path in (llama.base, llama.post))
-        plan = plan_comparison(base, post, Selection(), memory_bytes=2**30)
+        plan = plan_posts(base, {"": post}, Selection(), memory_bytes=2**30)
         in_stacks = [pair.name for stack in plan.stacks for pair in stack.pairs]
         assert list(llama_run.frame()["name"]) == list(plan.names) != in_stacks
 

@@ -15,9 +15,9 @@ import pytest
 import polarax
 from polarax.planning.comparison_plan import plan_posts
 from polarax.planning.selection import Selection
-from polarax.report.history.page import render_history_report, write_history_report
-from polarax.report.history.plots import plot_over_steps
-from polarax.report.history.table import spread_evenly
+from polarax.report.history_page import render_history_report, write_history_report
+from polarax.report.plots.over_steps import plot_over_steps
+from polarax.report.steps_table import spread_evenly
 from polarax.results.run_directory import RunWriter
 from tests.engine.browser import needs_chromium, visit
 from tests.engine.command import NO_CACHE, assert_one_line
@@ -163,7 +163,7 @@ class TestBrokenSteps:
             (["--out={out}"], "--checkpoints is missing"),
             (["--checkpoints={all}"], "--out is missing"),
             (["--checkpoints={all}-*", "--out={out}"], "matches no checkpoint"),
-            (["--checkpoints={all}/checkpoint-5", "--out={out}"], "called after their step"),
+            (["--checkpoints={all}/checkpoint-5", "--out={out}"], "named after their step"),
             (["--checkpoints={all}/checkpoint-[5]", "--out={out}"], "Step 5 is alone"),
             (["--checkpoints={all}", "--base=nowhere", "--out={out}"], "nowhere"),
             (["--checkpoints={all}", "--include=nothing", "--out={out}"], "None of 3 steps can be compared. Step 5:"),
@@ -230,7 +230,7 @@ class TestReport:
         assert not any(key.startswith("on") for _, attributes in page.elements for key in attributes)
 
     def test_many_steps_have_few_pictures(self, tmp_path, monkeypatch):
-        monkeypatch.setattr("polarax.report.history.page._DRAWN_STEPS", 3)
+        monkeypatch.setattr("polarax.report.history_page._DRAWN_STEPS", 3)
         found = made_up(tmp_path / "out", steps=tuple(range(1, 8)), count=1)
         text = render_history_report(found)
         drawn = [step for step in range(1, 8) if "<svg" in text.split(f'id="step-{step}"')[1].split("</article>")[0]]

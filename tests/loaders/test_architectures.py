@@ -4,14 +4,16 @@ import json
 import math
 import pathlib
 import re
+import sys
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from polarax.loaders import ROLES, Identity, identify, open_checkpoint
+from polarax.loaders import ROLES, Identity, architectures, identify, open_checkpoint
 from polarax.loaders.architectures import ARCHITECTURES
+from polarax.loaders.architectures.names import recognise_in
 from polarax.loaders.matrices import take_inventory
 
 # Names and shapes are facts, taken from where each model's "source" says; some models' are given twice, as one library
@@ -236,3 +238,18 @@ fragments = st.sampled_from(["model.", "layers.", "3.", "_", "experts.", "9" * 5
 @given(st.text(max_size=20) | st.lists(fragments, max_size=8).map("".join))
 def test_any_name_has_an_identity(name):
     assert identify(name).role in ROLES
+
+
+def test_a_module_with_tables_is_all_that_a_new_family_takes(tmp_path, monkeypatch):
+    (tmp_path / "toy_family.py").write_text(
+        "from polarax.loaders.architectures.rules import Architecture, Rule\n"
+        "TABLES = (Architecture('Toy', prefixes=('toy.',), layers=('rungs.',),\n"
+        "    in_layer={'ask': 'q', 'tell': Rule('o', 'i o')}, outside={'words': 'embed'}),)\n"
+    )
+    monkeypatch.setattr(architectures, "__path__", [*architectures.__path__, str(tmp_path)])
+    tables = architectures._all_tables()
+    assert [table.name for table in tables if table not in ARCHITECTURES] == ["Toy"]
+    assert [table for table in tables if table.name != "Toy"] == list(ARCHITECTURES)
+    found = [recognise_in(tables, name).identity for name in ("toy.rungs.3.ask.weight", "toy.words", "other.words")]
+    assert found == [Identity(3, "q", None), Identity(None, "embed", None), Identity(None, "other", None)]
+    sys.modules.pop("polarax.loaders.architectures.toy_family")

@@ -4,7 +4,9 @@ import contextlib
 import datetime
 import ipaddress
 import pathlib
+import socket
 import ssl
+import threading
 from typing import NamedTuple
 
 import numpy as np
@@ -215,3 +217,26 @@ class TestCutConnections:
             http_client.receive(answer, [rest[counts[0] :]], counts.append)
         assert counts[0] > 0
         assert found[: sum(counts)] == content[: sum(counts)]
+
+    def test_a_handshake_that_never_ends(self, monkeypatch):
+        """Bytes now and then do not prolong it: of a handshake the limit of silence is one for all of it."""
+        monkeypatch.setattr(http_client, "PATIENCE", http_client.Patience(tries=2, first_pause=0.01, idle=0.5))
+        stop = threading.Event()
+
+        def answer(connection):
+            with connection, contextlib.suppress(OSError):
+                connection.recv(10_000)
+                connection.sendall(b"\x16\x03\x03\x3f\xff")  # the beginning of a record of 16383 bytes
+                while not stop.wait(0.05):
+                    connection.sendall(b"\0")
+
+        def listen():
+            with contextlib.suppress(OSError):
+                while True:
+                    threading.Thread(target=answer, args=server.accept()[:1], daemon=True).start()
+
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            threading.Thread(target=listen, daemon=True).start()
+            with pytest.raises(CheckpointError, match=r"the server sent nothing for 0.5 s \(tried 2 times"):
+                open_checkpoint(f"https://127.0.0.1:{server.getsockname()[1]}/{FILE}")
+            stop.set()

@@ -1,11 +1,14 @@
 import json
+import sys
+import types
 import urllib.parse
 
 import numpy as np
 import pytest
 
 from polarax.loaders import CheckpointError, open_checkpoint
-from polarax.loaders.stores.hub import HubPath, cache_folder, parse_hub_path, resolve_hub_path, token_for
+from polarax.loaders.hub_cache import cache_folder, resolve_hub_path
+from polarax.loaders.stores.hub import HubPath, parse_hub_path, token_for
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 OTHER = "f" * 40
@@ -208,4 +211,17 @@ def test_the_token_of_a_login(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "of-the-environment")
     assert token_for("http://127.0.0.1:9/x") == "of-the-environment"
     monkeypatch.setenv("HF_TOKEN", "two\r\nlines")
+    assert token_for("http://127.0.0.1:9/x") is None
+
+
+def test_the_token_that_only_the_library_of_the_hub_knows(tmp_path, monkeypatch):
+    library = types.ModuleType("huggingface_hub")
+    library.get_token = lambda: "of-the-notebook"
+    monkeypatch.setitem(sys.modules, "huggingface_hub", library)
+    assert token_for("http://127.0.0.1:9/x") == "of-the-notebook"
+    assert token_for("http://127.0.0.1:8/x") is None
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home/token").write_text("of-the-file")
+    assert token_for("http://127.0.0.1:9/x") == "of-the-file"
+    monkeypatch.setenv("HF_HUB_DISABLE_IMPLICIT_TOKEN", "1")
     assert token_for("http://127.0.0.1:9/x") is None

@@ -1,10 +1,14 @@
+import json
+
 import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from polarax.loaders import CheckpointError, Pair, Skipped, View, open_checkpoint, pair_checkpoints
+import polarax
+from polarax.loaders import CheckpointError, Pair, Pairing, Skipped, View, open_checkpoint, pair_checkpoints, pairing
+from polarax.loaders.matrices import take_inventory
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
 F32 = np.dtype(np.float32)
@@ -197,3 +201,56 @@ def test_nothing_disappears(base, post):
     names = [pair.name for pair in pairs] + [n for n, reason in skipped if reason != "only in post"]
     assert sorted(names) == sorted(base)
     assert {pair.name_post for pair in pairs} <= set(post)
+
+
+class TestSeveralPosts:
+    @pytest.fixture
+    def taken(self, monkeypatch):
+        """The checkpoints of which an inventory was taken, in turn."""
+        checkpoints = []
+
+        def take(checkpoint, *args):
+            checkpoints.append(checkpoint)
+            return take_inventory(checkpoint, *args)
+
+        monkeypatch.setattr(pairing, "take_inventory", take)
+        return checkpoints
+
+    def test_the_inventory_of_the_base_is_taken_once(self, taken):
+        base = of_names("layers.0.q", "layers.1.q", "only.base")
+        posts = [of_names("layers.0.q", "layers.1.q", f"only.{number}") for number in range(3)]
+        shared = Pairing(base)
+        found = [shared.pair(post) for post in posts]
+        assert taken == [base, *posts]
+        assert found == [pair_checkpoints(base, post) for post in posts]
+
+    def test_in_a_comparison_of_several_posts(self, taken):
+        base = of_names("layers.0.q", "layers.1.q")
+        posts = {f"post{number}": of_names("layers.0.q", "layers.1.q") for number in range(3)}
+        runs = polarax.compare(base, posts, metrics="change", progress=False)
+        assert runs.labels == tuple(posts)
+        assert taken == [base, *posts.values()]
+
+    def test_the_base_itself_among_them(self, taken):
+        base = of_names("layers.0.q")
+        pairs, skipped = Pairing(base).pair(base)
+        assert [pair.name for pair in pairs] == ["layers.0.q"]
+        assert skipped == []
+        assert taken == [base]
+
+    def test_a_base_without_a_configuration_is_listed_by_that_of_each_post(self, taken, save, tmp_path):
+        """Of a fused matrix the configuration tells the parts."""
+        name, size = "model.layers.0.self_attn.qkv_proj.weight", 24
+        base = open_checkpoint({name: np.zeros((size, 8), np.float32)})
+        posts = []
+        for number, heads in enumerate((4, 4, 2)):
+            (tmp_path / str(number)).mkdir()
+            save(tmp_path / str(number) / "model.safetensors", {name: np.zeros((size, 8), np.float32)})
+            config = {"model_type": "phi3", "hidden_size": 8, "num_attention_heads": heads, "head_dim": 8 // heads}
+            (tmp_path / str(number) / "config.json").write_text(json.dumps(config))
+            posts.append(open_checkpoint(tmp_path / str(number)))
+        shared = Pairing(base)
+        found = [shared.pair(post) for post in posts]
+        assert taken.count(base) == 2  # the first two posts have the same configuration
+        assert found == [pair_checkpoints(base, post) for post in posts]
+        assert [pair.role for pair in found[0][0]] == ["q", "k", "v"]

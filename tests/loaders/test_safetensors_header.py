@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from polarax.loaders import CheckpointError
-from polarax.loaders.safetensors_header import Entry, header_length, parse_header
+from polarax.loaders.formats.safetensors_header import Entry, header_length, parse_header
 
 FILE = "folder/model.safetensors"
 ITEM = {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}

@@ -1,6 +1,5 @@
 """Weights of one byte with scales, against NumPy with ml_dtypes: stored number times repeated scale, in float32."""
 
-import asyncio
 import json
 
 import flax.traverse_util
@@ -84,10 +83,7 @@ def test_a_weight_is_what_is_stored_times_its_scale(save, tmp_path, case, dtype)
         assert checkpoint.read_into("l.weight", out, index).result() is out
         np.testing.assert_array_equal(out, wanted)
 
-    async def wait():
-        return await checkpoint.read("l.weight", slice(0, 2))
-
-    np.testing.assert_array_equal(asyncio.run(wait()), expected[:2])
+    np.testing.assert_array_equal(checkpoint.read("l.weight", slice(0, 2)).result(), expected[:2])
 
 
 @pytest.mark.parametrize("shape", [(), (1,), (1, 1)])

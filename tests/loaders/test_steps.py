@@ -63,7 +63,7 @@ def test_a_mapping(folder):
     [
         ("{}/nothing-*", "matches no checkpoint"),
         ("{}/nothing", "no such file or folder"),
-        ("{}/logs", "called after their step"),
+        ("{}/logs", "named after their step"),
         (["{}/logs", "{}/checkpoint-9"], "expected a name that ends in its step"),
         (["{}/checkpoint-9", "{}/a/9"], "no such file"),
         (["{}/checkpoint-9", "https://host/9"], "another checkpoint of step 9"),

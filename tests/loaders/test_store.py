@@ -88,3 +88,16 @@ def test_no_permission_is_one_short_line(web):
 def test_a_scheme_that_no_store_has():
     refused("ftp://host/m.safetensors", "expected a path, or an http, https, s3, gs, hf or file URL")
     refused("file://elsewhere/m.safetensors", "cannot name the host 'elsewhere'")
+
+
+@pytest.mark.parametrize(
+    ("url", "problem"),
+    [
+        ("http://[::1/m.safetensors", "expected a path or a URL: Invalid IPv6 URL"),
+        ("http://127.0.0.1:99999/m.safetensors", "Port out of range"),
+        ("http:///m.safetensors", "names no host"),
+        ("http://host..name/m.safetensors", "the address cannot be understood: "),
+    ],
+)
+def test_what_is_no_address(url, problem):
+    refused(url, problem)

@@ -1,10 +1,12 @@
 """What a web server may do wrong, and what it may do that is right."""
 
 import collections
+import contextlib
 import json
 import socket
 import threading
 import time
+import traceback
 
 import numpy as np
 import pytest
@@ -183,6 +185,105 @@ def test_a_proxy_of_the_environment_is_asked(web, monkeypatch):
     web.faults[address] = ["403"]
     failing(address, "no permission")
     assert [request.path for request in web.requests] == [address]
+
+
+class Proxy:
+    """A proxy on loopback that takes one login, passes nothing on, and answers what it is told to."""
+
+    def __init__(self, answer=b"HTTP/1.1 403 no\r\nContent-Length: 0\r\n\r\n"):
+        self.heads = []
+        self._answer = answer
+        self._server = socket.create_server(("127.0.0.1", 0))
+        self.port = self._server.getsockname()[1]
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self):
+        with contextlib.suppress(OSError):  # closed
+            while True:
+                with self._server.accept()[0] as connection:
+                    self.heads.append(connection.recv(10_000).decode())
+                    connection.sendall(self._answer)
+
+    def close(self):
+        self._server.close()
+
+
+@pytest.fixture
+def proxy(monkeypatch):
+    for variable in ("no_proxy", "NO_PROXY", "HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.delenv(variable, raising=False)
+    server = Proxy()
+    yield server
+    server.close()
+
+
+class TestLoginOfAProxy:
+    """What curl sends for http://me:pass%20word@proxy, and RFC 7617."""
+
+    @pytest.mark.parametrize("scheme", ["http", "https"])
+    def test_it_is_sent_to_the_proxy(self, proxy, monkeypatch, scheme):
+        monkeypatch.setenv(f"{scheme}_proxy", f"http://me:pass%20word@127.0.0.1:{proxy.port}")
+        with pytest.raises(
+            CheckpointError, match="no permission|connection failed: Tunnel connection failed: 403"
+        ) as e:
+            open_checkpoint(f"{scheme}://models.invalid/m.safetensors")
+        asked = {
+            "http": "GET http://models.invalid/m.safetensors HTTP/1.1",
+            "https": "CONNECT models.invalid:443 HTTP/1.",
+        }
+        for head in proxy.heads:
+            assert head.startswith(asked[scheme])
+            assert "proxy-authorization: basic bwu6cgfzcyb3b3jk\r\n" in head.lower()
+            assert "\r\nauthorization:" not in head.lower()
+        assert proxy.heads
+        shown = "".join(traceback.format_exception(e.value))
+        assert "pass" not in shown.replace("may pass", "").replace("MayPass", "").replace("bypass", "")
+        assert "bWU6" not in shown
+
+    def test_it_is_not_sent_to_the_server(self, web, url, monkeypatch, proxy):
+        monkeypatch.setenv("http_proxy", f"http://me:secret@127.0.0.1:{proxy.port}")
+        monkeypatch.setenv("no_proxy", "127.0.0.1")
+        check(open_checkpoint(url))
+        assert not proxy.heads
+        assert {request.token for request in web.requests} == {None}
+
+    def test_nor_is_the_login_of_the_server_sent_to_the_proxy_as_its_own(self, proxy, monkeypatch):
+        monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{proxy.port}")
+        failing("http://me:secret@models.invalid/m.safetensors", "no permission")
+        assert "\r\nproxy-authorization:" not in proxy.heads[0].lower()
+        assert "me:secret" not in proxy.heads[0]
+
+    def test_a_proxy_of_a_kind_that_is_not_spoken(self, monkeypatch):
+        for variable in ("no_proxy", "NO_PROXY", "HTTP_PROXY"):
+            monkeypatch.delenv(variable, raising=False)
+        monkeypatch.setenv("http_proxy", "socks5://me:secret@127.0.0.1:9")
+        failing("http://models.invalid/m.safetensors", "a proxy of the kind 'socks5'; expected http or https")
+
+
+@pytest.mark.parametrize("end", ["Connection: close\r\n", ""])
+@pytest.mark.parametrize("protocol", ["1.0", "1.1"])
+def test_a_slow_answer_is_cut_whatever_the_server_says_of_the_connection(end, protocol, monkeypatch):
+    """A connection that is not to be kept is no longer the client's to close while the answer is read."""
+    monkeypatch.setattr(http_client, "PATIENCE", http_client.PATIENCE._replace(tries=1, idle=1))
+    stop = threading.Event()
+
+    def answer(connection):
+        with connection, contextlib.suppress(OSError):
+            connection.recv(10_000)
+            head = f"HTTP/{protocol} 206 Partial\r\nContent-Range: bytes 0-131071/9999999\r\nContent-Length: 131072\r\n"
+            connection.sendall(f"{head}{end}\r\n".encode())
+            while not stop.wait(0.05):
+                connection.sendall(b"x")
+
+    def serve():
+        with contextlib.suppress(OSError):
+            while True:
+                threading.Thread(target=answer, args=server.accept()[:1], daemon=True).start()
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        threading.Thread(target=serve, daemon=True).start()
+        failing(f"http://127.0.0.1:{server.getsockname()[1]}/m.safetensors", "slower than 256 KiB/s .tried 1 times")
+        stop.set()
 
 
 def test_nobody_listens():

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from polarax.report.plots.rows import known_roles
+from polarax.findings.rows import known_roles
 from polarax.report.plots.style import (
     GREEN,
     GREY,
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from matplotlib.artist import Artist
     from matplotlib.figure import Figure
 
-    from polarax.results.run import Run
+    from polarax import Run
 
 # Parts of the budget from the bottom up, with a colour for each.
 PARTS = (

@@ -20,7 +20,7 @@ from polarax.report.plots.style import (
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from polarax.results.run import Run
+    from polarax import Run
 
 _POINTS = 200  # of a line on logarithmic axes
 _RATIO_QUANTILE = 0.95  # of the ratios drawn that fit between the limits; those of tiny singular values need not

@@ -4,7 +4,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from polarax.report.plots.rows import BAND, by_layer, controls, known_roles, layered_rows
+from polarax.findings.rows import BAND, by_layer, controls, known_roles, layered_rows
+from polarax.metrics import metric_of
 from polarax.report.plots.style import (
     BLUE,
     MUTED,
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.artist import Artist
     from matplotlib.figure import Figure
 
-    from polarax.results.run import Run
+    from polarax import Run
 
 CONTROL_DEVIATIONS = 3  # half the width of a control's band, in its standard deviations
 
@@ -31,27 +32,27 @@ _CONTROL_STYLES = (("--", MUTED), (":", VERMILION))
 
 def plot_nf(run: "Run", role: str | None = None) -> "Figure | None":
     """nf over layers and roles, beside what a random change of the same size gives; hollow where that is rough."""
-    return plot_over_layers(run, "nf", "nf: how far the left and right rotations differ", role)
+    return plot_over_layers(run, "nf", role=role)
 
 
 def plot_alpha(run: "Run", role: str | None = None) -> "Figure | None":
     """alpha, the scale between the two spectra, over layers and roles."""
-    return plot_over_layers(run, "alpha", "alpha: the scale between the two spectra", role)
+    return plot_over_layers(run, "alpha", role=role)
 
 
 def plot_coordination(run: "Run", role: str | None = None) -> "Figure | None":
     """Coordination over layers and roles: 1 where left and right vectors turn together, 0 for a random change."""
-    return plot_over_layers(run, "coordination", "coordination: 0 random, 1 turned together, -1 against", role)
+    return plot_over_layers(run, "coordination", role=role)
 
 
 @picture
-def plot_over_layers(run: "Run", metric: str, title: str, role: str | None = None) -> "Figure | None":
+def plot_over_layers(run: "Run", metric: str, title: str = "", role: str | None = None) -> "Figure | None":
     """Any metric over the layers; None if there is no matrix in a layer and of a known role that has it.
 
     Args:
         run: A run.
         metric: A column of matrices.csv.
-        title: What the figure is called.
+        title: Of the figure; by default the metric's.
         role: Only this one; all by default.
 
     Raises:
@@ -73,15 +74,15 @@ def plot_over_layers(run: "Run", metric: str, title: str, role: str | None = Non
             shown[label] = axis.fill_between(layers, values["low"], values["high"], color=BLUE, alpha=0.25, lw=0)
         (line,) = axis.plot(layers, values["median"], "-", marker=marker(layers), color=BLUE)
         shown[metric if len(rows) == len(layers) else f"{metric}, median of a layer"] = line
-        if metric == "nf":
-            axis.set_ylim(bottom=0)
+        if (low := metric_of(metric).low) is not None:
+            axis.set_ylim(bottom=low)
         axis.ticklabel_format(axis="y", useOffset=False)
         axis.locator_params(axis="y", nbins=5)
         whole_ticks(axis)
     for label, handle in shown.items():
         handle.set_label(label)
     legend_below(figure, list(shown.values()))
-    figure.suptitle(title)
+    figure.suptitle(title or metric_of(metric).title or metric)
     return figure
 
 

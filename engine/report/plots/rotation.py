@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from polarax.report.plots.rows import BAND, by_layer, changed_rows, known_roles, layered_rows
+from polarax.findings.rows import BAND, by_layer, changed_rows, known_roles, layered_rows
 from polarax.report.plots.style import (
     BLUE,
     VERMILION,
@@ -22,7 +22,7 @@ from polarax.report.plots.style import (
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from polarax.results.run import Run
+    from polarax import Run
 
 # Column, title, whether it is the distance from 1 that is shown, colours.
 _MAPS = (

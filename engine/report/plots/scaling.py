@@ -9,13 +9,13 @@ import numpy as np
 import pandas as pd
 
 from polarax.findings.reading import matrix_label
-from polarax.report.plots.rows import changed_rows, known_roles
+from polarax.findings.rows import changed_rows, known_roles
 from polarax.report.plots.style import each, new_figure, picture, printable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from polarax.results.run import Run
+    from polarax import Run
 
 # Singular values are drawn in at most this many columns (means of neighbours), about one pixel each.
 _COLUMNS = 256

@@ -5,7 +5,8 @@ import pandas as pd
 import pytest
 import scipy.stats
 
-from polarax.findings.effects import THRESHOLDS, control_of, find_effects, random_effective_rank, z_limit_of_draws
+from polarax.findings.effects import DEVIATIONS, chance_of, find_effects, z_limit_of_draws
+from polarax.metrics.shape import random_effective_rank
 from tests.engine.planted import haar
 
 DRAWS = 300
@@ -19,12 +20,11 @@ def test_the_effective_rank_of_a_random_matrix(shape):
     assert random_effective_rank(*shape) == pytest.approx(sampled.mean(), rel=0.02)
 
 
-@pytest.mark.parametrize("draws", [8, 20, 30, 100, 1000])
+@pytest.mark.parametrize("draws", [2, 3, 4, 8, 20, 30, 100, 1000])
 def test_the_limit_of_few_draws_is_as_rare_as_that_of_many(draws):
-    """Wallace's approximation is within 2%, and for a handful of draws too strict by 7%."""
-    quantile = scipy.stats.t.isf(scipy.stats.norm.sf(THRESHOLDS["z"]), draws - 1)
+    quantile = scipy.stats.t.isf(scipy.stats.norm.sf(DEVIATIONS), draws - 1)
     excess = z_limit_of_draws(draws) / (quantile * np.sqrt((draws + 1) / (draws - 1)))
-    assert 0.98 < excess < (1.02 if draws > 10 else 1.08)
+    assert excess == pytest.approx(1, rel=1e-12)
 
 
 def test_from_one_draw_nothing_can_be_said():
@@ -36,7 +36,7 @@ def test_the_closed_forms_cover_changes_of_few_directions(power):
     """Sampled changes with one spectrum in random directions spread by no more than the deviations say."""
     frame = pd.DataFrame(_sampled_changes(np.random.default_rng(3), 96, 48, power))
     for metric in ("budget_scaling", "budget_outside", "coordination", "nf"):
-        control = control_of(frame, metric)
+        control = chance_of(frame, metric)
         z = (frame[metric] - control.low) / control.std
         assert (control.low == control.high).all()
         assert abs(z.mean()) < 0.3 and 0.2 < z.std() < 1.15, metric

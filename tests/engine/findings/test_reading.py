@@ -6,8 +6,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from polarax.findings.effects import THRESHOLDS
+from polarax.findings.effects import thresholds
 from polarax.findings.reading import matrix_label, read_frame
+
+THRESHOLDS = thresholds()
 
 # A matrix where nothing stands out: each number close to its control.
 QUIET = {
@@ -244,7 +246,7 @@ class TestSampledControls:
         assert len(read(change, draws=1)) == 2
 
     def test_the_limit_is_told(self):
-        assert "(8.87 where it was sampled, for 30 draws)" in read_frame(table(), 30)[-1]
+        assert "(8.85 where it was sampled, for 30 draws)" in read_frame(table(), 30)[-1]
 
 
 class TestControlsThatDoNotHold:

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from polarax.findings.reading import THRESHOLDS
+from polarax.findings.effects import thresholds
 from polarax.findings.summary import summarise
 
 
@@ -75,7 +75,7 @@ def test_matrices_whose_control_is_rough_are_counted():
 
 def test_the_reading_comes_with_what_it_rests_on():
     summary = summarise(frame(status=["unchanged"]), skipped())
-    assert summary["thresholds"] == THRESHOLDS
+    assert summary["thresholds"] == thresholds()
     assert summary["reading"][0] == "Of all 1 matrices: 1 matrix did not change at all."
 
 

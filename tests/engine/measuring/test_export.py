@@ -10,17 +10,17 @@ import pytest
 from jax import export
 
 from polarax.measuring.program import measure_stack
-from polarax.metrics import GROUPS
+from polarax.planning.measurement import Measurement
 
 
 def lowered(platform, dtype, shape):
     """StableHLO text of the whole analysis of four bfloat16 pairs."""
-    program = jax.jit(functools.partial(measure_stack, groups=tuple(GROUPS), dtype=dtype))
+    program = jax.jit(functools.partial(measure_stack, measurement=Measurement(dtype=dtype)))
     stack = jax.ShapeDtypeStruct((4, *shape), jnp.bfloat16)
     # The custom calls of the linear algebra are what is looked at, not a promise that they stay the same for years.
     checks = [export.DisabledSafetyCheck.custom_call("cusolver_gesvdj_ffi")]
     with jax.enable_x64(dtype == "float64"):
-        return export.export(program, platforms=[platform], disabled_checks=checks)(stack, stack).mlir_module()
+        return export.export(program, platforms=[platform], disabled_checks=checks)(stack, (stack,)).mlir_module()
 
 
 def custom_calls(text):

@@ -19,7 +19,7 @@ import polarax
 import polarax.comparison
 from polarax.loaders import Skipped, open_checkpoint
 from polarax.loaders.stores import http_client
-from polarax.planning.comparison_plan import plan_comparison
+from polarax.planning.comparison_plan import plan_posts
 from polarax.planning.selection import Selection
 from polarax.results.run_directory import RunWriter, claim_directory
 from tests.engine.command import NO_CACHE, assert_one_line
@@ -198,7 +198,7 @@ class TestEveryMoment:
     @classmethod
     def write_run(cls, path, kind="new", overwrite=False):
         checkpoint = open_checkpoint(cls.TREE)
-        plan = plan_comparison(checkpoint, checkpoint, Selection(), memory_bytes=0)
+        plan = plan_posts(checkpoint, {"": checkpoint}, Selection(), memory_bytes=0)
         description = {"flags": {"kind": kind}, "started": "today"}
         path = claim_directory(path, description, overwrite=overwrite)
         columns, place = ["name", "drift"], {"a": 1, "b": 0}

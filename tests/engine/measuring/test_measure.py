@@ -11,7 +11,8 @@ import scipy.stats
 
 import polarax
 from polarax.measuring.program import measure_stack
-from polarax.metrics import GROUPS, IDENTITY_COLUMNS
+from polarax.metrics import IDENTITY_COLUMNS
+from polarax.planning.measurement import Measurement
 
 # Of bfloat16: bits after the leading one, and the exponent of the smallest normal number.
 BFLOAT16_FRACTION_BITS = 7
@@ -324,6 +325,6 @@ def test_a_very_tall_matrix_takes_memory_of_its_own_size():
     shape = (1, 50_000, 32)
     with jax.enable_x64(True):
         stack = jax.ShapeDtypeStruct(shape, jnp.bfloat16)
-        program = measure_stack.lower(stack, stack, groups=tuple(GROUPS), batched=False).compile()
+        program = measure_stack.lower(stack, (stack,), measurement=Measurement(), batched=False).compile()
     stored = 2 * 2 * math.prod(shape)
     assert program.memory_analysis().temp_size_in_bytes < 4 * stored

@@ -12,7 +12,8 @@ import polarax
 from polarax import kernels
 from polarax.measuring.program import measure_stack
 from polarax.measuring.sampled_controls import matrix_key
-from polarax.metrics import SAMPLED, sampled_columns, sampled_metrics
+from polarax.metrics import GROUPS, sampled_columns, sampled_metrics
+from polarax.planning.measurement import Measurement
 from polarax.planning.stacks import pair_operations
 from tests.engine.command import NO_CACHE, assert_one_line
 from tests.engine.planning.test_plan import plan
@@ -115,7 +116,7 @@ def test_mean_deviation_and_z_are_those_of_the_draws(planted, frame, name, kind)
         ]
     readings = [headline_numbers(base, base + np.asarray(one)) for one in drawn]
     actual = headline_numbers(base, post)
-    assert set(actual) == set(sampled_metrics(SAMPLED))
+    assert set(actual) == set(sampled_metrics(GROUPS))
     for metric in actual:
         samples = np.array([one[metric] for one in readings])
         column = f"{metric}_{kind}"
@@ -131,7 +132,7 @@ def test_rows_say_that_they_are_sampled(frame):
 
 
 def test_rows_without_numbers_stay_without(frame):
-    columns = list(sampled_columns(SAMPLED))
+    columns = list(sampled_columns(GROUPS))
     assert frame.loc[["not_finite", "zero"], columns].isna().all(axis=None)
     z = [column for column in columns if column.endswith("_z")]
     assert frame.loc[["unchanged"], z].isna().all(axis=None)
@@ -143,7 +144,7 @@ def test_rows_without_numbers_stay_without(frame):
 )
 def test_a_draw_is_the_same_however_the_run_is_divided(compared, frame, options):
     found = compared(**options)
-    columns = [column for column in sampled_columns(SAMPLED) if column in found]
+    columns = [column for column in sampled_columns(GROUPS) if column in found]
     for name in ("noise", "wide"):
         np.testing.assert_allclose(
             found.loc[name, columns].astype(float), frame.loc[name, columns].astype(float), rtol=1e-6, atol=1e-9
@@ -155,9 +156,9 @@ def test_a_stack_taken_as_a_batch_draws_the_same(planted):
     names = ("noise", "together")
     base, post = (np.stack([planted[name][side] for name in names]) for side in (0, 1))
     keys = np.stack([matrix_key(SEED, name) for name in names])
-    read = functools.partial(measure_stack, groups=("rotation",), draws=3)
+    read = functools.partial(measure_stack, measurement=Measurement(("rotation",), control_draws=3))
     with jax.enable_x64(True):
-        one_by_one, batch = (read(base, post, keys, batched=batched) for batched in (False, True))
+        one_by_one, batch = (read(base, (post,), keys, batched=batched).posts[0] for batched in (False, True))
     for column in sampled_columns(["rotation"]):
         np.testing.assert_allclose(batch[column], one_by_one[column], rtol=1e-6, err_msg=column)
 
@@ -240,6 +241,8 @@ def test_memory_does_not_grow_with_the_number_of_draws():
     taken = []
     for draws in (2, 50):
         with jax.enable_x64(True):
-            lowered = measure_stack.lower(stack, stack, keys, groups=("scaling",), draws=draws, batched=False)
+            lowered = measure_stack.lower(
+                stack, (stack,), keys, measurement=Measurement(("scaling",), control_draws=draws), batched=False
+            )
             taken.append(lowered.compile().memory_analysis().temp_size_in_bytes)
     assert taken[1] < taken[0] + 8 * 60 * 40

@@ -10,7 +10,7 @@ import polarax.measuring.stack_reads
 from polarax.errors import RunError
 from polarax.loaders import CheckpointError
 from polarax.measuring.stack_reads import StackReads
-from polarax.planning.comparison_plan import plan_comparison
+from polarax.planning.comparison_plan import plan_posts
 from polarax.planning.selection import Selection
 
 
@@ -27,7 +27,7 @@ def pair():
 
 def plan(base, post, memory_bytes=2**30):
     base, post = polarax.open_checkpoint(base), polarax.open_checkpoint(post)
-    return base, post, plan_comparison(base, post, Selection(), memory_bytes=memory_bytes, devices=2).stacks
+    return base, post, plan_posts(base, {"": post}, Selection(), memory_bytes=memory_bytes, devices=2).stacks
 
 
 def as_computed(matrix):

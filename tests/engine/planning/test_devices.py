@@ -69,7 +69,7 @@ def test_a_sharded_stack_has_no_collective_and_the_same_results():
         import jax, numpy as np
         from polarax.planning.devices import stack_mesh, stack_sharding
         from polarax.measuring.program import measure_stack
-        from polarax.metrics import GROUPS
+        from polarax.planning.measurement import Measurement
 
         rng = np.random.default_rng(0)
         base = rng.normal(size=(8, 24, 16)).astype(np.float32)
@@ -79,14 +79,15 @@ def test_a_sharded_stack_has_no_collective_and_the_same_results():
         with jax.enable_x64(True):
             placed = [jax.device_put(x, stack_sharding(mesh)) for x in (base, post)]
             assert {shard.data.shape for shard in placed[0].addressable_shards} == {(2, 24, 16)}
-            program = measure_stack.lower(*placed, groups=tuple(GROUPS), mesh=mesh).compile()
+            base_there, post_there = placed
+            program = measure_stack.lower(base_there, (post_there,), measurement=Measurement(), mesh=mesh).compile()
             text = program.as_text()
             found = re.findall(r"all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter", text)
             assert not found, set(found)
-            sharded = jax.device_get(program(*placed))
-            alone = jax.device_get(measure_stack(base, post, groups=tuple(GROUPS)))
-        for name, values in alone.items():
-            np.testing.assert_allclose(sharded[name], values, rtol=1e-9, atol=1e-12, err_msg=name)
+            sharded = jax.device_get(program(base_there, (post_there,)))
+            alone = jax.device_get(measure_stack(base, (post,), measurement=Measurement()))
+        for name, values in alone.posts[0].items():
+            np.testing.assert_allclose(sharded.posts[0][name], values, rtol=1e-9, atol=1e-12, err_msg=name)
         """,
     )
 

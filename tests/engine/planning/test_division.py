@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import polarax
-from polarax.planning.comparison_plan import plan_comparison
+from polarax.planning.comparison_plan import plan_posts
 from polarax.planning.division import balance, divide_stacks
 from polarax.planning.selection import Selection
 
@@ -15,7 +15,7 @@ def stacks_of(shapes):
     """One stack for each matrix: memory allows no more."""
     tree = {f"w{place}": np.broadcast_to(np.float32(1), shape) for place, shape in enumerate(shapes)}
     checkpoint = polarax.open_checkpoint(tree)
-    stacks = plan_comparison(checkpoint, checkpoint, Selection(), memory_bytes=1).stacks
+    stacks = plan_posts(checkpoint, {"": checkpoint}, Selection(), memory_bytes=1).stacks
     assert len(stacks) == len(shapes)
     return stacks
 

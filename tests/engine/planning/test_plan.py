@@ -9,21 +9,24 @@ import pytest
 
 import polarax
 import polarax.comparison
-from polarax.loaders.store import Store
-from polarax.planning.comparison_plan import plan_comparison
+from polarax.loaders.stores.store import Store
+from polarax.planning.comparison_plan import plan_posts
+from polarax.planning.measurement import Measurement
+from polarax.planning.options import Options
+from polarax.planning.request import check_request
 from polarax.planning.selection import Selection
 from polarax.planning.stacks import BESIDE_BYTES, pair_operations
 
 
 def plan(base, post, *, memory_bytes=2**32, devices=1, lanes=1, draws=0, **selection):
-    return plan_comparison(
+    return plan_posts(
         polarax.open_checkpoint(base),
-        polarax.open_checkpoint(post),
+        {"": polarax.open_checkpoint(post)},
         Selection.parse(**selection),
+        Measurement(control_draws=draws),
         memory_bytes=memory_bytes,
         devices=devices,
         lanes=lanes,
-        draws=draws,
     )
 
 
@@ -178,16 +181,7 @@ class TestMemory:
         assert "embed (4000 x 256)" in warning and "\n" not in warning
 
     def test_the_memory_of_a_run_bounds_its_stacks(self, small, monkeypatch):
-        request = polarax.comparison.check_request(
-            small.base,
-            small.post,
-            Selection(),
-            metrics=None,
-            dtype="float64",
-            top_k=1,
-            method="auto",
-            memory_gib=1e-9,
-        )
+        request = check_request(small.base, small.post, Options(dtype="float64", top_k=1, memory_gib=1e-9))
         assert [stack.size for stack in request.plan.stacks] == [1, 1]
 
 

@@ -9,7 +9,7 @@ import threadpoolctl
 
 import polarax
 from polarax.errors import UsageError
-from polarax.planning.comparison_plan import plan_comparison
+from polarax.planning.comparison_plan import plan_posts
 from polarax.planning.rates import DEVICES, Rates, measure_rates
 from polarax.planning.selection import Selection
 
@@ -18,7 +18,7 @@ def stacks_of(shapes):
     checkpoint = polarax.open_checkpoint(
         {f"w{place}": np.broadcast_to(np.float32(1), shape) for place, shape in enumerate(shapes)}
     )
-    return plan_comparison(checkpoint, checkpoint, Selection(), memory_bytes=2**30).stacks
+    return plan_posts(checkpoint, {"": checkpoint}, Selection(), memory_bytes=2**30).stacks
 
 
 def test_seconds_of_a_pair_by_hand():

@@ -12,6 +12,7 @@ from matplotlib.colors import to_hex
 import polarax
 from polarax.report import plots
 from polarax.report.plots import (
+    draw_plots,
     plot_alpha,
     plot_cosines,
     plot_drift_budget,
@@ -426,7 +427,7 @@ class TestStyle:
 
 class TestWriting:
     def test_every_plot_of_a_run(self, llama_run, tmp_path):
-        written = write_plots(llama_run, tmp_path / "plots")
+        written = write_plots(draw_plots(llama_run), tmp_path / "plots")
         names = "scaling alpha nf rotation overlap principal_angles drift_budget coordination".split()
         assert [path.stem for path in written] == names
         for path in written:
@@ -447,17 +448,17 @@ class TestWriting:
 
     def test_a_run_of_part_of_the_metrics_has_part_of_the_plots(self, small, tmp_path):
         run = polarax.compare(small.base, small.post, metrics="change", progress=False)
-        assert [path.name for path in write_plots(run, tmp_path)] == ["scaling.png"]
+        assert [path.name for path in write_plots(draw_plots(run), tmp_path)] == ["scaling.png"]
 
     def test_a_run_where_nothing_can_be_drawn_has_no_plots(self, tmp_path):
-        assert write_plots(TableRun([row("other", 0)]), tmp_path) == []
+        assert write_plots(draw_plots(TableRun([row("other", 0)])), tmp_path) == []
 
     def test_a_full_disk_leaves_no_part_of_a_picture(self, tmp_path):
         soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))  # the system then refuses longer files
         try:
             with pytest.raises(polarax.RunError, match=r"^Cannot write the run at .*plots: File too large\.$"):
-                write_plots(TableRun([row("q", 0)]), tmp_path / "plots")
+                write_plots(draw_plots(TableRun([row("q", 0)])), tmp_path / "plots")
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         assert not list(tmp_path.rglob("*.png"))

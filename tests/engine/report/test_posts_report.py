@@ -7,9 +7,9 @@ import pytest
 from matplotlib.colors import to_hex
 
 import polarax
-from polarax.report.posts.page import render_posts_report, write_posts_report
-from polarax.report.posts.plots import look, plot_budgets, plot_lines
-from polarax.report.posts.table import rows_of_posts
+from polarax.report.plots.over_posts import look, plot_budgets, plot_lines
+from polarax.report.posts_page import render_posts_report, write_posts_report
+from polarax.report.posts_table import rows_of_posts
 from tests.engine.browser import needs_chromium, visit
 from tests.engine.report.test_report import MALICIOUS, Page
 from tests.engine.synthetic_runs import matrix, write_run

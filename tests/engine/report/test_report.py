@@ -11,7 +11,7 @@ from matplotlib.image import imread
 
 import polarax
 from polarax.findings.chosen import choose_matrices
-from polarax.report.page import render_report, write_report
+from polarax.report.run_page import render_report, write_report
 from polarax.report.table_data import script_json, table_data
 from polarax.results.run_directory import claim_directory
 from tests.engine.browser import needs_chromium, run_chromium, visit

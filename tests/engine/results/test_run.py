@@ -12,7 +12,7 @@ import pytest
 import polarax
 import polarax.comparison
 from polarax.metrics import CONTROL_COLUMNS, GROUPS, IDENTITY_COLUMNS
-from polarax.planning.comparison_plan import plan_comparison
+from polarax.planning.comparison_plan import plan_posts
 from polarax.planning.selection import Selection
 from polarax.results.run_directory import RunWriter, claim_directory
 
@@ -276,9 +276,9 @@ class TestInterrupted:
 
     def test_before_the_first_stack_there_is_an_empty_table(self, tmp_path, three_stacks):
         (base_path, post_path), _, _ = three_stacks
-        plan = plan_comparison(
+        plan = plan_posts(
             polarax.open_checkpoint(base_path),
-            polarax.open_checkpoint(post_path),
+            {"": polarax.open_checkpoint(post_path)},
             Selection(),
             memory_bytes=2**30,
         )

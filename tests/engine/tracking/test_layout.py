@@ -34,7 +34,7 @@ def read_all(params, **arguments):
             found += [*jax.lax.map(lambda place, reader=reader: reader(*place), places)]
         return found
 
-    from polarax.loaders.parameter_tree import named_leaves
+    from polarax.loaders.formats.parameter_tree import named_leaves
 
     leaves = named_leaves(params)
     return dict(zip(paths(layout.labels), read({name: leaves[name] for name in layout.leaves}), strict=True))

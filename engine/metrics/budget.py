@@ -1,0 +1,144 @@
+"""The drift budget: where the change goes, in the base's own frame."""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from polarax import kernels
+from polarax.metrics.catalogue import BUDGET, SCALING, Chance, Control, Effect, Kind, Metric, Shown, register
+from polarax.metrics.matrix_pair import MatrixPair, Readings
+from polarax.metrics.tables import column, constant, directions, sides
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+# Parts of the budget, and what the largest of them must make of a change before it is said of a matrix.
+PARTS = ("budget_scaling", "budget_coordinated", "budget_discordant", "budget_outside")
+_SHARE = 0.1  # of the change, beyond the control
+_COORDINATION = 0.1
+
+
+def read_budget(pair: MatrixPair) -> Readings:
+    """The columns of `BUDGET`."""
+    budget, control = kernels.budget_of_frames(pair.vectors), pair.control
+    return {
+        **{part: getattr(budget, part.removeprefix("budget_")) for part in PARTS},
+        **{f"{part}_null": getattr(control, part) for part in PARTS},
+        "coordination": budget.coordination,
+        "coordination_null_std": control.coordination_std,
+        "coordination_z": budget.coordination / control.coordination_std,
+    }
+
+
+def scaled_by_one_factor(rows: "pd.DataFrame") -> "pd.Series":
+    """True where one factor for all singular values makes more of their change than what differs between them."""
+    alpha = next(metric.effect for metric in SCALING.metrics if metric.name == "alpha")
+    assert alpha is not None
+    by_one = ((column(rows, "alpha") - 1) / column(rows, "drift")) ** 2  # share of the change
+    scaled = (column(rows, "alpha") - 1).abs() > alpha.size
+    return scaled & ~(by_one < column(rows, "budget_scaling") / 2)
+
+
+def _much_of_the_change(rows: "pd.DataFrame") -> "pd.Series":
+    """False where the two rotations differ much, but both are a small part of the change."""
+    differ = (column(rows, "budget_coordinated") - column(rows, "budget_discordant")).abs()
+    by_chance = column(rows, "budget_coordinated_null") + column(rows, "budget_discordant_null")
+    return ~(differ < _COORDINATION * by_chance)
+
+
+def _chance_of_scaling(frame: "pd.DataFrame") -> Chance:
+    null = column(frame, "budget_scaling_null")
+    return Chance(null, null, np.sqrt(8 * null / (column(frame, "rows") * column(frame, "cols"))))
+
+
+def _chance_of_outside(frame: "pd.DataFrame") -> Chance:
+    null = column(frame, "budget_outside_null")
+    rank = np.sqrt((1 - null).clip(lower=0) * (column(frame, "rows") * column(frame, "cols")))
+    relative = sum(2 * (1 - rank / side) / rank for side in sides(frame))
+    return Chance(null, null, (1 - null) * np.sqrt(relative.clip(lower=0) / directions(frame)))
+
+
+def _chance_of_coordination(frame: "pd.DataFrame") -> Chance:
+    zero = constant(frame, 0.0)
+    return Chance(zero, zero, column(frame, "coordination_null_std") * np.sqrt(1 + 3 / directions(frame)))
+
+
+register(
+    BUDGET,
+    [
+        Metric(
+            "budget_scaling",
+            "share of the change on the diagonal of the base's frame",
+            Control(null="control of budget_scaling", sampled=True),
+            Shown.ROLES | Shown.STEPS | Shown.PAGE | Shown.LAYERS,
+            format="{:.2%}",
+            heading="scaling share",
+            effect=Effect(
+                threshold="share",
+                size=_SHARE,
+                words="shares of the change 10 points",
+                numbers="share of the change",
+                format="{:.1%}",
+                above=Kind("uneven", "singular values changed, each by a factor of its own"),
+                chance=_chance_of_scaling,
+                where=lambda rows: ~scaled_by_one_factor(rows),
+            ),
+        ),
+        Metric(
+            "budget_coordinated",
+            "share of the change that rotates left and right together",
+            Control(null="control of budget_coordinated"),
+            Shown.LAYERS,
+        ),
+        Metric(
+            "budget_discordant",
+            "share of the change that rotates left against right",
+            Control(null="control of budget_discordant"),
+            Shown.LAYERS,
+        ),
+        Metric(
+            "budget_outside",
+            "share of the change outside the base's row or column space",
+            Control(null="control of budget_outside", sampled=True),
+            Shown.LAYERS,
+            effect=Effect(
+                threshold="share",
+                size=_SHARE,
+                words="shares of the change 10 points",
+                numbers="share",
+                format="{:.1%}",
+                above=Kind("outside", "changed more outside the base's row or column space than by chance"),
+                below=Kind("inside", "changed less outside the base's row or column space than by chance"),
+                chance=_chance_of_outside,
+                unless=("alpha", "budget_scaling", "coordination"),
+                told=1,
+            ),
+        ),
+        Metric(
+            "coordination",
+            "(coordinated - discordant) / (coordinated + discordant); its control is 0",
+            Control(
+                std="standard deviation of coordination under the control",
+                z="coordination / its standard deviation under the control",
+                sampled=True,
+            ),
+            Shown.HEADLINE,
+            format="{:+.3f}",
+            title="coordination: 0 random, 1 turned together, -1 against",
+            caption="(coordinated - discordant) / (coordinated + discordant): 0 for a random change, 1 for a pure "
+            "joint rotation.",
+            effect=Effect(
+                threshold="coordination",
+                size=_COORDINATION,
+                words="coordination 0.1",
+                numbers="coordination",
+                format="{:+.2f}",
+                above=Kind("coordinated", "coordinated"),
+                below=Kind("discordant", "discordant"),
+                chance=_chance_of_coordination,
+                where=_much_of_the_change,
+            ),
+        ),
+    ],
+    read_budget,
+)

@@ -1,0 +1,51 @@
+"""Size of the change, and how much of it is rounding."""
+
+import jax.numpy as jnp
+
+from polarax import kernels
+from polarax.metrics.catalogue import CHANGE, Metric, Shown, register
+from polarax.metrics.matrix_pair import MatrixPair, Readings, ratio_to
+
+# Of ||D||: where rounding makes more, nothing is claimed of the matrix but that.
+MOSTLY_ROUNDING = 0.5
+
+
+def read_change(pair: MatrixPair) -> Readings:
+    """The columns of `CHANGE`."""
+    base, post, size = pair.base, pair.post, pair.spectra.change_norm
+    assert base is not None and post is not None
+    noise = jnp.maximum(*(kernels.rounding_noise(x, x.dtype) for x in (base, post))).astype(size.dtype)
+    return {
+        "drift": size / kernels.frobenius(pair.spectra.s_base[..., None, :]),
+        "unchanged": kernels.unchanged_share(base, post),
+        "rounding_share": ratio_to(noise, size, size),
+        "nf_rounding": kernels.closed_form_controls(pair.spectra.s_base, noise, shape=pair.shape).nf,
+        "spectral_norm_rounding": kernels.noise_spectral_norm(noise, pair.shape),
+    }
+
+
+register(
+    CHANGE,
+    [
+        Metric(
+            "drift",
+            "size of the change, ||W_post - W_base|| / ||W_base||",
+            shown=Shown.ROLES | Shown.STEPS | Shown.PAGE | Shown.FACTS | Shown.LAYERS | Shown.OVER_STEPS,
+            format="{:.4f}",
+            title="Drift: the size of the change",
+            steps_caption="Size of the change from the base, relative to the weight: median of a role's matrices, and "
+            "where most of them are.",
+        ),
+        Metric("unchanged", "share of entries bitwise equal in both"),
+        Metric(
+            "rounding_share",
+            "expected rounding noise of the coarser stored dtype over the size of the change",
+            shown=Shown.PAGE | Shown.FACTS,
+            heading="rounding share",
+            of_stored_dtype=True,
+        ),
+        Metric("nf_rounding", "nf that this noise alone would give", of_stored_dtype=True),
+        Metric("spectral_norm_rounding", "largest singular value of this noise", of_stored_dtype=True),
+    ],
+    read_change,
+)

@@ -1,0 +1,29 @@
+"""What one rotation of both sides and one scale leave of the post: the framework's own model."""
+
+from polarax import kernels
+from polarax.metrics.catalogue import FIT, Control, Metric, Shown, register
+from polarax.metrics.matrix_pair import MatrixPair, Readings
+
+
+def read_fit(pair: MatrixPair) -> Readings:
+    """The columns of `FIT`."""
+    fit = kernels.fit_of_frames(pair.vectors)
+    return {f"fit_{name}": value for name, value in fit._asdict().items()} | {"fit_error_null": pair.control.fit_error}
+
+
+register(
+    FIT,
+    [
+        Metric(
+            "fit_error",
+            "what one rotation of both sides and one scale leave of the post, over ||W_post||",
+            Control(null="control of fit_error", sampled=True),
+            Shown.PAGE | Shown.FACTS | Shown.LAYERS,
+            heading="fit error",
+        ),
+        Metric("fit_alpha", "the scale of that fit"),
+        Metric("fit_error_unchanged", "what the base itself leaves, ||W_post - W_base|| / ||W_post||"),
+        Metric("fit_error_scaled", "what the best multiple of the base leaves"),
+    ],
+    read_fit,
+)

@@ -1,0 +1,43 @@
+"""What the metrics of a pair of matrices are read from."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from polarax import kernels
+
+Readings = dict[str, jax.Array]
+
+
+class Spectra(NamedTuple):
+    """Singular values of base, post and change, descending, (..., r), and the norm of the change, (...)."""
+
+    s_base: jax.Array
+    s_post: jax.Array
+    s_change: jax.Array | None  # None unless a group needs them
+    change_norm: jax.Array
+
+
+class MatrixPair(NamedTuple):
+    """Base and post, decomposed."""
+
+    shape: tuple[int, int]  # (m, n) of both
+    spectra: Spectra
+    frames: kernels.Frames | None  # None where no group needs singular vectors
+    control: kernels.Controls  # in closed form
+    base: jax.Array | None  # (..., m, n) as it is stored; None for a random change
+    post: jax.Array | None  # (..., m, n) as it is stored; None for a random change
+    top_k: int  # leading singular vectors that are compared
+    pictures: bool  # whether arrays that are only looked at are kept
+
+    @property
+    def vectors(self) -> kernels.Frames:
+        """The frames, for metrics of groups that need singular vectors."""
+        assert self.frames is not None
+        return self.frames
+
+
+def ratio_to(value: jax.Array, unit: jax.Array, change: jax.Array) -> jax.Array:
+    """value / unit; NaN where the unit is 0, or nothing changed: one rounding error over another says nothing."""
+    return jnp.where((change > 0) & (unit > 0), value / unit, jnp.nan)

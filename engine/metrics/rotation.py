@@ -1,0 +1,87 @@
+"""How far left and right singular vectors turned differently (He and Cao, arXiv:2509.17866, second law)."""
+
+from typing import TYPE_CHECKING
+
+import jax.numpy as jnp
+import numpy as np
+
+from polarax import kernels
+from polarax.metrics.catalogue import ROTATION, Chance, Control, Effect, Kind, Metric, Shown, register
+from polarax.metrics.matrix_pair import MatrixPair, Readings, ratio_to
+from polarax.metrics.tables import column, directions, sides
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def read_rotation(pair: MatrixPair) -> Readings:
+    """The columns of `ROTATION`."""
+    control, size = pair.control, pair.spectra.change_norm
+    nf = kernels.rotation_difference(pair.vectors)
+    return {
+        "nf": nf,
+        "nf_null": control.nf,
+        "nf_null_std": control.nf_std,
+        "nf_excess": ratio_to(nf, control.nf, size),
+        "nf_z": ratio_to(nf - control.nf, control.nf_std, size),
+    }
+
+
+def read_pictures(pair: MatrixPair) -> Readings:
+    """|Q_U|, |Q_V| and |Q_U - Q_V| as pictures, for people to look at: float32 is enough."""
+    if not pair.pictures:
+        return {}
+    left, right = pair.vectors.left, pair.vectors.right
+    turned = {"left": left, "right": right, "difference": left - right}
+    return {f"rotation_{which}": kernels.block_magnitudes(x).astype(jnp.float32) for which, x in turned.items()}
+
+
+def _chance_of_nf(frame: "pd.DataFrame") -> Chance:
+    null = column(frame, "nf_null")
+    null = null.where((frame["control"] == "closed form") & (null > 0))
+    _, short = sides(frame)
+    std = column(frame, "nf_null_std") * np.sqrt(1 + short / directions(frame))
+    return Chance(null, null, std.where(null.notna()))
+
+
+register(
+    ROTATION,
+    [
+        Metric(
+            "nf",
+            "how far the left and right rotations differ",
+            Control(
+                null="control of nf",
+                std="standard deviation of nf under the control",
+                excess="nf over its control",
+                z="(nf - control) / its standard deviation",
+                first_order=True,
+                sampled=True,
+                std_shown=False,
+            ),
+            Shown.HEADLINE | Shown.OVER_PAIRS,
+            title="nf: how far the left and right rotations differ",
+            caption="How far left and right singular vectors turned differently, from 0 to 2. Small is no evidence of "
+            "coordination: near its control it is what any change of this size gives. Hollow: condition number times "
+            "drift is above 1, and the control only rough.",
+            steps_caption="How far left and right singular vectors turned differently. It grows with the size of the "
+            "change: only a distance from the control is a finding.",
+            low=0.0,
+            effect=Effect(
+                threshold="nf_factor",  # over its control, or the other way round
+                size=1.25,
+                words="nf a factor 1.25 from it",
+                numbers="nf",
+                format="{:.3g}",
+                above=Kind("turned apart", "left and right vectors turned apart more than by chance"),
+                below=Kind("turned alike", "left and right vectors turned apart less than by chance"),
+                measure="factor",
+                chance=_chance_of_nf,
+                unless=("alpha", "budget_scaling", "coordination", "budget_outside"),
+                told=2,
+            ),
+        ),
+    ],
+    read_rotation,
+)
+register(ROTATION, [], read_pictures)

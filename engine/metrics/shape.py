@@ -1,0 +1,97 @@
+"""Shape of the spectra of base, post and change."""
+
+import functools
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from polarax import kernels
+from polarax.metrics.catalogue import SHAPE, Chance, Effect, Kind, Metric, Shown, register
+from polarax.metrics.matrix_pair import MatrixPair, Readings
+from polarax.metrics.tables import column, constant
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def read_shape(pair: MatrixPair) -> Readings:
+    """The columns of `SHAPE` but the ranks, which every run needs; and the singular values of the change, (..., r)."""
+    spectra = pair.spectra
+    assert spectra.s_change is not None
+    readings: Readings = {}
+    for which, values in (("base", spectra.s_base), ("post", spectra.s_post), ("change", spectra.s_change)):
+        readings |= {
+            f"stable_rank_{which}": kernels.stable_rank(values),
+            f"effective_rank_{which}": kernels.effective_rank(values),
+            f"spectral_norm_{which}": values[..., 0],
+        }
+        if which == "change":
+            readings["s_change"] = values
+        else:
+            readings[f"power_law_{which}"] = kernels.power_law(values).exponent
+    return readings
+
+
+@functools.cache
+def random_effective_rank(rows: int, cols: int) -> float:
+    """Effective rank of a large Gaussian matrix, from the Marchenko-Pastur law of its singular values.
+
+    Example:
+        >>> round(random_effective_rank(1000, 1000))
+        805
+    """
+    ratio = min(rows, cols) / max(rows, cols)
+    low, high = 1 - math.sqrt(ratio), 1 + math.sqrt(ratio)
+    edges = np.linspace(low, high, 20001)
+    s = (edges[1:] + edges[:-1]) / 2
+    density = np.sqrt((high**2 - s**2) * (s**2 - low**2)) / s
+    density /= density.sum()
+    mean = density @ s
+    return min(rows, cols) * math.exp(math.log(mean) - density @ (s * np.log(s)) / mean)
+
+
+def _chance_of_effective_rank(frame: "pd.DataFrame") -> Chance:
+    random = constant(frame, math.nan)
+    if {"rows", "cols"} <= set(frame):
+        random[:] = [random_effective_rank(*shape) for shape in zip(frame["rows"], frame["cols"], strict=True)]
+    return Chance(random, random, constant(frame, math.nan))
+
+
+def _below_that_of_the_base(rows: "pd.DataFrame") -> "pd.Series":
+    """False where it is the base that is of low rank."""
+    return column(rows, "effective_rank_change") < column(rows, "effective_rank_base") / 2
+
+
+_LOW_RANK = Effect(
+    threshold="low_rank",
+    size=0.25,
+    words="effective rank of the change 0.25 of a random one's",
+    numbers="effective rank",
+    format="{:.3g}",
+    below=Kind("low rank", "a change of low rank"),
+    measure="share",
+    by_deviations=False,
+    chance=_chance_of_effective_rank,
+    where=_below_that_of_the_base,
+)
+
+register(
+    SHAPE,
+    [
+        Metric("rank_base", "numerical rank of the base"),
+        Metric("rank_post", "numerical rank of the post"),
+        Metric("stable_rank_base", "||W||^2 / s_1^2 of the base"),
+        Metric("stable_rank_post", "the same of the post"),
+        Metric("stable_rank_change", "the same of the change", shown=Shown.FACTS, heading="stable rank of the change"),
+        Metric("effective_rank_base", "exp(entropy(s / sum s)) of the base"),
+        Metric("effective_rank_post", "the same of the post"),
+        Metric("effective_rank_change", "the same of the change", effect=_LOW_RANK),
+        Metric("spectral_norm_base", "largest singular value of the base"),
+        Metric("spectral_norm_post", "the same of the post"),
+        Metric("spectral_norm_change", "the same of the change"),
+        Metric("power_law_base", "power-law exponent of the tail of s^2 of the base"),
+        Metric("power_law_post", "the same of the post"),
+    ],
+    read_shape,
+)

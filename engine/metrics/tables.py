@@ -1,0 +1,32 @@
+"""Columns of a table of matrices that metrics are judged from."""
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def column(frame: "pd.DataFrame", name: str) -> "pd.Series":
+    """A column as numbers; NaN where the run has not measured it."""
+    return frame[name].astype(float) if name in frame else constant(frame, math.nan)
+
+
+def constant(frame: "pd.DataFrame", value: float) -> "pd.Series":
+    """One number for every row."""
+    import pandas as pd
+
+    return pd.Series(value, frame.index, dtype=float)
+
+
+def sides(frame: "pd.DataFrame") -> "tuple[pd.Series, pd.Series]":
+    """The longer and the shorter side of each matrix."""
+    rows, cols = column(frame, "rows"), column(frame, "cols")
+    return np.maximum(rows, cols), np.minimum(rows, cols)
+
+
+def directions(frame: "pd.DataFrame") -> "pd.Series":
+    """How many directions carry the change, by its stable rank; one where that was not measured."""
+    return column(frame, "stable_rank_change").fillna(1.0)

@@ -1,1 +1,0 @@
-"""What the runs of several posts say side by side: summary, table, pictures, page."""
