@@ -45,8 +45,8 @@ def history(
         >>> w = np.random.default_rng(0).normal(size=(8, 4)).astype("float32")
         >>> steps = {step: polarax.open_checkpoint({"q": (1 + step / 1000) * w}) for step in (0, 10, 20)}
         >>> frame = polarax.history(steps, progress=False).frame()
-        >>> frame.step.tolist(), frame.alpha.round(4).tolist()
-        ([10, 20], [1.01, 1.02])
+        >>> frame.step.tolist(), frame.drift.round(4).tolist()
+        ([10, 20], [0.01, 0.02])
 
     Args:
         checkpoints: Folder of a CheckpointManager, or any folder of checkpoints that are called after their steps; a

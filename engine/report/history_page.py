@@ -4,6 +4,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from polarax.metrics import Shown, shown_in
 from polarax.report.page import (
     Page,
     Section,
@@ -15,7 +16,7 @@ from polarax.report.page import (
     svg_of,
     write_page,
 )
-from polarax.report.plots import plot_coordination, plot_nf
+from polarax.report.plots import plot_over_layers
 from polarax.report.plots.gallery import draw_history_plots, steps_gallery
 from polarax.report.steps_table import spread_evenly
 from polarax.report.table import rows_by_role
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
     from polarax import History
 
-_DRAWN_STEPS = 24  # that have pictures of their own; more would make the page heavy
+_DRAWN_STEPS = 16  # that have pictures of their own; more would make the page heavy
 
 
 def write_history_report(history: "History", *, figures: "Mapping[str, Figure] | None" = None) -> pathlib.Path:
@@ -76,7 +77,7 @@ def history_page(history: "History", figures: "Mapping[str, Figure] | None" = No
 def _step(history, label, summary, drawn):
     """What the page shows of one step."""
     run = history[label]
-    figures = [draw(run) for draw in (plot_nf, plot_coordination)] if drawn else []
+    figures = [plot_over_layers(run, metric.name) for metric in shown_in(Shown.OVER_LAYERS)] if drawn else []
     return {
         "step": int(label),
         "link": f"{label}/{REPORT_FILE}" if (run.path / REPORT_FILE).is_file() else "",

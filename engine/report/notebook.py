@@ -62,21 +62,9 @@ class _Plots(abc.ABC, Generic[Shown]):
 class RunPlots(_Plots["Run"]):
     """Pictures of a run; metrics are drawn over the layers."""
 
-    def alpha(self, role: str | None = None) -> "Figure":
-        """The scale between the spectra over layers, with the band of its control."""
-        return self._drawn(plots.plot_alpha, self._shown, role)
-
-    def nf(self, role: str | None = None) -> "Figure":
-        """nf over layers, with the band of its control."""
-        return self._drawn(plots.plot_nf, self._shown, role)
-
-    def coordination(self, role: str | None = None) -> "Figure":
-        """Coordination over layers, with the band of its control."""
-        return self._drawn(plots.plot_coordination, self._shown, role)
-
     def metric(self, column: str, role: str | None = None) -> "Figure":
         """Any column of `Run.frame` over layers, with the bands of the controls that it has."""
-        return self._drawn(plots.plot_over_layers, self._shown, column, column, role)
+        return self._drawn(plots.plot_over_layers, self._shown, column, "", role)
 
     def scaling(self, role: str | None = None) -> "Figure":
         """Heat maps of the ratios of singular values, layers x index, each above its control."""

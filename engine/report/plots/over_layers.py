@@ -30,21 +30,6 @@ CONTROL_DEVIATIONS = 3  # half the width of a control's band, in its standard de
 _CONTROL_STYLES = (("--", MUTED), (":", VERMILION))
 
 
-def plot_nf(run: "Run", role: str | None = None) -> "Figure | None":
-    """nf over layers and roles, beside what a random change of the same size gives; hollow where that is rough."""
-    return plot_over_layers(run, "nf", role=role)
-
-
-def plot_alpha(run: "Run", role: str | None = None) -> "Figure | None":
-    """alpha, the scale between the two spectra, over layers and roles."""
-    return plot_over_layers(run, "alpha", role=role)
-
-
-def plot_coordination(run: "Run", role: str | None = None) -> "Figure | None":
-    """Coordination over layers and roles: 1 where left and right vectors turn together, 0 for a random change."""
-    return plot_over_layers(run, "coordination", role=role)
-
-
 @picture
 def plot_over_layers(run: "Run", metric: str, title: str = "", role: str | None = None) -> "Figure | None":
     """Any metric over the layers; None if there is no matrix in a layer and of a known role that has it.

@@ -1,5 +1,6 @@
 """The plots: panels, lines, bars and colours are those of the numbers."""
 
+import functools
 import resource
 import struct
 
@@ -10,13 +11,10 @@ from matplotlib.collections import LineCollection
 from matplotlib.colors import to_hex
 
 import polarax
-from polarax.report import plots
 from polarax.report.plots import (
     draw_plots,
-    plot_alpha,
     plot_cosines,
     plot_drift_budget,
-    plot_nf,
     plot_over_layers,
     plot_overlap,
     plot_principal_angles,
@@ -29,6 +27,10 @@ from polarax.report.plots import (
 from polarax.report.plots.scaling import scaling_maps
 from polarax.report.plots.style import logarithmic_ticks, printable, to_svg
 from tests.engine.synthetic_runs import SEVEN_ROLES, matrix, write_run
+
+plot_alpha, plot_nf, plot_coordination = (
+    functools.partial(plot_over_layers, metric=metric) for metric in ("alpha", "nf", "coordination")
+)
 
 PARTS = ("scaling", "coordinated", "discordant", "outside")
 
@@ -265,7 +267,7 @@ class TestOtherMetrics:
         assert plot_over_layers(TableRun([row()]), "drift", "drift") is None
 
     def test_coordination_has_its_control_at_zero(self):
-        (axis,) = visible(plots.plot_coordination(TableRun([row(coordination=0.3, coordination_null_std=0.01)])))
+        (axis,) = visible(plot_coordination(TableRun([row(coordination=0.3, coordination_null_std=0.01)])))
         np.testing.assert_allclose(lines_of(axis)["--"].get_ydata(), 0)
         np.testing.assert_allclose(band_of(axis, 0)[-0.4], [-0.03, 0.03])
 
@@ -482,5 +484,5 @@ class TestWriting:
         import matplotlib.pyplot
 
         monkeypatch.setattr(matplotlib.pyplot, "figure", lambda *_, **__: pytest.fail("pyplot was used"))
-        assert plots.plot_nf(llama_run) is not None
+        assert plot_nf(llama_run) is not None
         assert matplotlib.pyplot.get_fignums() == []

@@ -1,0 +1,149 @@
+"""A made-up metric, registered by one record and one function, is measured, judged and shown everywhere."""
+
+import csv
+import math
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+import polarax
+from polarax.cli import main
+from polarax.metrics import GROUPS, Control, Effect, Group, Kind, Metric, Shown, register
+from polarax.report.history_page import render_history_report
+from polarax.report.plots.gallery import draw_history_plots, draw_plots, draw_posts_plots
+from polarax.report.posts_page import render_posts_report
+from polarax.report.run_page import render_report
+
+ROWS, COLS, LAYERS = 24, 16, 3
+
+# Along the base's polar factor: tr(E) / (||D|| sqrt(r)); of a random change 0, with standard deviation 1 / sqrt(m n).
+ALONG = Metric(
+    "along",
+    "share of the change along the base's polar factor",
+    Control(std="standard deviation of along under the control", z="along / its standard deviation"),
+    Shown.HEADLINE,
+    format="{:+.2f}",
+    title="along: the way the base points",
+    effect=Effect(
+        threshold="along",
+        size=0.5,
+        words="along 0.5",
+        numbers="along",
+        format="{:+.2f}",
+        above=Kind("forward", "went the way the base points"),
+        below=Kind("backward", "went against the way the base points"),
+    ),
+)
+
+
+def read_along(pair):
+    m, n = pair.shape
+    trace = jnp.trace(pair.vectors.change, axis1=-2, axis2=-1)
+    along = trace / (pair.spectra.change_norm * math.sqrt(min(m, n)))
+    std = jnp.full_like(along, 1 / math.sqrt(m * n))
+    return {"along": along, "along_null_std": std, "along_z": along / std}
+
+
+@pytest.fixture
+def registered():
+    register(Group("direction", "Direction of the change"), [ALONG], read_along)
+    yield
+    del GROUPS["direction"]
+
+
+def weights(seed=0):
+    rng = np.random.default_rng(seed)
+    names = [f"model.layers.{layer}.self_attn.{role}_proj.weight" for layer in range(LAYERS) for role in "qo"]
+    return {name: rng.normal(size=(ROWS, COLS)) for name in names}
+
+
+def moved(base, by):
+    """Random changes everywhere; of layer 1's o, a change along its polar factor."""
+    post = {name: w + by * noise for (name, w), noise in zip(base.items(), weights(1).values(), strict=True)}
+    name = "model.layers.1.self_attn.o_proj.weight"
+    u, _, vt = np.linalg.svd(base[name], full_matrices=False)
+    return post | {name: base[name] + by * u @ vt}
+
+
+@pytest.fixture
+def checkpoints(registered, tmp_path):
+    base = weights()
+    trees = {"base": base, "step-1": moved(base, 1e-3), "step-2": moved(base, 2e-3)}
+    for name, tree in trees.items():
+        (tmp_path / name).mkdir()
+        save_file(tree, tmp_path / name / "model.safetensors")
+    return tmp_path
+
+
+def along_of(base, post):
+    """From the formula."""
+    change = post - base
+    u, _, vt = np.linalg.svd(base, full_matrices=False)
+    return np.trace(u.T @ change @ vt.T) / (np.linalg.norm(change) * math.sqrt(min(base.shape)))
+
+
+GROUPS_ASKED = "--metrics=change,direction"  # the others would only take time to compile
+SENTENCE = "Layer 1's o: went the way the base points (along +1.00, control 0 ± 0.051)."
+
+
+def test_of_one_post(checkpoints, capsys):
+    command = [
+        "compare",
+        f"--base={checkpoints}/base",
+        f"--post={checkpoints}/step-1",
+        f"--out={checkpoints}/run",
+        GROUPS_ASKED,
+    ]
+    assert main([*command, "--noplots", "--compilation_cache="]) == 0
+    printed = capsys.readouterr().out
+    heading, _, *rows = printed.splitlines()[:4]
+    assert "along  " in heading and "0 ± 0.05" in rows[0]  # the terminal table, with its control
+    assert SENTENCE in printed and "along 0.5" in printed  # the reading, and its threshold
+    run = polarax.Run.open(checkpoints / "run")
+    with open(run.path / "matrices.csv", newline="") as file:
+        header = next(csv.reader(file))
+    assert [column for column in header if column.startswith("along")] == ["along", "along_null_std", "along_z"]
+    base, post = weights(), moved(weights(), 1e-3)
+    frame = run.frame().set_index("name")
+    for name in base:
+        assert frame.loc[name, "along"] == pytest.approx(along_of(base[name], post[name]), abs=1e-9)
+    summary = run.summary()
+    assert summary["effects"]["forward"] == {"o": 1} and summary["thresholds"]["along"] == 0.5
+    assert summary["roles"]["o"]["along"]["count"] == summary["layers"]["1"]["along"]["count"] + 1 == LAYERS
+    assert "along" in draw_plots(run)
+    page = render_report(run)
+    assert '<figure id="along">' in page and "Direction of the change" in page and '"key":"along"' in page
+    assert "<th>along</th>" in run._repr_html_()
+
+
+def test_of_several_posts(checkpoints):
+    posts = [checkpoints / "step-1", checkpoints / "step-2"]
+    runs = polarax.compare(checkpoints / "base", posts, metrics="change,direction", progress=False)
+    assert f"step-2: {SENTENCE}" in runs.summary()["reading"]
+    assert "posts_along" in draw_posts_plots(runs)
+    assert '<figure id="posts_along">' in render_posts_report(runs)
+
+
+def test_of_a_history(checkpoints, capsys):
+    command = ["history", f"--checkpoints={checkpoints}/step-*", f"--base={checkpoints}/base", GROUPS_ASKED]
+    assert main([*command, f"--out={checkpoints}/runs", "--noplots", "--compilation_cache="]) == 0
+    printed = capsys.readouterr().out
+    assert "along" in printed.splitlines()[0]
+    assert "o: went the way the base points from step 1 on, in 1 of 3 matrices at the end." in printed
+    history = polarax.Runs.open(checkpoints / "runs")
+    assert {"history_along", "history_along_layers"} <= set(draw_history_plots(history.frame()))
+    assert '<figure id="history_along">' in render_history_report(history)
+
+
+def test_a_group_of_it_can_be_asked_for(checkpoints):
+    run = polarax.compare(checkpoints / "base", checkpoints / "step-1", metrics="direction", progress=False)
+    assert "along" in run.frame() and "nf" not in run.frame()
+
+
+def test_a_name_is_taken_once(registered):
+    with pytest.raises(ValueError, match=r"Column 'along' of metric 'along' is there already\."):
+        register(GROUPS["change"], [ALONG])
+    with pytest.raises(ValueError, match=r"There is another group 'change'\."):
+        register(Group("change", "Another"), [Metric("x", "x")])
