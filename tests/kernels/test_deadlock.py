@@ -41,22 +41,23 @@ def _batched(shapes):
 
 
 PROGRAMS = {
-    **{f"svd {m}": lambda x, m=m: kernels.svd(x, method=m) for m in kernels.SVD_METHODS},
-    **{f"values {m}": lambda x, m=m: kernels.singular_values(x, method=m) for m in kernels.SVD_METHODS},
-    **{f"polar {m}": lambda x, m=m: kernels.polar(x, method=m).factor for m in kernels.POLAR_METHODS},
-    **{f"frames {m}": lambda x, m=m: kernels.frames(x, 2 * x, method=m) for m in kernels.SVD_METHODS},
-    "align": lambda x: kernels.align(x, 2 * x).nf,
-    "rotations": lambda x: kernels.align(x, 2 * x, rotations=True),
-    "overlap": lambda x: kernels.overlap(x, 2 * x),
-    "budget": lambda x: kernels.drift_budget(x, 2 * x),
+    **{("svd", m): lambda x, m=m: kernels.svd(x, method=m) for m in kernels.SVD_METHODS},
+    **{("values", m): lambda x, m=m: kernels.singular_values(x, method=m) for m in kernels.SVD_METHODS},
+    **{("polar", m): lambda x, m=m: kernels.polar(x, method=m).factor for m in kernels.POLAR_METHODS},
+    **{("frames", m): lambda x, m=m: kernels.frames(x, 2 * x, method=m) for m in kernels.SVD_METHODS},
+    ("align", ""): lambda x: kernels.align(x, 2 * x).nf,
+    ("rotations", ""): lambda x: kernels.align(x, 2 * x, rotations=True),
+    ("overlap", ""): lambda x: kernels.overlap(x, 2 * x),
+    ("budget", ""): lambda x: kernels.drift_budget(x, 2 * x),
 }
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("dtype", matrices.WORKING_DTYPES)
-@pytest.mark.parametrize("name", PROGRAMS)
-def test_no_lapack_call_holds_more_than_one_matrix(name, dtype):
+@pytest.mark.parametrize(("function", "method"), PROGRAMS)
+def test_no_lapack_call_holds_more_than_one_matrix(function, method, dtype):
     """As it is, and mapped over both leading axes by the caller."""
-    program = PROGRAMS[name]
+    program = PROGRAMS[function, method]
     with jax.enable_x64(dtype == "float64"):
         calls = _lapack_calls(lambda x: (program(x), jax.vmap(jax.vmap(program))(x)), STACK.astype(dtype))
     assert calls
@@ -74,8 +75,8 @@ def test_batched_calls_are_seen():
     [
         # With threads of its own OpenBLAS is another thing to wait for, and many times slower: fewer runs are made.
         ("stacks one_program vmapped", {"OPENBLAS_NUM_THREADS": "1"}),
-        ("one_program threads", {"OPENBLAS_NUM_THREADS": "2"}),
-        ("--one_cpu one_program", {}),
+        pytest.param("one_program threads", {"OPENBLAS_NUM_THREADS": "2"}, marks=pytest.mark.exhaustive),
+        pytest.param("--one_cpu one_program", {}, marks=pytest.mark.exhaustive),
         ("devices", {"XLA_FLAGS": f"--xla_force_host_platform_device_count={stress.DEVICES}"}),
     ],
 )

@@ -18,9 +18,12 @@ def _posts(shape, count, seed=0):
     return base, np.stack([base + drift * rng.standard_normal(shape) for drift in drifts])
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("method", kernels.SVD_METHODS)
-@pytest.mark.parametrize("shape", [(2, 12, 7), (2, 7, 12), (2, 60, 4), (2, 4, 60)])
-def test_posts_share_a_base(shape, method):
+@pytest.mark.parametrize("wide", [False, True])
+@pytest.mark.parametrize(("rows", "cols"), [(12, 7), (60, 4)])
+def test_posts_share_a_base(rows, cols, wide, method):
+    shape = (2, cols, rows) if wide else (2, rows, cols)
     base, posts = _posts(shape, 3)
     with jax.enable_x64(True):
         found = kernels.frames(base, posts, change_values=True, method=method)

@@ -140,7 +140,17 @@ class TestPostAgainstPost:
         assert runs.pairs == () and not (tmp_path / "out" / "between").exists() and len(runs.frame()) == 22
 
 
-@pytest.mark.parametrize("options", [{"metrics": "change,scaling"}, {"metrics": "scaling,shape"}, {"method": "lapack"}])
+OTHER_OPTIONS = [{"metrics": "change,scaling"}, {"metrics": "scaling,shape"}, {"method": "lapack"}]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        *(one | {"include": role} for one, role in zip(OTHER_OPTIONS, ["q_proj", "up_proj", "down_proj"], strict=True)),
+        *(pytest.param(one, marks=pytest.mark.exhaustive) for one in OTHER_OPTIONS),
+    ],
+    ids=lambda options: " ".join(options.values()),
+)
 def test_other_metrics_and_methods(models, options):
     paths, _ = models
     runs = polarax.compare(paths["base"], {"a": paths["sft"], "b": paths["half"]}, progress=False, **options)
@@ -249,9 +259,13 @@ class TestResuming:
     def test_overwrite_removes_the_runs_within(self, models, tmp_path):
         paths, _ = models
         out = tmp_path / "out"
-        polarax.compare(paths["base"], {"a": paths["sft"], "b": paths["rl"]}, out, metrics="change", progress=False)
+        polarax.compare(
+            paths["base"], {"a": paths["sft"], "b": paths["rl"]}, out, metrics="change,scaling", progress=False
+        )
         (out / "mine.txt").write_text("kept")
-        run = polarax.compare(paths["base"], paths["sft"], out, metrics="change", overwrite=True, progress=False)
+        run = polarax.compare(
+            paths["base"], paths["sft"], out, metrics="change,scaling", overwrite=True, progress=False
+        )
         assert isinstance(run, polarax.Run)
         assert not (out / "a").exists() and not (out / "between").exists() and (out / "mine.txt").exists()
 

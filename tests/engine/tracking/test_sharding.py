@@ -35,7 +35,13 @@ def _run(*arguments):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("layout", "axes"), [("fsdp", "Auto"), ("tensor", "Auto"), ("both", "Auto"), ("both", "Explicit")]
+    ("layout", "axes"),
+    [
+        ("fsdp", "Auto"),
+        ("tensor", "Auto"),
+        pytest.param("both", "Auto", marks=pytest.mark.exhaustive),  # the budget's test has this pair too
+        ("both", "Explicit"),
+    ],
 )
 def test_no_parameter_is_gathered(layout, axes):
     seen = _run(layout, "change,scaling,shape,overlap,leading", axes)
