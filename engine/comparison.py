@@ -130,7 +130,7 @@ def run_request(
         for output in outputs:
             output.writer.finish(seconds, Run(output.writer.path).summary())
         if together is not None:
-            together.finish(seconds, open_run(together.path))
+            together.finish(seconds, Runs.open(together.path))
     run = open_run(path)
     run.keep_alive(temporary)
     return run

@@ -1,6 +1,8 @@
 """Flags that `compare`, `history` and `plan` share: the checkpoints, and what is asked of them."""
 
 import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 from absl import flags
 
@@ -25,7 +27,7 @@ def define_comparison_flags(values: flags.FlagValues) -> None:
 
 def define_option_flags(values: flags.FlagValues) -> None:
     """Defines a flag for each field of `Options`, of the kind of its default."""
-    kinds = {
+    kinds: dict[type, Callable[..., Any]] = {
         bool: flags.DEFINE_boolean,
         int: flags.DEFINE_integer,
         float: flags.DEFINE_float,
@@ -39,7 +41,8 @@ def define_option_flags(values: flags.FlagValues) -> None:
 
 def options_from_flags(values: flags.FlagValues) -> Options:
     """The options that the flags of `define_option_flags` say."""
-    return Options(**{field.name: values[field.name].value for field in dataclasses.fields(Options)})
+    given: dict[str, Any] = {field.name: values[field.name].value for field in dataclasses.fields(Options)}
+    return Options(**given)
 
 
 def request_from_flags(values: flags.FlagValues, *, post_required: bool = True) -> Request:

@@ -5,7 +5,7 @@ Base and posts are decomposed once, whatever they are compared with. The metrics
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -25,8 +25,8 @@ STATIC = ("measurement", "pairs", "mesh", "batched")
 class StackReadings(NamedTuple):
     """Readings of a stack, each column or array name -> (count, ...)."""
 
-    posts: tuple[Readings, ...]  # of the base and each post
-    pairs: tuple[Readings, ...]  # of posts against each other
+    posts: tuple[dict[str, Any], ...]  # of the base and each post
+    pairs: tuple[dict[str, Any], ...]  # of posts against each other
 
 
 @functools.partial(jax.jit, static_argnames=STATIC)
@@ -149,7 +149,9 @@ def _by_values_alone(base, together, pairs, of_post, of_pair, measurement):
     return of_posts, of_pairs
 
 
-def _read(base, post, frames, spectra, measurement) -> Readings:
+def _read(
+    base: jax.Array, post: jax.Array, frames: kernels.Frames | None, spectra: Spectra, measurement: Measurement
+) -> Readings:
     """Everything but the sampled controls, and what depends on the stored dtypes."""
     shape = (base.shape[-2], base.shape[-1])
     control = kernels.closed_form_controls(spectra.s_base, spectra.change_norm, shape=shape)
@@ -171,7 +173,7 @@ def _read(base, post, frames, spectra, measurement) -> Readings:
     return readings
 
 
-def _read_stored(base, post, readings, measurement) -> Readings:
+def _read_stored(base: jax.Array, post: jax.Array, readings: Readings, measurement: Measurement) -> Readings:
     """The groups that depend on the stored dtypes."""
     shape = (base.shape[-2], base.shape[-1])
     spectra = Spectra(readings["s_base"], readings["s_post"], readings.get("s_change"), readings["change_norm"])

@@ -27,7 +27,7 @@ register(
 )
 
 
-def beside_cosine(row: Mapping[str, Any], shape: tuple[int, int]) -> dict[str, float]:
+def beside_cosine(row: Mapping[str, Any], shape: tuple[int, ...]) -> dict[str, float]:
     """The control of change_cosine, in float64: it hangs on the shape alone."""
     std = 1 / math.sqrt(math.prod(shape))
     return {"change_cosine_null_std": std, "change_cosine_z": row["change_cosine"] / std}
