@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from polarax.kernels.svd import numerical_rank
+from polarax.kernels.thin_svd import numerical_rank
 
 # Nodes of Gauss-Hermite quadrature for one number a pair, half of them by symmetry: 0.005 sd^2 off at worst.
 _NODES = 16
@@ -58,9 +58,9 @@ def closed_form_controls(s_base: jax.Array, change_norm: jax.Array, *, shape: tu
         0.5
     """
     s, norm = jnp.asarray(s_base), jnp.asarray(change_norm)
-    rows, cols = shape
-    entries = rows * cols
-    rank = numerical_rank(s, rows, cols)[..., None]
+    longer, shorter = max(shape), min(shape)
+    entries = longer * shorter
+    rank = numerical_rank(s, *shape)[..., None]
     inside = jnp.arange(s.shape[-1]) < rank
     rank = jnp.where(rank > 0, rank, jnp.nan).astype(s.dtype)[..., 0]
     largest = jnp.where(s[..., 0] > 0, s[..., 0], jnp.nan)
@@ -72,7 +72,10 @@ def closed_form_controls(s_base: jax.Array, change_norm: jax.Array, *, shape: tu
     pairs = inside[..., :, None] & inside[..., None, :] & ~jnp.eye(s.shape[-1], dtype=bool)
     sums = jnp.where(pairs, relative[..., :, None] + relative[..., None, :], 1)
     pair_means = jnp.where(pairs, 2 * (sd[..., None, None] / sums) ** 2, 0)  # of O_ij^2, times a chi-square of 1
-    free = (max(rows, cols) - rank)[..., None]  # dimensions outside the base's space
+    free = (longer - rank)[..., None]  # dimensions outside the base's space
+    # m n - r^2 as a sum of what is never negative: as a difference it would be a rounding error, of either sign, where
+    # it is 0, by what the compiler makes of a quotient by a constant.
+    outside = shorter * (longer - rank) + rank * (shorter - rank)
     one = jnp.where(inside, relative, 1)
     grown = jnp.sqrt(one**2 + free * sd[..., None] ** 2)
     shortening = jnp.where(inside, 1 - one / grown, 0)
@@ -92,7 +95,7 @@ def closed_form_controls(s_base: jax.Array, change_norm: jax.Array, *, shape: tu
     smallest = jnp.min(jnp.where(inside, relative, 1), axis=-1)
     rotations = rank * (rank - 1) / 2
     # The fit leaves the skew part of E, the diagonal but for alpha, and what is outside.
-    unfitted = (rotations + rank - 1 + entries - rank**2) * sd**2 + _unturned(relative, sd, pairs)
+    unfitted = (rotations + rank - 1 + outside) * sd**2 + _unturned(relative, sd, pairs)
     return Controls(
         nf=jnp.sqrt(nf_squared),
         nf_std=jnp.where(nf_squared == 0, 0, nf_squared_std / (2 * jnp.sqrt(nf_squared))),
@@ -102,12 +105,12 @@ def closed_form_controls(s_base: jax.Array, change_norm: jax.Array, *, shape: tu
         budget_scaling=rank / entries,
         budget_coordinated=rotations / entries,
         budget_discordant=rotations / entries,
-        budget_outside=1 - rank**2 / entries,
+        budget_outside=outside / entries,
         # coordinated and discordant are two chi-squares with K = r(r-1)/2 degrees of freedom each, so
         # coordination = 2 Beta(K/2, K/2) - 1, whose variance is 1 / (K + 1).
         coordination_std=1 / jnp.sqrt(rotations + 1),
         fit_error=jnp.sqrt(unfitted) / (base_norm * jnp.sqrt(1 + drift**2)),
-        reach=jnp.where((rank < min(rows, cols)) & (drift > 0), jnp.inf, drift / smallest),
+        reach=jnp.where((rank < shorter) & (drift > 0), jnp.inf, drift / smallest),
     )
 
 

@@ -20,7 +20,8 @@ from polarax.kernels.polar_polynomial import TALL, Iterated, orthogonality_toler
 from polarax.kernels.polar_qdwh import qdwh_polar
 from polarax.kernels.products import frobenius, matmul, promote, transpose
 from polarax.kernels.sequential import one_at_a_time
-from polarax.kernels.svd import Svd, numerical_rank, svd
+from polarax.kernels.svd import svd
+from polarax.kernels.thin_svd import Svd, numerical_rank
 
 POLAR_METHODS = ("auto", "gram", "polynomial", "qdwh", "svd")
 

@@ -25,6 +25,10 @@ _FROM_LEADING = frozenset({"scaling", "shape", "overlap", "leading"})
 # Cycles of subspace iteration: at init the vectors are unknown; later two are the rule.
 _FIRST_CYCLES, _LATER_CYCLES = 100, 12
 
+# Error of the base's leading vectors, in radians. What is read of the change in their frame errs by as much as they do;
+# values and overlaps, which err by its square, are all that is read of later ones.
+FRAME_TOLERANCE = 1e-5
+
 
 class Options(NamedTuple):
     """What to measure."""
@@ -64,8 +68,15 @@ def reference(base: jax.Array, options: Options, stored: str) -> Arrays:
     if options.leading:
         k, block = options.count(shape), options.block(shape)
         start = jax.random.normal(jax.random.key(0), (shape[1], block), base.dtype)
-        found = leading_svd(base, start, k=k, cycles=_FIRST_CYCLES, precision=options.precision)
-        kept |= {"left": found.left[:, :k], "right": found.right, "values": found.values}
+        leading = leading_svd(
+            base,
+            start,
+            k=k,
+            cycles=_FIRST_CYCLES,
+            vector_tolerance=FRAME_TOLERANCE,
+            precision=options.precision,
+        )
+        kept |= {"left": leading.left[:, :k], "right": leading.right, "values": leading.values}
     if "budget" in options.metrics:
         decomposition = kernels.svd(base)
         kept |= {"vectors": decomposition.right, "spectrum": decomposition.values}
