@@ -16,7 +16,7 @@ import numpy as np
 
 from polarax.kernels.thin_svd import numerical_rank
 
-# Nodes of Gauss-Hermite quadrature for one number a pair, half of them by symmetry: 0.005 sd^2 off at worst.
+# Nodes of Gauss-Hermite quadrature, of which symmetry leaves half, for one number per pair: 0.005 sd^2 off at worst.
 _NODES = 16
 
 
@@ -73,22 +73,22 @@ def closed_form_controls(s_base: jax.Array, change_norm: jax.Array, *, shape: tu
     sums = jnp.where(pairs, relative[..., :, None] + relative[..., None, :], 1)
     pair_means = jnp.where(pairs, 2 * (sd[..., None, None] / sums) ** 2, 0)  # of O_ij^2, times a chi-square of 1
     free = (longer - rank)[..., None]  # dimensions outside the base's space
-    # m n - r^2 as a sum of what is never negative: as a difference it would be a rounding error, of either sign, where
-    # it is 0, by what the compiler makes of a quotient by a constant.
+    # m n - r^2 as a sum of terms that are never negative. 1 - r^2 / (m n) leaves a rounding error of either sign where
+    # it should be 0, if the compiler fuses the quotient by a constant with the difference.
     outside = shorter * (longer - rank) + rank * (shorter - rank)
-    one = jnp.where(inside, relative, 1)
-    grown = jnp.sqrt(one**2 + free * sd[..., None] ** 2)
-    shortening = jnp.where(inside, 1 - one / grown, 0)
+    values = jnp.where(inside, relative, 1)
+    grown = jnp.sqrt(values**2 + free * sd[..., None] ** 2)
+    shortening = jnp.where(inside, 1 - values / grown, 0)
     nf_squared = (jnp.sum(pair_means, axis=(-2, -1)) + jnp.sum(shortening**2, axis=-1)) / rank
     # Each pair i < j stands twice in the sum with one and the same chi-square, whose variance is 2. The squared length
     # outside is sd^2 times a chi-square of `free` degrees of freedom, of variance 2 sd^4 free.
     length_std = jnp.sqrt(2 * free) * sd[..., None] ** 2
-    shortening_std = 2 * shortening * one / (2 * grown**3) * length_std
+    shortening_std = 2 * shortening * values / (2 * grown**3) * length_std
     variance = 4 * jnp.sum(pair_means**2, axis=(-2, -1)) + jnp.sum(shortening_std**2, axis=-1)
     nf_squared_std = jnp.sqrt(variance) / rank
 
     # Each ratio spreads by sd / s_i about (1 + free sd^2 / s_i^2)^(1/2), which itself differs from ratio to ratio.
-    growth = jnp.where(inside, grown / one, 0)
+    growth = jnp.where(inside, grown / values, 0)
     growth_mean = jnp.sum(growth, axis=-1) / rank
     uneven = jnp.sum(jnp.where(inside, (growth - growth_mean[..., None]) ** 2, 0), axis=-1) / rank
     inverse_squares = jnp.sum(jnp.where(inside, 1 / jnp.where(inside, relative, 1) ** 2, 0), axis=-1)

@@ -35,8 +35,8 @@ TOLERANCE = 1e-6
 # In units of eps s_1: growth that may be rounding.
 _ROUNDING = 4
 
-# A share of the vectors' error that a cycle has to take away to be followed by another one for the vectors' sake: what
-# rounding leaves does not get smaller.
+# Cycles for the sake of the vectors go on while each takes away at least this share of their error: what rounding
+# leaves does not get smaller.
 _PROGRESS = 0.1
 
 
@@ -71,8 +71,8 @@ def leading_svd(
         k: How many values have to converge.
         cycles: At most so many cycles, of 4 products with x and b columns each; found vectors need one or two.
         tolerance: Relative growth of the values in a cycle at which they count as found.
-        vector_tolerance: Error of the k right vectors, in radians, at which these count as found as well, if they are
-            what is wanted. Values say little of them: their own error is the square of it.
+        vector_tolerance: Error of the k right vectors, in radians, at which they count as found, for callers that need
+            the vectors themselves: values have converged when vectors are still off by the root of the tolerance.
         precision: Of the products with x.
 
     Returns:
@@ -98,7 +98,7 @@ def leading_svd(
     x = x / unit  # so that squares stay in range
 
     def ritz(bases, images):
-        """The best directions of a basis, what x makes of them, and their values."""
+        """The best directions of a basis, their images under x, and their values."""
         basis, image = jnp.concatenate(bases, axis=-1), jnp.concatenate(images, axis=-1)
         best = _gram_vectors(image)[:, ::-1][:, :block]
         image = _small(image, best)
@@ -109,9 +109,8 @@ def leading_svd(
         return transpose(product(transpose(image), x))
 
     def largest_angle(right, pulled, values):
-        """How far the k vectors are from singular vectors, to first order."""
-        # What A v has outside of the block, against the gap between its value and those outside, of which the block's
-        # last one is an upper bound once it has been found.
+        """How far the k vectors are from singular vectors, to first order: ||(I - V V^T) A v|| over the gap."""
+        # The gap is that between the squares of its value and of the block's last one, which bounds those outside.
         outside = _lengths(pulled - _small(right, _small(transpose(right), pulled)))[:k]
         gap = (values[:k] - values[-1]) * (values[:k] + values[-1])
         smallest = jnp.finfo(x.dtype).eps * values[0] ** 2
@@ -120,7 +119,7 @@ def leading_svd(
     def cycle(state):
         right, image, values, count, _, angle, _ = state
         before = angle
-        if vector_tolerance is not None:
+        if vector_tolerance is not None and block < min(x.shape):  # else nothing is outside
             angle = largest_angle(right, pulled_back(image), values)
         bases, images = [right], [image]
         for _ in range(DEGREE):
@@ -134,7 +133,7 @@ def leading_svd(
     def unfinished(state):
         *_, count, growth, angle, before = state
         wanted = growth > tolerance
-        if vector_tolerance is not None:
+        if vector_tolerance is not None and block < min(x.shape):
             wanted |= (angle > vector_tolerance) & (angle <= (1 - _PROGRESS) * before)
         return wanted & (count < cycles)
 
