@@ -4,6 +4,8 @@ Every function takes arrays of shape (..., m, n), tall or wide, and works in flo
 float16 are computed in float32). `docs/definitions.md` has the formulas and their sources.
 """
 
+from typing import TYPE_CHECKING
+
 from polarax.kernels.align import Alignment, align, rotation_difference
 from polarax.kernels.block_magnitudes import block_magnitudes
 from polarax.kernels.change_cosine import change_cosine
@@ -11,16 +13,18 @@ from polarax.kernels.controls import Controls, closed_form_controls
 from polarax.kernels.drift_budget import DriftBudget, budget_of_frames, drift_budget, split_change
 from polarax.kernels.fit import Fit, fit_of_frames
 from polarax.kernels.frames import frames, map_frames, map_posts
+from polarax.kernels.frames_type import Frames, joint_signs
+from polarax.kernels.methods import method_names
 from polarax.kernels.overlap import Overlap, overlap, overlap_of_frames
 from polarax.kernels.polar import POLAR_METHODS, Polar, polar
 from polarax.kernels.products import frobenius
 from polarax.kernels.random_changes import RANDOM_CHANGES, random_change
-from polarax.kernels.relate import Frames, joint_signs
 from polarax.kernels.rounding import noise_spectral_norm, rounding_noise, unchanged_share
 from polarax.kernels.scaling import Scaling, scaling
 from polarax.kernels.sequential import after, one_at_a_time
 from polarax.kernels.spectrum_shape import PowerLaw, effective_rank, power_law, stable_rank
-from polarax.kernels.svd import SVD_METHODS, Svd, numerical_rank, singular_values, svd
+from polarax.kernels.svd import singular_values, svd
+from polarax.kernels.thin_svd import Svd, numerical_rank
 
 __all__ = [
     "POLAR_METHODS",
@@ -67,3 +71,12 @@ __all__ = [
     "svd",
     "unchanged_share",
 ]
+
+SVD_METHODS: tuple[str, ...]  # the names that arguments called `method` take, "auto" first
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name):
+        if name == "SVD_METHODS":  # of all that are registered by now
+            return method_names()
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

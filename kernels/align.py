@@ -11,9 +11,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from polarax.kernels.frames import frames
+from polarax.kernels.frames_type import Frames
 from polarax.kernels.polar import polar
 from polarax.kernels.products import frobenius, inner, matmul, promote_pair, transpose
-from polarax.kernels.relate import Frames
 
 
 class Alignment(NamedTuple):

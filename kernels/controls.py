@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from polarax.kernels.svd import numerical_rank
+from polarax.kernels.thin_svd import numerical_rank
 
-# Nodes of Gauss-Hermite quadrature for one number a pair, half of them by symmetry: 0.005 sd^2 off at worst.
+# Nodes of Gauss-Hermite quadrature, of which symmetry leaves half, for one number per pair: 0.005 sd^2 off at worst.
 _NODES = 16
 
 
@@ -58,9 +58,9 @@ def closed_form_controls(s_base: jax.Array, change_norm: jax.Array, *, shape: tu
         0.5
     """
     s, norm = jnp.asarray(s_base), jnp.asarray(change_norm)
-    rows, cols = shape
-    entries = rows * cols
-    rank = numerical_rank(s, rows, cols)[..., None]
+    longer, shorter = max(shape), min(shape)
+    entries = longer * shorter
+    rank = numerical_rank(s, *shape)[..., None]
     inside = jnp.arange(s.shape[-1]) < rank
     rank = jnp.where(rank > 0, rank, jnp.nan).astype(s.dtype)[..., 0]
     largest = jnp.where(s[..., 0] > 0, s[..., 0], jnp.nan)
@@ -72,27 +72,30 @@ def closed_form_controls(s_base: jax.Array, change_norm: jax.Array, *, shape: tu
     pairs = inside[..., :, None] & inside[..., None, :] & ~jnp.eye(s.shape[-1], dtype=bool)
     sums = jnp.where(pairs, relative[..., :, None] + relative[..., None, :], 1)
     pair_means = jnp.where(pairs, 2 * (sd[..., None, None] / sums) ** 2, 0)  # of O_ij^2, times a chi-square of 1
-    free = (max(rows, cols) - rank)[..., None]  # dimensions outside the base's space
-    one = jnp.where(inside, relative, 1)
-    grown = jnp.sqrt(one**2 + free * sd[..., None] ** 2)
-    shortening = jnp.where(inside, 1 - one / grown, 0)
+    free = (longer - rank)[..., None]  # dimensions outside the base's space
+    # m n - r^2 as a sum of terms that are never negative. 1 - r^2 / (m n) leaves a rounding error of either sign where
+    # it should be 0, if the compiler fuses the quotient by a constant with the difference.
+    outside = shorter * (longer - rank) + rank * (shorter - rank)
+    values = jnp.where(inside, relative, 1)
+    grown = jnp.sqrt(values**2 + free * sd[..., None] ** 2)
+    shortening = jnp.where(inside, 1 - values / grown, 0)
     nf_squared = (jnp.sum(pair_means, axis=(-2, -1)) + jnp.sum(shortening**2, axis=-1)) / rank
     # Each pair i < j stands twice in the sum with one and the same chi-square, whose variance is 2. The squared length
     # outside is sd^2 times a chi-square of `free` degrees of freedom, of variance 2 sd^4 free.
     length_std = jnp.sqrt(2 * free) * sd[..., None] ** 2
-    shortening_std = 2 * shortening * one / (2 * grown**3) * length_std
+    shortening_std = 2 * shortening * values / (2 * grown**3) * length_std
     variance = 4 * jnp.sum(pair_means**2, axis=(-2, -1)) + jnp.sum(shortening_std**2, axis=-1)
     nf_squared_std = jnp.sqrt(variance) / rank
 
     # Each ratio spreads by sd / s_i about (1 + free sd^2 / s_i^2)^(1/2), which itself differs from ratio to ratio.
-    growth = jnp.where(inside, grown / one, 0)
+    growth = jnp.where(inside, grown / values, 0)
     growth_mean = jnp.sum(growth, axis=-1) / rank
     uneven = jnp.sum(jnp.where(inside, (growth - growth_mean[..., None]) ** 2, 0), axis=-1) / rank
     inverse_squares = jnp.sum(jnp.where(inside, 1 / jnp.where(inside, relative, 1) ** 2, 0), axis=-1)
     smallest = jnp.min(jnp.where(inside, relative, 1), axis=-1)
     rotations = rank * (rank - 1) / 2
     # The fit leaves the skew part of E, the diagonal but for alpha, and what is outside.
-    unfitted = (rotations + rank - 1 + entries - rank**2) * sd**2 + _unturned(relative, sd, pairs)
+    unfitted = (rotations + rank - 1 + outside) * sd**2 + _unturned(relative, sd, pairs)
     return Controls(
         nf=jnp.sqrt(nf_squared),
         nf_std=jnp.where(nf_squared == 0, 0, nf_squared_std / (2 * jnp.sqrt(nf_squared))),
@@ -102,12 +105,12 @@ def closed_form_controls(s_base: jax.Array, change_norm: jax.Array, *, shape: tu
         budget_scaling=rank / entries,
         budget_coordinated=rotations / entries,
         budget_discordant=rotations / entries,
-        budget_outside=1 - rank**2 / entries,
+        budget_outside=outside / entries,
         # coordinated and discordant are two chi-squares with K = r(r-1)/2 degrees of freedom each, so
         # coordination = 2 Beta(K/2, K/2) - 1, whose variance is 1 / (K + 1).
         coordination_std=1 / jnp.sqrt(rotations + 1),
         fit_error=jnp.sqrt(unfitted) / (base_norm * jnp.sqrt(1 + drift**2)),
-        reach=jnp.where((rank < min(rows, cols)) & (drift > 0), jnp.inf, drift / smallest),
+        reach=jnp.where((rank < shorter) & (drift > 0), jnp.inf, drift / smallest),
     )
 
 

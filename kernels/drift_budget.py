@@ -10,9 +10,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from polarax.kernels.frames_type import Frames
 from polarax.kernels.products import frobenius, inner, matmul, promote_pair, transpose
-from polarax.kernels.relate import Frames
-from polarax.kernels.svd import Svd, numerical_rank, svd
+from polarax.kernels.svd import svd
+from polarax.kernels.thin_svd import Svd, numerical_rank
 
 
 class DriftBudget(NamedTuple):

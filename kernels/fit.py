@@ -18,9 +18,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from polarax.kernels.frames_type import Frames
 from polarax.kernels.gram import gram
 from polarax.kernels.products import frobenius, matmul, transpose
-from polarax.kernels.relate import Frames
 from polarax.kernels.sequential import one_at_a_time
 
 # ||I - X^T X||_F of X = (Q_U + Q_V) / 2 up to which X is iterated on: no singular value is below 1/2 then.

@@ -1,6 +1,7 @@
-"""Frames of base and post, of base and several posts, and of posts among each other: each matrix is decomposed once.
+"""Frames of base and post, of base and many posts, and of posts among each other: each matrix is decomposed once.
 
-`polarax.kernels.relate` says what frames are.
+`polarax.kernels.frames_type` says what frames are, `polarax.kernels.methods` how they are made. Methods know tall
+matrices alone: wide ones are handed to them as their transposes, whose frames have left and right exchanged.
 """
 
 import functools
@@ -11,19 +12,14 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from polarax.kernels.frames_type import Frames, transposed_frames
+from polarax.kernels.methods import Post, by_method, check_method
 from polarax.kernels.products import promote_pair, transpose
-from polarax.kernels.relate import FactorRelations, Frames, GramRelations, poison, turned, unit_of
 from polarax.kernels.sequential import by_leading_axes
-from polarax.kernels.svd import check_method
-from polarax.kernels.triangle import triangle_by_blocks
 
 Item = TypeVar("Item")
 Readings = TypeVar("Readings")
 PairReadings = TypeVar("PairReadings")
-
-# Rows over the columns of base and posts together: from here on they are reduced by QR before a thin SVD. The products
-# saved are about those that QR takes at twice the size.
-_VERY_TALL = 2
 
 
 def frames(
@@ -39,41 +35,28 @@ def frames(
 
     Args:
         base: (..., m, n), floating-point.
-        post: The same shape; or (posts, ..., m, n), several posts of this base, which then is decomposed once.
+        post: The same shape.
         change_values: Also decompose the change, for its singular values.
         dtype: Of the results, float32 or float64; the inputs' own if not given. Small numbers given as they are stored
             take the least memory, and "gram" loses nothing of them.
-        method: One of `polarax.kernels.SVD_METHODS`. "lapack" and "polar" take two thin SVDs; "gram" float64 Gram
-            matrices, of which nothing larger than r x r is decomposed, accurate to 1e-7 down to singular values of 1e-8
-            s_1; "auto" takes "gram" where there is float64 (CPU, GPU), falling back to "lapack" where a singular value
-            is smaller than that, and "polar" on TPUs.
+        method: One of `polarax.kernels.SVD_METHODS`. "lapack" and "polar" take two thin SVDs; "gram" takes float64
+            Gram matrices, of which nothing larger than r x r is decomposed, accurate to 1e-7 down to singular values of
+            1e-8 s_1; "auto" takes "gram" where there is float64 (CPU, GPU), falling back to "lapack" where a singular
+            value is smaller than that, and "polar" on TPUs.
 
     Returns:
-        `Frames` in that dtype, with the leading axes of post (`s_base` and `rank_base` too); NaN throughout for a pair
-        with NaN or Inf.
+        `Frames` in that dtype; NaN throughout for a pair with NaN or Inf.
 
     Raises:
         ValueError: Unknown method, the shapes differ, or `polarax.kernels.svd` refuses the input.
     """
     check_method(method)
     base, post = jnp.asarray(base), jnp.asarray(post)
-    several = post.ndim == base.ndim + 1
-    one_post = jax.ShapeDtypeStruct(post.shape[1:], post.dtype) if several else post
-    promoted = jax.eval_shape(promote_pair, base, one_post)[0]
-    if 0 in base.shape[-2:]:
-        raise ValueError(f"Matrices must have at least one row and one column. Got shape={base.shape}.")
-    related = functools.partial(
-        _related,
-        change_values=change_values,
-        dtype=jnp.dtype(promoted.dtype if dtype is None else dtype),
-        method=method,
+    promoted = _promoted_dtype(base, post)
+    pair = functools.partial(
+        _pair, change_values=change_values, dtype=promoted if dtype is None else jnp.dtype(dtype), method=method
     )
-    if not several:
-        return by_leading_axes(related)(base, post)
-    # A caller's vmap puts its axis first in both, so the posts' own goes behind those of the stack.
-    batch = base.ndim - 2
-    found = by_leading_axes(related)(base, jnp.moveaxis(post, 0, batch))
-    return jax.tree.map(lambda x: jnp.moveaxis(x, batch, 0), found)
+    return by_leading_axes(pair)(base, post)
 
 
 def map_posts(
@@ -88,10 +71,10 @@ def map_posts(
     dtype: jax.typing.DTypeLike,
     method: str = "auto",
 ) -> tuple[Readings, PairReadings | None]:
-    """Readings of a base and several posts, and of posts against each other; every matrix is decomposed once.
+    """Readings of a base and its posts, and of posts against each other; every matrix is decomposed once.
 
-    One after another, so that of the work arrays only one pair's are there at a time. A pair that "auto" has to leave
-    to LAPACK is decomposed again there.
+    Posts are read one after another, so that of the work arrays only one pair's are there at a time; a single one as
+    `frames` gives it, without a loop. A pair that "auto" has to leave to LAPACK is decomposed again there.
 
     Args:
         read: Maps the `Frames` of the base and a post, and that post as it was given, to what is kept of them.
@@ -107,65 +90,37 @@ def map_posts(
         The readings of all posts, and those of all pairs, each stacked along a new first axis; None without pairs.
 
     Raises:
-        ValueError: Unknown method.
+        ValueError: Unknown method, the shapes differ, or `polarax.kernels.svd` refuses the input.
     """
     check_method(method)
     base, posts, dtype = jnp.asarray(base), jnp.asarray(posts), jnp.dtype(dtype)
+    if posts.shape[0] == 1 and not pairs:
+        post = jnp.squeeze(posts, 0)
+        readings = read(frames(base, post, change_values=change_values, dtype=dtype, method=method), post)
+        return jax.tree.map(lambda x: jnp.expand_dims(x, 0), readings), None
+    _promoted_dtype(base, jax.ShapeDtypeStruct(posts.shape[1:], posts.dtype))
     wide = base.shape[-2] < base.shape[-1]
-    turn = transpose if wide else lambda x: x
 
-    def kept(read, found, *stored):
-        return read(turned(found) if wide else found, *map(turn, stored))
+    def read_as_given(read, pair, *stored):
+        return read(transposed_frames(pair), *map(transpose, stored)) if wide else read(pair, *stored)
 
-    def by_gram(base, posts):
-        with jax.enable_x64(True):
-            unit = unit_of(base, jnp.moveaxis(posts, 0, base.ndim - 2))
-            of_changes, of_pairs = (GramRelations(base.shape, unit, values, dtype) for values in (change_values, False))
-            of_base, gram_base = of_changes.decompose(base)
+    def read_all(chosen, base, posts):
+        with chosen.scope():
+            route = chosen.route(base, posts, change_values=change_values, dtype=dtype)
 
-            def of_post(post):
-                found, resolved, of_post = of_changes.with_post(base, of_base, gram_base, post)
-                found = _resolved(found, resolved, base, post, change_values, dtype, method)
-                return kept(read, found, post), of_post
+            def read_post(matrix):
+                pair, decomposed = route.with_post(matrix)
+                return read_as_given(read, pair, matrix.stored), decomposed
 
-            def of_pair(places):
-                (first, of_first), (second, of_second) = (_at((posts, of_posts), place) for place in places)
-                found, resolved = of_pairs.relate(first, of_first, second, of_second)
-                found = _resolved(found, resolved, first, second, False, dtype, method)
-                return kept(read_pair, found, first, second)
+            def read_two(places):
+                first, second = (_at(Post(route.posts, decomposed), place) for place in places)
+                pair = route.between(first, second)
+                return read_as_given(read_pair, pair, first.matrix.stored, second.matrix.stored)
 
-            readings, of_posts = lax.map(of_post, posts)
-            return readings, lax.map(of_pair, _columns(pairs)) if pairs else None
+            readings, decomposed = lax.map(read_post, route.posts)
+            return readings, lax.map(read_two, _columns(pairs)) if pairs else None
 
-    def by_factors(method, base, posts):
-        finite = _finite(base, jnp.moveaxis(posts, 0, base.ndim - 2))
-        finite = jnp.moveaxis(finite, -1, 0)
-        small_base, small = _triangles(base, jnp.moveaxis(posts, 0, base.ndim - 2), dtype)
-        small = jnp.moveaxis(small, base.ndim - 2, 0)
-        of_changes, of_pairs = (FactorRelations(base.shape[-2:], values, method) for values in (change_values, False))
-        of_base = of_changes.decompose(small_base)
-
-        def of_post(item):
-            post, small, finite = item
-            found, of_post = of_changes.with_post(small_base, of_base, small)
-            return kept(read, poison(found, finite), post), of_post
-
-        def of_pair(places):
-            (first, small_first, of_first, finite_first), second = (
-                _at((posts, small, of_posts, finite), place) for place in places
-            )
-            post, small_post, of_post, finite_post = second
-            found = of_pairs.relate(small_first, of_first, small_post, of_post)
-            return kept(read_pair, poison(found, finite_first & finite_post), first, post)
-
-        readings, of_posts = lax.map(of_post, (posts, small, finite))
-        return readings, lax.map(of_pair, _columns(pairs)) if pairs else None
-
-    if method in ("lapack", "polar"):
-        return by_factors(method, turn(base), turn(posts))
-    if method == "gram":
-        return by_gram(turn(base), turn(posts))
-    return lax.platform_dependent(turn(base), turn(posts), tpu=functools.partial(by_factors, "polar"), default=by_gram)
+    return by_method(method, read_all, *((transpose(base), transpose(posts)) if wide else (base, posts)))
 
 
 def map_frames(
@@ -200,93 +155,34 @@ def map_frames(
     base, dtype = jnp.asarray(base), jnp.dtype(dtype)
     wide = base.shape[-2] < base.shape[-1]
 
-    def post_of(item):
-        post = make_post(item)
-        return transpose(post) if wide else post
+    def read_items(chosen, base, items):
+        with chosen.scope():
+            frames_with = chosen.frames_with(base, dtype=dtype)
 
-    def kept(found):
-        return read(turned(found) if wide else found)
+            def read_item(item):
+                post = make_post(item)
+                return read(transposed_frames(frames_with(transpose(post))) if wide else frames_with(post))
 
-    def pair_by_pair(method, base, items):
-        related = functools.partial(_by_svd, change_values=False, dtype=dtype, method=method)
-        return lax.map(lambda item: kept(related(base, post_of(item))), items)
+            return lax.map(read_item, items)
 
-    def by_gram(base, items):
-        with jax.enable_x64(True):
-            relations = GramRelations(base.shape, unit_of(base, base), False, dtype)
-            of_base, gram_base = relations.decompose(base)
-
-            def of_item(item):
-                post = post_of(item)
-                found, resolved, _ = relations.with_post(base, of_base, gram_base, post)
-                return kept(_resolved(found, resolved, base, post, False, dtype, method))
-
-            return lax.map(of_item, items)
-
-    tall = transpose(base) if wide else base
-    if method in ("lapack", "polar"):
-        return pair_by_pair(method, tall, items)
-    if method == "gram":
-        return by_gram(tall, items)
-    return lax.platform_dependent(tall, items, tpu=functools.partial(pair_by_pair, "polar"), default=by_gram)
+    return by_method(method, read_items, transpose(base) if wide else base, items)
 
 
-def _related(base, post, **how):
-    """Frames of a stack (..., m, n) and its post, or its posts (..., p, m, n)."""
+def _pair(base, post, *, change_values, dtype, method):
+    def pair_by(chosen, base, post):
+        return chosen.pair(base, post, change_values=change_values, dtype=dtype)
+
     if base.shape[-2] >= base.shape[-1]:
-        return _related_tall(base, post, **how)
-    return turned(_related_tall(transpose(base), transpose(post), **how))
+        return by_method(method, pair_by, base, post)
+    return transposed_frames(by_method(method, pair_by, transpose(base), transpose(post)))
 
 
-def _related_tall(base, post, *, change_values, dtype, method):
-    by_gram = functools.partial(_by_gram, change_values=change_values, dtype=dtype)
-    by_lapack = functools.partial(_by_svd, change_values=change_values, dtype=dtype, method="lapack")
-    by_polar = functools.partial(_by_svd, change_values=change_values, dtype=dtype, method="polar")
-
-    def gram_or_svd(base, post):
-        found, resolved = by_gram(base, post)
-        return _resolved(found, resolved, base, post, change_values, dtype, "auto")
-
-    if method == "lapack":
-        return by_lapack(base, post)
-    if method == "polar":
-        return by_polar(base, post)
-    if method == "gram":
-        return by_gram(base, post)[0]
-    return lax.platform_dependent(base, post, tpu=by_polar, default=gram_or_svd)
-
-
-def _each_post(base, post, relate):
-    """relate(post), or the results for all posts (..., p, m, n), one after the other."""
-    if post.ndim == base.ndim:
-        return relate(post)
-    axis = base.ndim - 2
-    results = lax.map(relate, jnp.moveaxis(post, axis, 0))
-    return jax.tree.map(lambda x: jnp.moveaxis(x, 0, axis), results)
-
-
-def _by_svd(base, post, *, change_values, dtype, method):
-    relations = FactorRelations(base.shape[-2:], change_values, method)
-    finite = _finite(base, post)
-    base, post = _triangles(base, post, dtype)
-    of_base = relations.decompose(base)
-    return poison(_each_post(base, post, lambda post: relations.with_post(base, of_base, post)[0]), finite)
-
-
-def _by_gram(base, post, *, change_values, dtype):
-    """Frames, and for each pair whether every singular value was large enough for this route."""
-    with jax.enable_x64(True):
-        relations = GramRelations(base.shape, unit_of(base, post), change_values, dtype)
-        of_base, gram_base = relations.decompose(base)
-        return _each_post(base, post, lambda post: relations.with_post(base, of_base, gram_base, post)[:2])
-
-
-def _resolved(found, resolved, base, post, change_values, dtype, method):
-    """The frames by Gram matrices; those by LAPACK where "auto" finds them not resolved."""
-    if method != "auto" or dtype != jnp.float64:  # what float64 does not resolve, float32 does not hold
-        return found
-    by_lapack = functools.partial(_by_svd, change_values=change_values, dtype=dtype, method="lapack")
-    return lax.cond(jnp.all(resolved), lambda *_: found, by_lapack, base, post)
+def _promoted_dtype(base, post):
+    """The dtype that a pair is worked on by default; raises ValueError for one that cannot be."""
+    promoted = jax.eval_shape(promote_pair, base, post)[0].dtype
+    if 0 in base.shape[-2:]:
+        raise ValueError(f"Matrices must have at least one row and one column. Got shape={base.shape}.")
+    return promoted
 
 
 def _at(stacked, place):
@@ -297,27 +193,3 @@ def _at(stacked, place):
 def _columns(pairs):
     """First and second places, (pairs,) each."""
     return tuple(jnp.asarray(places, jnp.int32) for places in zip(*pairs, strict=True))
-
-
-def _finite(base, post):
-    """Whether a pair is finite, (...), or (..., p) for several posts."""
-    finite_base, finite_post = (jnp.all(jnp.isfinite(x), axis=(-2, -1)) for x in (base, post))
-    return finite_post & (finite_base if finite_base.ndim == finite_post.ndim else finite_base[..., None])
-
-
-def _triangles(base, post, dtype):
-    """Base and post in the working dtype, or smaller matrices with the same frames where they are very tall.
-
-    With [W_b W_p ...] = Q R, the blocks of columns of R are base and posts in the basis Q: singular values, right
-    vectors and all products of left vectors are the same, and no left vector of m rows is needed.
-    """
-    several = post.ndim > base.ndim
-    columns = (1 + (post.shape[-3] if several else 1)) * base.shape[-1]
-    base, post = (jnp.where(jnp.isfinite(x), x, 0) for x in (base, post))  # else NaN in one would reach all
-    if base.shape[-2] < _VERY_TALL * columns:
-        return base.astype(dtype), post.astype(dtype)
-    posts = post if several else post[..., None, :, :]
-    stored = [base, *jnp.moveaxis(posts, -3, 0)]
-    triangle = triangle_by_blocks(lambda *block: jnp.concatenate([x.astype(dtype) for x in block], -1), *stored)
-    first, *others = jnp.split(triangle, len(stored), axis=-1)
-    return first, jnp.stack(others, axis=-3) if several else others[0]

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from polarax.kernels.frames import frames
-from polarax.kernels.relate import Frames
+from polarax.kernels.frames_type import Frames
 from polarax.kernels.sequential import after
 from polarax.kernels.svd import singular_values
 

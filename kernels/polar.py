@@ -20,13 +20,14 @@ from polarax.kernels.polar_polynomial import TALL, Iterated, orthogonality_toler
 from polarax.kernels.polar_qdwh import qdwh_polar
 from polarax.kernels.products import frobenius, matmul, promote, transpose
 from polarax.kernels.sequential import one_at_a_time
-from polarax.kernels.svd import Svd, numerical_rank, svd
+from polarax.kernels.svd import svd
+from polarax.kernels.thin_svd import Svd, numerical_rank
 
 POLAR_METHODS = ("auto", "gram", "polynomial", "qdwh", "svd")
 
 
 class Polar(NamedTuple):
-    """A polar factor and how well it was found."""
+    """A polar factor and how accurate it is."""
 
     factor: jax.Array  # P, (..., m, n)
     rank: jax.Array  # (...), int32: numerical rank of W, and of P; r where an iteration converged
@@ -64,18 +65,18 @@ def polar(x: jax.typing.ArrayLike, /, *, method: str = "auto") -> Polar:
     finite = jnp.all(jnp.isfinite(tall), axis=(-2, -1))
     clean = jnp.where(finite[..., None, None], tall, 0)
     if method in ("svd", "gram"):
-        found = polar_from_svd(svd(clean, method="lapack" if method == "svd" else method))
+        result = polar_from_svd(svd(clean, method="lapack" if method == "svd" else method))
     elif method == "auto":
         on_cpu = _from_auto_svd if x.dtype == jnp.float32 else _polynomial_or_svd
-        found = lax.platform_dependent(clean, cpu=on_cpu, default=_polynomial_or_svd)
+        result = lax.platform_dependent(clean, cpu=on_cpu, default=_polynomial_or_svd)
     else:
-        found = _iterated(clean, polynomial_polar if method == "polynomial" else qdwh_polar)
-    factor = jnp.where(finite[..., None, None], found.factor, jnp.nan)
+        result = _iterated(clean, polynomial_polar if method == "polynomial" else qdwh_polar)
+    factor = jnp.where(finite[..., None, None], result.factor, jnp.nan)
     return Polar(
         transpose(factor) if wide else factor,
-        jnp.where(finite, found.rank, 0).astype(jnp.int32),
-        found.steps,
-        jnp.where(finite, found.residual, jnp.nan),
+        jnp.where(finite, result.rank, 0).astype(jnp.int32),
+        result.steps,
+        jnp.where(finite, result.residual, jnp.nan),
     )
 
 
@@ -94,22 +95,22 @@ def _from_auto_svd(tall):
 
 
 def _polynomial_or_svd(tall):
-    found = _iterated(tall, polynomial_polar)
-    converged = jnp.all(found.residual <= orthogonality_tolerance(tall))
-    return lax.cond(converged, lambda _: found, lambda x: polar_from_svd(svd(x, method="lapack")), tall)
+    iterated = _iterated(tall, polynomial_polar)
+    converged = jnp.all(iterated.residual <= orthogonality_tolerance(tall))
+    return lax.cond(converged, lambda _: iterated, lambda x: polar_from_svd(svd(x, method="lapack")), tall)
 
 
 def _iterated(tall: jax.Array, iterate: Callable[[jax.Array], Iterated]) -> Polar:
     rows, cols = tall.shape[-2:]
     if rows < TALL * cols:
-        found = iterate(tall)
-        factor = found.factor
+        iterated = iterate(tall)
+        factor = iterated.factor
     else:
         orthonormal, triangle = one_at_a_time(lambda a: tuple(jnp.linalg.qr(a)), tall)
-        found = iterate(triangle)
-        factor = matmul(orthonormal, found.factor)
+        iterated = iterate(triangle)
+        factor = matmul(orthonormal, iterated.factor)
     rank = jnp.full(tall.shape[:-2], cols, jnp.int32)
-    return Polar(factor, rank, found.steps, found.residual)
+    return Polar(factor, rank, iterated.steps, iterated.residual)
 
 
 def _isometry_residual(factor, rank):

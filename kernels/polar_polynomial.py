@@ -122,10 +122,10 @@ def minimax_quintic(low: float) -> tuple[float, float, float]:
         a, b, c, _ = np.linalg.solve(system, np.ones(4))
         # The inner extrema: a + 3 b x^2 + 5 c x^4 = 0.
         squares = np.sort(np.roots([5 * c, 3 * b, a]).real)
-        found = np.clip(np.sqrt(np.maximum(squares, 0)), low, 1)
-        if np.max(np.abs(found - inner)) < 1e-14:
+        extrema = np.clip(np.sqrt(np.maximum(squares, 0)), low, 1)
+        if np.max(np.abs(extrema - inner)) < 1e-14:
             break
-        inner = found
+        inner = extrema
     return float(a), float(b), float(c)
 
 

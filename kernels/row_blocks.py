@@ -1,7 +1,7 @@
 """Reductions over the rows of stored matrices, block by block on CPU.
 
-XLA on CPU makes the whole of what a reduction or a product is taken of before it starts: float64 or float32 copies of
-matrices that are stored in bfloat16, fresh pages each time. A block's copies are small and stay near the cores.
+Before a reduction or a product starts, XLA on CPU writes out its whole operand: float64 or float32 copies of matrices
+that are stored in bfloat16, in fresh pages each time. A block's copies are small and stay in the caches.
 """
 
 from collections.abc import Callable
@@ -43,7 +43,8 @@ def fold_row_blocks(
     """A fold over blocks of at least `block_rows` rows, of which there is at least one.
 
     Args:
-        first: Maps the first rows of every stack to a pytree of arrays; they take what the division leaves over.
+        first: Maps the first rows of every stack to a pytree of arrays; the first block also has the rows that are left
+            over.
         following: Maps that pytree and the next rows of every stack to the next one.
         *stacks: (..., m, n), as stored.
         block_rows: Rows of a block.
@@ -57,17 +58,17 @@ def fold_row_blocks(
     def floats(parts):
         return [x if x.dtype == stack.dtype else x.view(stack.dtype) for x, stack in zip(parts, stacks, strict=True)]
 
-    def step(index, found):
+    def step(index, sums):
         start = lead + index * block
-        return following(found, *floats(lax.dynamic_slice_in_dim(x, start, block, axis) for x in bits))
+        return following(sums, *floats(lax.dynamic_slice_in_dim(x, start, block, axis) for x in bits))
 
-    found = first(*floats(lax.slice_in_dim(x, 0, lead, axis=axis) for x in bits))
-    return lax.fori_loop(0, count - 1, step, found) if count > 1 else found
+    sums = first(*floats(lax.slice_in_dim(x, 0, lead, axis=axis) for x in bits))
+    return lax.fori_loop(0, count - 1, step, sums) if count > 1 else sums
 
 
 def _by_blocks(function, combine, *stacks):
-    def following(found, *blocks):
-        return jax.tree.map(combine, found, function(*blocks))
+    def following(sums, *blocks):
+        return jax.tree.map(combine, sums, function(*blocks))
 
     return fold_row_blocks(function, following, *stacks, block_rows=rows_of_block(stacks[0].shape[-1]))
 

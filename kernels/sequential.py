@@ -1,4 +1,4 @@
-"""One matrix a LAPACK call on CPU.
+"""One LAPACK call per matrix on CPU.
 
 jaxlib 0.10.0 to 0.11.0 cuts a batched LAPACK call into chunks, puts them into XLA's intra-op pool and blocks until they
 are done (`ParallelBatchMap` in jaxlib/cpu/lapack_kernels.cc; gone from later open-source builds, jax issue 36927). XLA
@@ -6,8 +6,8 @@ runs independent operations of one program in that same pool, which has one thre
 flight as there are cores wait for each other for ever. (Two cores, twelve independent `jnp.linalg.svd` of (4, 64, 64)
 in one jit: the first run hangs.) On hosts with very many cores the same fan-out corrupts the heap (jax issue 39292).
 
-A call that holds a single matrix runs on the thread it is called from and waits for nobody, however many are in flight:
-stacks are looped over, also those that the caller's own `vmap` makes. Accelerators get the batch.
+A call with a single matrix runs on the thread that makes it and waits for nobody, however many are in flight. So stacks
+are looped over, including those that the caller's own `vmap` makes. Accelerators get the batch.
 """
 
 from collections.abc import Callable
@@ -79,7 +79,7 @@ def _vmapped_as(function, stacked):
 def after(x: jax.Array, earlier: jax.Array) -> jax.Array:
     """x, but not before `earlier`, an array of numbers that are never below -1, has been computed.
 
-    For order where it pays: LAPACK calls in flight together are safe, but contend for BLAS threads.
+    For order where that saves time: LAPACK calls in flight together are safe, but contend for BLAS threads.
     `lax.optimization_barrier` is not enough: XLA's CPU compiler drops it before it schedules.
     """
     return jnp.where(jnp.ravel(earlier)[0] < -1, jnp.nan, x) if earlier.size else x

@@ -1,4 +1,4 @@
-"""Shape of one spectrum: stable rank, effective rank, and the power law of its tail."""
+"""The shape of a spectrum: stable rank, effective rank, and the power law of its tail."""
 
 from typing import NamedTuple
 
@@ -70,15 +70,15 @@ def _fit_tail(values):
 
     distances, exponents = lax.map(score, position, batch_size=min(size, _CANDIDATES_AT_ONCE))
     best = jnp.argmin(distances)
-    found = jnp.isfinite(distances[best])
+    fitted = jnp.isfinite(distances[best])
 
     def or_nan(x):
-        return jnp.where(found, x, jnp.nan)
+        return jnp.where(fitted, x, jnp.nan)
 
     return (
         or_nan(exponents[best]),
         or_nan(values[best] ** 2),
-        jnp.where(found, best + 1, 0).astype(jnp.int32),
+        jnp.where(fitted, best + 1, 0).astype(jnp.int32),
         or_nan(distances[best]),
     )
 

@@ -35,6 +35,10 @@ TOLERANCE = 1e-6
 # In units of eps s_1: growth that may be rounding.
 _ROUNDING = 4
 
+# Cycles for the sake of the vectors go on while each takes away at least this share of their error: what rounding
+# leaves does not get smaller.
+_PROGRESS = 0.1
+
 
 class LeadingSvd(NamedTuple):
     """The leading part of a thin SVD, of b columns, of which the first k have converged."""
@@ -44,6 +48,7 @@ class LeadingSvd(NamedTuple):
     right: jax.Array  # (n, b), orthonormal columns
     cycles: jax.Array  # (), int32
     growth: jax.Array  # (), largest relative growth of the k values in the last cycle
+    angle: jax.Array  # (), largest error of the k vectors before the last cycle, in radians; inf unless asked for
 
 
 def leading_svd(
@@ -54,6 +59,7 @@ def leading_svd(
     k: int,
     cycles: int = 40,
     tolerance: float = TOLERANCE,
+    vector_tolerance: float | None = None,
     precision: lax.Precision | str = PRECISION,
 ) -> LeadingSvd:
     """The k leading singular values and vectors of one matrix; `lax.map` it over a stack.
@@ -65,6 +71,8 @@ def leading_svd(
         k: How many values have to converge.
         cycles: At most so many cycles, of 4 products with x and b columns each; found vectors need one or two.
         tolerance: Relative growth of the values in a cycle at which they count as found.
+        vector_tolerance: Error of the k right vectors, in radians, at which they count as found, for callers that need
+            the vectors themselves: values have converged when vectors are still off by the root of the tolerance.
         precision: Of the products with x.
 
     Returns:
@@ -90,37 +98,56 @@ def leading_svd(
     x = x / unit  # so that squares stay in range
 
     def ritz(bases, images):
-        """The best directions of a basis, what x makes of them, and their values."""
+        """The best directions of a basis, their images under x, and their values."""
         basis, image = jnp.concatenate(bases, axis=-1), jnp.concatenate(images, axis=-1)
         best = _gram_vectors(image)[:, ::-1][:, :block]
         image = _small(image, best)
         # The length of an image loses nothing of small values, as the square root of an eigenvalue would.
         return _small(basis, best), image, _lengths(image)
 
+    def pulled_back(image):
+        return transpose(product(transpose(image), x))
+
+    def largest_angle(right, pulled, values):
+        """How far the k vectors are from singular vectors, to first order: ||(I - V V^T) A v|| over the gap."""
+        # The gap is that between the squares of its value and of the block's last one, which bounds those outside.
+        outside = _lengths(pulled - _small(right, _small(transpose(right), pulled)))[:k]
+        gap = (values[:k] - values[-1]) * (values[:k] + values[-1])
+        smallest = jnp.finfo(x.dtype).eps * values[0] ** 2
+        return jnp.max(jnp.where(outside > 0, outside / jnp.maximum(gap, jnp.where(smallest > 0, smallest, 1)), 0))
+
     def cycle(state):
-        right, image, values, count, _ = state
+        right, image, values, count, _, angle, _ = state
+        before = angle
+        if vector_tolerance is not None and block < min(x.shape):  # else nothing is outside
+            angle = largest_angle(right, pulled_back(image), values)
         bases, images = [right], [image]
         for _ in range(DEGREE):
-            bases.append(_orthonormal(transpose(product(transpose(images[-1]), x)), bases))
+            bases.append(_orthonormal(pulled_back(images[-1]), bases))
             images.append(product(x, bases[-1]))
         right, image, grown = ritz(bases, images)
         allowed = _ROUNDING * jnp.finfo(x.dtype).eps * grown[0]
         growth = jnp.maximum(grown - values - allowed, 0) / jnp.where(grown > 0, grown, 1)
-        return right, image, grown, count + 1, jnp.max(growth[:k])
+        return right, image, grown, count + 1, jnp.max(growth[:k]), angle, before
 
     def unfinished(state):
-        return (state[-1] > tolerance) & (state[-2] < cycles)
+        *_, count, growth, angle, before = state
+        wanted = growth > tolerance
+        if vector_tolerance is not None and block < min(x.shape):
+            wanted |= (angle > vector_tolerance) & (angle <= (1 - _PROGRESS) * before)
+        return wanted & (count < cycles)
 
     right = _orthonormal(start.astype(x.dtype), [])
     image = product(x, right)
     # Of vectors found before, these are the Ritz values; of others, smaller ones: then there is more to grow.
     values = _lengths(image)
-    first = right, image, values, jnp.int32(0), jnp.array(jnp.inf, x.dtype)
-    right, image, values, count, growth = lax.while_loop(unfinished, cycle, first)
+    unknown = jnp.array(jnp.inf, x.dtype)
+    first = right, image, values, jnp.int32(0), unknown, unknown, unknown
+    right, image, values, count, growth, angle, _ = lax.while_loop(unfinished, cycle, first)
     order = jnp.argsort(-values)  # Ritz values are in order; the lengths may differ from them by rounding
     right, image, values = right[:, order], image[:, order], values[order]
     left = jnp.where(values > 0, image / jnp.where(values > 0, values, 1), 0)
-    return LeadingSvd(left, values * unit, right, count, growth)
+    return LeadingSvd(left, values * unit, right, count, growth, angle)
 
 
 def restarted(right: jax.Array, key: jax.Array) -> jax.Array:

@@ -30,10 +30,10 @@ def svd_by_polar(x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Arr
     rows, cols = x.shape[-2:]
     if rows >= TALL * cols:
         orthonormal, triangle = one_at_a_time(lambda a: tuple(jnp.linalg.qr(a)), x)
-        left, values, right, found = svd_by_polar(triangle)
-        return matmul(orthonormal, left), values, right, found
+        left, values, right, accurate = svd_by_polar(triangle)
+        return matmul(orthonormal, left), values, right, accurate
     unit = jnp.max(jnp.abs(x), axis=(-2, -1), keepdims=True, initial=0)
-    # A zero matrix, as those that pad a stack, must not be what the others are judged by.
+    # A zero matrix, such as those that pad a stack, must not make the whole stack fall back.
     scaled = jnp.where(unit > 0, x / jnp.where(unit > 0, unit, 1), jnp.eye(rows, cols, dtype=x.dtype))
     polar = qdwh_polar(scaled)
     hermitian = matmul(transpose(polar.factor), scaled)
@@ -45,5 +45,5 @@ def svd_by_polar(x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Arr
     signed = jnp.take_along_axis(signed, order, axis=-1)
     right = jnp.take_along_axis(vectors, order[..., None, :], axis=-1)
     left = matmul(polar.factor, right) * jnp.where(signed < 0, -1, 1)[..., None, :].astype(x.dtype)
-    found = jnp.maximum(polar.residual, asymmetry) <= orthogonality_tolerance(x)
-    return left, jnp.abs(signed) * unit[..., 0], right, found
+    accurate = jnp.maximum(polar.residual, asymmetry) <= orthogonality_tolerance(x)
+    return left, jnp.abs(signed) * unit[..., 0], right, accurate

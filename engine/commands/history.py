@@ -30,9 +30,7 @@ def define_flags(values: flags.FlagValues) -> None:
     )
     flags.DEFINE_string("base", None, "What the steps are compared with; the first one by default.", flag_values=values)
     define_option_flags(values)
-    flags.DEFINE_string(
-        "out", None, "Folder for the run: new, empty, or that of a run to resume.", flag_values=values
-    )
+    flags.DEFINE_string("out", None, "Folder for the run: new, empty, or that of a run to resume.", flag_values=values)
     flags.DEFINE_boolean("overwrite", False, "Replace a run that is already in --out.", flag_values=values)
     flags.DEFINE_string(
         "compilation_cache", "~/.cache/polarax", "Folder that keeps compiled programs; '' for none.", flag_values=values

@@ -1,9 +1,8 @@
 """How fast a device computes, measured in a moment or from its maker's data sheet, and how long stacks take by it.
 
 The work of a pair is of two kinds that run at very different rates: matrix products, and the decompositions of n x n
-matrices, which move more memory than they compute. Products are counted as `polarax.kernels.frames` takes them by Gram
-matrices; decompositions are three symmetric eigenproblems (base, post, change), 9 n^3 each (Golub and Van Loan, Matrix
-Computations, 4th edition, section 8.3). The rate is measured with the same count, so that only its scaling matters.
+matrices, which move more memory than they compute. Each method counts its own (`polarax.kernels.methods`). The rate is
+measured with the same count, so that only its scaling matters.
 """
 
 import concurrent.futures
@@ -18,6 +17,7 @@ from jax import lax
 
 from polarax.errors import UsageError
 from polarax.kernels import RANDOM_CHANGES
+from polarax.kernels.methods import eigen_operations, method_named
 from polarax.planning.devices import most_lanes, shared_cores, takes_batches, working_dtype
 from polarax.planning.stacks import Stack
 
@@ -39,17 +39,14 @@ class Rates(NamedTuple):
     """Floating-point operations a second."""
 
     products: float  # of matrix products
-    decompositions: float  # of symmetric eigenproblems, 9 n^3 each
+    decompositions: float  # of symmetric eigenproblems
 
-    def seconds(self, stacks: Iterable[Stack]) -> float:
+    def seconds(self, stacks: Iterable[Stack], method: str = "auto") -> float:
         """Expected computing time of stacks, in seconds, with every metric and without compilation."""
-        total = 0.0
+        count, total = method_named(method).operations, 0.0
         for stack in stacks:
-            m, n = stack.shape
-            # A random change takes what a post does, but for the spectrum of its change.
-            posts, drawn = len(stack.posts), len(RANDOM_CHANGES) * stack.draws
-            products = (1 + posts * (5 + 4 * drawn)) * m * n**2 + posts * (10 + 10 * drawn) * n**3
-            decompositions = (1 + posts * (2 + drawn)) * _eigen_operations(n)
+            drawn = len(RANDOM_CHANGES) * stack.draws
+            products, decompositions = count(*stack.shape, posts=len(stack.posts), random_changes=drawn)
             total += len(stack.pairs) * (products / self.products + decompositions / self.decompositions)
         return total
 
@@ -99,7 +96,7 @@ def measure_rates() -> Rates:
         matrix = jnp.asarray(entries + entries.T, working_dtype("auto"))
         product = _seconds(lambda x: jnp.matmul(x, x, precision=lax.Precision.HIGHEST), matrix, at_once)
         eigen = _seconds(lax.linalg.eigh, matrix, at_once)
-    return Rates(alike * 2 * size**3 / product, alike * _eigen_operations(size) / eigen)
+    return Rates(alike * 2 * size**3 / product, alike * eigen_operations(size) / eigen)
 
 
 def _seconds(function: Callable[[jax.Array], Any], matrix: jax.Array, at_once: int) -> float:
@@ -117,7 +114,3 @@ def _seconds(function: Callable[[jax.Array], Any], matrix: jax.Array, at_once: i
             list(pool.map(run, range(at_once)))
             taken.append(time.perf_counter() - start)
     return min(taken[1:])  # the first one loads libraries and starts threads
-
-
-def _eigen_operations(n: int) -> float:
-    return 9.0 * n**3

@@ -12,15 +12,11 @@ from typing import NamedTuple
 import numpy as np
 
 from polarax.kernels import RANDOM_CHANGES
-from polarax.kernels.row_blocks import rows_of_block
+from polarax.kernels.methods import method_named
 from polarax.loaders import Pair
 
-# What the decomposition of one pair holds at once. By Gram matrices: n x n arrays, blocks of rows, both in float64, and
-# the pair as it is stored once more; by thin SVDs: m x n arrays, base, post, change, their factors, copies in LAPACK's
-# layout and its workspace. Counted in XLA's buffer assignment, and measured as peak resident memory.
-_SQUARE_ARRAYS, _BLOCK_ARRAYS = 12, 15
-_WHOLE_ARRAYS = 12
-# What drawing random changes and reading them takes besides, of m x n arrays and of n x n: XLA's buffer assignment.
+# What drawing random changes and reading them takes beside decomposing a pair, of m x n arrays and of n x n: XLA's
+# buffer assignment.
 _DRAWN_ARRAYS, _DRAWN_SQUARE_ARRAYS = 6, 6
 
 # Of the memory given, what compiled programs and libraries take (some 350 MB, measured), and what compiling the next
@@ -208,11 +204,10 @@ def work_bytes(dtype: str, method: str, draws: int, between: bool, member: Membe
     posts = len(member)
     # Several posts are stacked, in one dtype, and those read against each other leave their frames.
     several = (math.prod(member[0].shape) * _itemsize_of_posts(member) + between * 8 * n**2) * posts if posts > 1 else 0
-    if method in ("auto", "gram"):
-        blocks = _BLOCK_ARRAYS * min(m, rows_of_block(n))
-        return 8 * n * (_SQUARE_ARRAYS * n + blocks) + stored_bytes(member) + drawn + several
-    factors = between * (posts - 1) * (m + n) * n + (posts - 1) * m * n
-    return np.dtype(dtype).itemsize * (_WHOLE_ARRAYS * m * n + factors) + drawn + several
+    decomposed = method_named(method).work_bytes(
+        m, n, itemsize=np.dtype(dtype).itemsize, stored_bytes=stored_bytes(member), posts=posts, between=between
+    )
+    return decomposed + drawn + several
 
 
 def _itemsize_of_posts(member: Member) -> int:

@@ -25,6 +25,10 @@ _FROM_LEADING = frozenset({"scaling", "shape", "overlap", "leading"})
 # Cycles of subspace iteration: at init the vectors are unknown; later two are the rule.
 _FIRST_CYCLES, _LATER_CYCLES = 100, 12
 
+# Error of the base's leading vectors, in radians. What is read of the change in their frame errs by as much as they do;
+# values and overlaps, which err by its square, are all that is read of later ones.
+FRAME_TOLERANCE = 1e-5
+
 
 class Options(NamedTuple):
     """What to measure."""
@@ -64,8 +68,15 @@ def reference(base: jax.Array, options: Options, stored: str) -> Arrays:
     if options.leading:
         k, block = options.count(shape), options.block(shape)
         start = jax.random.normal(jax.random.key(0), (shape[1], block), base.dtype)
-        found = leading_svd(base, start, k=k, cycles=_FIRST_CYCLES, precision=options.precision)
-        kept |= {"left": found.left[:, :k], "right": found.right, "values": found.values}
+        leading = leading_svd(
+            base,
+            start,
+            k=k,
+            cycles=_FIRST_CYCLES,
+            vector_tolerance=FRAME_TOLERANCE,
+            precision=options.precision,
+        )
+        kept |= {"left": leading.left[:, :k], "right": leading.right, "values": leading.values}
     if "budget" in options.metrics:
         decomposition = kernels.svd(base)
         kept |= {"vectors": decomposition.right, "spectrum": decomposition.values}
@@ -88,8 +99,8 @@ def names(options: Options) -> tuple[str, ...]:
 
     def everything(matrix):
         kept = reference(matrix, options, "float32")
-        found = measure(matrix, matrix, kept, start_of(kept), options)[0]
-        return found | (measure_spectrum(matrix, kept)[1] if options.spectrum else {})
+        readings = measure(matrix, matrix, kept, start_of(kept), options)[0]
+        return readings | (measure_spectrum(matrix, kept)[1] if options.spectrum else {})
 
     return tuple(name for name in jax.eval_shape(everything, matrix) if name != "values")
 
@@ -158,14 +169,14 @@ def _leading(matrix, change, size, norm, growth, kept, last, options):
     shape, metrics = matrix.shape, options.metrics
     k = options.count(shape)
     start = restarted(last["right"], jax.random.key(1))
-    found = leading_svd(matrix, start, k=k, cycles=_LATER_CYCLES, precision=options.precision)
-    now = {"norm": norm, "left": found.left[:, :k], "right": found.right, "values": found.values}
+    leading = leading_svd(matrix, start, k=k, cycles=_LATER_CYCLES, precision=options.precision)
+    now = {"norm": norm, "left": leading.left[:, :k], "right": leading.right, "values": leading.values}
     sd = size / math.sqrt(shape[0] * shape[1])
     norm_base = jnp.where(kept["norm"] > 0, kept["norm"], jnp.nan)
     known, tail = _known_spectrum(kept, shape)
-    readings: Arrays = {"values": found.values[:k]}
+    readings: Arrays = {"values": leading.values[:k]}
     if "scaling" in metrics:
-        alpha = _alpha(kept["values"][:k], kept["norm"], found.values[:k], growth)
+        alpha = _alpha(kept["values"][:k], kept["norm"], leading.values[:k], growth)
         alpha_null, alpha_std = 1 + (size / norm_base) ** 2 / 2, sd / norm_base
         last_norm = jnp.where(last["norm"] > 0, last["norm"], jnp.nan)
         since = (norm / last_norm - 1) * (norm / last_norm + 1)
@@ -174,15 +185,15 @@ def _leading(matrix, change, size, norm, growth, kept, last, options):
             "alpha_null": alpha_null,
             "alpha_null_std": alpha_std,
             "alpha_z": _over(alpha - alpha_null, alpha_std, size),
-            "alpha_previous": _alpha(last["values"][:k], last["norm"], found.values[:k], since),
+            "alpha_previous": _alpha(last["values"][:k], last["norm"], leading.values[:k], since),
         }
     if "shape" in metrics:
         largest_null = _largest_null(known, tail, sd, shape)
         readings |= {
-            "spectral_norm": found.values[0],
+            "spectral_norm": leading.values[0],
             "spectral_norm_null": largest_null,
             "spectral_norm_null_std": sd,
-            "stable_rank": (norm / _positive(found.values[0])) ** 2,
+            "stable_rank": (norm / _positive(leading.values[0])) ** 2,
             "stable_rank_null": (norm_base**2 + size**2) / _positive(largest_null) ** 2,
         }
     if "overlap" in metrics:
@@ -236,7 +247,7 @@ def _largest_null(known, tail, sd, shape):
 
 
 def _overlap_lost(known, tail, sd, shape, k):
-    """1 - overlap of the k leading vectors under an isotropic change, to first order; and what more on the left.
+    """1 - overlap of the k leading vectors under an isotropic change, to first order; what is lost besides on the left.
 
     v_i turns towards v_j with variance sd^2 (s_i^2 + s_j^2) / (s_i^2 - s_j^2)^2; half is lost at most, where the two
     cannot be told apart.
@@ -280,8 +291,8 @@ def _rotation(matrix, base, size, kept, control):
         factor, rank = kept["polar"], kept["polar_rank"]
     else:
         factor, rank = kernels.polar(base)[:2]
-    found = kernels.polar(matrix)
-    nf = difference_of_factors(factor, found.factor, rank, found.rank)
+    now = kernels.polar(matrix)
+    nf = difference_of_factors(factor, now.factor, rank, now.rank)
     return {
         "nf": nf,
         "nf_null": control.nf,

@@ -22,8 +22,8 @@ def controls(base, drift, dtype="float64"):
     values = np.linalg.svd(base.astype(np.float64), compute_uv=False)
     norm = np.asarray(drift * np.linalg.norm(values))
     with jax.enable_x64(dtype == "float64"):
-        found = kernels.closed_form_controls(values.astype(dtype), norm.astype(dtype), shape=base.shape)
-    return jax.device_get(found)
+        control = kernels.closed_form_controls(values.astype(dtype), norm.astype(dtype), shape=base.shape)
+    return jax.device_get(control)
 
 
 def draws(base, drift, count, kind="draws"):
@@ -270,3 +270,16 @@ def test_leading_axes_and_vmap():
         np.testing.assert_allclose(value, one_by_one, rtol=1e-5)
         np.testing.assert_allclose(getattr(mapped, name), one_by_one, rtol=1e-5)
     assert _controls_of_square(values[:0], norm[:0]).nf.shape == (0, 3)
+
+
+@pytest.mark.parametrize("size", [1, 24, 5000])
+def test_nothing_is_outside_of_a_square_matrix(size):
+    """Exactly, compiled or not: as 1 - r^2 / (m n) it would be a rounding error where that is one fused operation."""
+    values, norm = np.ones(size, np.float32), np.float32(0.1)
+
+    def outside(values, norm):
+        return kernels.closed_form_controls(values, norm, shape=(size, size)).budget_outside
+
+    if size < 1000:
+        assert outside(values, norm) == 0
+    assert jax.jit(outside)(values, norm) == 0

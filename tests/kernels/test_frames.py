@@ -1,4 +1,4 @@
-"""Several posts of one base, against numpy, each by its own full SVDs."""
+"""Frames of a pair, and of posts that are made one after another, against numpy's full SVDs."""
 
 import re
 
@@ -22,23 +22,21 @@ def _posts(shape, count, seed=0):
 @pytest.mark.parametrize("method", kernels.SVD_METHODS)
 @pytest.mark.parametrize("wide", [False, True])
 @pytest.mark.parametrize(("rows", "cols"), [(12, 7), (60, 4)])
-def test_posts_share_a_base(rows, cols, wide, method):
+def test_a_stack_of_pairs(rows, cols, wide, method):
     shape = (2, cols, rows) if wide else (2, rows, cols)
-    base, posts = _posts(shape, 3)
+    base, (post,) = _posts(shape, 1)
     with jax.enable_x64(True):
-        found = kernels.frames(base, posts, change_values=True, method=method)
-        nf, shares = kernels.rotation_difference(found), kernels.budget_of_frames(found)
-    assert found.s_base.shape == found.s_post.shape == (3, 2, min(shape[-2:]))
-    for post in range(3):
-        for place in range(2):
-            pair = singular_frames.reference(base[place], posts[post, place])
-            np.testing.assert_allclose(found.s_base[post, place], pair.s_base, rtol=1e-12)
-            np.testing.assert_allclose(found.s_post[post, place], pair.s_post, rtol=1e-12)
-            s_change = np.linalg.svd(pair.change, compute_uv=False)
-            np.testing.assert_allclose(found.s_change[post, place], s_change, rtol=1e-7, atol=1e-8 * s_change[0])
-            np.testing.assert_allclose(nf[post, place], singular_frames.nf(pair), rtol=1e-9)
-            coordinated = singular_frames.budget(pair)["coordinated"]
-            np.testing.assert_allclose(shares.coordinated[post, place], coordinated, rtol=1e-9)
+        pair = kernels.frames(base, post, change_values=True, method=method)
+        nf, shares = kernels.rotation_difference(pair), kernels.budget_of_frames(pair)
+    for place in range(2):
+        expected = singular_frames.reference(base[place], post[place])
+        np.testing.assert_allclose(pair.s_base[place], expected.s_base, rtol=1e-12)
+        np.testing.assert_allclose(pair.s_post[place], expected.s_post, rtol=1e-12)
+        s_change = np.linalg.svd(expected.change, compute_uv=False)
+        np.testing.assert_allclose(pair.s_change[place], s_change, rtol=1e-7, atol=1e-8 * s_change[0])
+        np.testing.assert_allclose(nf[place], singular_frames.nf(expected), rtol=1e-9)
+        coordinated = singular_frames.budget(expected)["coordinated"]
+        np.testing.assert_allclose(shares.coordinated[place], coordinated, rtol=1e-9)
 
 
 @pytest.mark.parametrize("shape", [(5000, 6), (6, 5000), (40, 6)])
@@ -62,42 +60,12 @@ def test_very_tall_matrices_that_lose_rank(shape):
     np.testing.assert_allclose(budget.scaling, np.sum(np.diag(change) ** 2) / total, rtol=1e-9)
 
 
-def test_posts_under_vmap():
-    base, posts = _posts((2, 9, 5), 2)
-    with jax.enable_x64(True):
-        found = jax.vmap(kernels.frames, in_axes=(0, 1))(base, posts)  # one stack of two posts at a time
-        nf = kernels.rotation_difference(found)
-    expected = [
-        [singular_frames.nf(singular_frames.reference(one, p)) for p in posts[:, i]] for i, one in enumerate(base)
-    ]
-    np.testing.assert_allclose(nf, expected, rtol=1e-9)
-
-
-def test_a_post_that_is_not_finite_spoils_no_other():
-    base, posts = _posts((8, 5), 3)
-    posts[1, 0, 0] = np.nan
-    with jax.enable_x64(True):
-        found = kernels.frames(base, posts)
-    assert np.isnan(found.s_post[1]).all()
-    for post in (0, 2):
-        np.testing.assert_allclose(found.s_post[post], np.linalg.svd(posts[post], compute_uv=False), rtol=1e-12)
-
-
-def test_more_posts_are_no_more_programs():
-    """Posts are a loop around what one post needs: the base's decomposition is outside of it."""
-    base, posts = _posts((6, 4), 3)
-
-    def decompositions(post):
-        with jax.enable_x64(True):
-            text = jax.jit(lambda b, p: kernels.frames(b, p, method="gram")).lower(base, post).as_text()
-        return len(re.findall(r"@lapack_\w*syevd\w*", text))
-
-    assert decompositions(posts[0]) == decompositions(posts[:2]) == decompositions(posts) > 0
-
-
 def test_shapes_that_do_not_fit():
     with pytest.raises(ValueError, match="one shape"):
-        kernels.frames(np.ones((3, 2)), np.ones((4, 3, 3)))
+        kernels.frames(np.ones((3, 2)), np.ones((4, 3, 2)))
+    for posts in (1, 2):
+        with pytest.raises(ValueError, match="one shape"):
+            kernels.map_posts(_readings, np.ones((3, 2)), np.ones((posts, 3, 3)), dtype="float32")
 
 
 def _readings(pair):

@@ -90,6 +90,63 @@ def test_stacks_and_stored_dtypes():
         np.testing.assert_allclose(of_posts["nf"][2, place], singular_frames.nf(pair), rtol=1e-8)
 
 
+# Shapes tall, very tall, wide and square; stored as read in practice.
+@pytest.mark.parametrize("method", kernels.SVD_METHODS)
+@pytest.mark.parametrize("shape", [(12, 7), (60, 4), (7, 12), (9, 9), (2, 8, 5)], ids=str)
+@pytest.mark.parametrize(
+    ("stored", "dtype"),
+    [("bfloat16", "float32"), ("bfloat16", "float64"), ("float32", "float32"), ("float64", "float64")],
+)
+def test_one_post_is_what_frames_gives(shape, method, stored, dtype):
+    """To the last bit, for whatever pair: full rank, rank-deficient, not finite."""
+    base, (post, *_) = _posts(shape)
+    deficient, broken = post.copy(), post.copy()
+    deficient[..., -1, :] = deficient[..., :, -1] = 0
+    broken[..., 0, 0] = np.nan
+
+    def by_frames(base, post):
+        return _read(kernels.frames(base, post, change_values=True, dtype=dtype, method=method), post)
+
+    def by_map_posts(base, post):
+        return kernels.map_posts(_read, base, post[None], change_values=True, dtype=dtype, method=method)
+
+    with jax.enable_x64(dtype == "float64"):
+        by_frames, by_map_posts = jax.jit(by_frames), jax.jit(by_map_posts)
+        for changed in (post, deficient, broken):
+            pair = (jnp.asarray(x, stored) for x in (base, changed))
+            expected, (readings, of_pairs) = by_frames(*(pair := tuple(pair))), by_map_posts(*pair)
+            assert of_pairs is None
+            for name, value in expected.items():
+                assert readings[name].shape == (1, *value.shape)
+                assert np.asarray(readings[name][0]).tobytes() == np.asarray(value).tobytes(), name
+
+
+def test_one_post_takes_no_loop():
+    base, posts = _posts((8, 6))
+
+    def program(posts):
+        with jax.enable_x64(True):
+            traced = jax.make_jaxpr(lambda b, p: kernels.map_posts(_read, b, p, dtype="float64", method="gram"))
+            return _count(traced(base, posts).jaxpr, ("eigh",))
+
+    assert program(posts[:1]) == (2, [])
+    assert program(posts) == (1, [len(posts)])
+
+
+def test_one_post_under_vmap():
+    """Where the caller has no float64 scope either: the pair is taken as a stack, not mapped operation by operation."""
+    base, posts = _posts((2, 9, 5), dtype=np.float32)
+
+    def nf(base, post):
+        return kernels.map_posts(lambda pair, _: kernels.rotation_difference(pair), base, post[None], dtype="float32")[
+            0
+        ][0]
+
+    found = jax.jit(jax.vmap(nf))(base, posts[2])
+    expected = [singular_frames.nf(singular_frames.reference(*pair)) for pair in zip(base, posts[2], strict=True)]
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
 def test_without_pairs_there_are_no_readings_of_pairs():
     base, posts = _posts((5, 4))
     assert _found(base, posts, dtype="float64")[1] is None

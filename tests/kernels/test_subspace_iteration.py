@@ -14,7 +14,7 @@ K, BLOCK = 8, 16
 SHAPES = ((60, 40), (40, 60), (48, 48))
 KINDS = ("geometric", "arithmetic", "llm_like", "clustered", "separated")
 
-find = jax.jit(leading_svd, static_argnames=("k", "cycles"))
+find = jax.jit(leading_svd, static_argnames=("k", "cycles", "vector_tolerance"))
 
 
 def _random_start(shape, block=BLOCK):
@@ -38,6 +38,35 @@ def test_values_and_vectors_from_a_random_start(shape, kind):
         np.testing.assert_allclose(gram, np.eye(BLOCK), atol=2e-5 * values[0] / values[BLOCK - 1])
         if values[K] < 0.99 * values[K - 1]:  # else the subspace is not determined
             assert _left_out(vectors, found_vectors) < 1e-3
+
+
+def _largest_angle(reference, vectors):
+    """Between the first K true vectors and their part in the span of the block."""
+    span = np.linalg.qr(np.asarray(vectors, np.float64))[0]
+    return np.max(np.linalg.norm(reference[:, :K] - span @ (span.T @ reference[:, :K]), axis=0))
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "arithmetic", "llm_like"])
+@pytest.mark.parametrize("tolerance", [1e-3, 1e-5])
+def test_vectors_are_found_where_they_are_wanted(kind, tolerance):
+    """A value that no longer grows says that the square of the vectors' error is small."""
+    x = matrices.matrix(kind, (200, 160), "float32")
+    _, values, right = np.linalg.svd(x.astype(np.float64), full_matrices=False)
+    # Rounding leaves eps s_1^2 over the gap to what is outside of the block, a few times.
+    rounding = 8 * np.finfo(np.float32).eps * values[0] ** 2 / (values[K - 1] ** 2 - values[BLOCK] ** 2)
+    found = find(x, _random_start(x.shape), k=K, cycles=100, vector_tolerance=tolerance)
+    assert _largest_angle(right.T, found.right) < max(tolerance, rounding)
+    assert found.angle < max(tolerance, rounding)
+    # What is said of the vectors before the last cycle is true of them.
+    before = find(x, _random_start(x.shape), k=K, cycles=int(found.cycles) - 1, vector_tolerance=0.0)
+    assert _largest_angle(right.T, before.right) < 1.5 * found.angle + rounding
+
+
+def test_vectors_that_rounding_keeps_apart_end():
+    """What cannot be found, here vectors to float32's last bit, takes no more cycles than there is progress."""
+    x = matrices.matrix("gaussian", (200, 160), "float32")
+    found = find(x, _random_start(x.shape), k=K, cycles=100, vector_tolerance=0.0)
+    assert int(found.cycles) < 40
 
 
 def test_last_times_vectors_save_cycles():

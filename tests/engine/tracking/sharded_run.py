@@ -20,21 +20,37 @@ LAYOUTS = {
 }
 
 
-def main(layout, metrics, axes):
-    mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(getattr(AxisType, axes),) * 2)
+# Leading vectors that are followed.
+K = 4
+
+
+def parameters():
+    """Two layers of random matrices."""
     rng = np.random.default_rng(0)
 
     def block():
         return {name: {"kernel": rng.normal(size=shape).astype(np.float32)} for name, shape in SHAPES.items()}
 
-    host = {f"layers_{layer}": block() for layer in range(2)}
+    return {f"layers_{layer}": block() for layer in range(2)}
+
+
+def moved(params):
+    """After the two steps between the measurements."""
+    for _ in range(2):
+        params = jax.tree.map(lambda x: x - np.float32(0.01) * np.sin(7 * x), params)
+    return params
+
+
+def main(layout, metrics, axes):
+    mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(getattr(AxisType, axes),) * 2)
+    host = parameters()
 
     def place(path, x):
         column = path[1].key in ("q_proj", "k_proj", "up_proj")
         return jax.device_put(x, NamedSharding(mesh, LAYOUTS[layout][0 if column else 1]))
 
     params = jax.tree.map_with_path(place, host)
-    tracker = polarax.Tracker(every=2, k=4, metrics=metrics)
+    tracker = polarax.Tracker(every=2, k=K, metrics=metrics)
     with jax.set_mesh(mesh):
         state = tracker.init(params)
 
@@ -53,11 +69,8 @@ def main(layout, metrics, axes):
         match = re.search(r"=\s*(\(?[^=]*?)\s(?:all-gather|all-gather-start|all-to-all)\(", line)
         for dims in re.findall(r"\w+\[([\d,]*)\]", match[1]) if match else ():
             gathered.append([int(size) for size in dims.split(",") if size])
-    moved = host
-    for _ in range(2):
-        moved = jax.tree.map(lambda x: x - np.float32(0.01) * np.sin(7 * x), moved)
-    alone = polarax.Tracker(every=2, k=4, metrics=metrics)
-    expected = alone.update(alone.init(host), moved, 2)[1]
+    alone = polarax.Tracker(every=2, k=K, metrics=metrics)
+    expected = alone.update(alone.init(host), moved(host), 2)[1]
     skipped = ("previous", "_z")
     print(
         json.dumps(

@@ -7,12 +7,32 @@ import pathlib
 import subprocess
 import sys
 
+import jax
+import numpy as np
 import pytest
+
+from polarax.tracking.readings import FRAME_TOLERANCE
+from tests.engine.tracking import sharded_run, trees
 
 HERE = pathlib.Path(__file__).resolve().parent
 SMALLEST, LARGEST = 96 * 64, 160 * 96  # entries of the smallest and the largest parameter
 TIMEOUT = 240
 _CACHE = ("JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS")
+
+
+# Divided or alone, sums are taken in another order, and now and then subspace iteration takes a cycle more or fewer.
+# Values end within 1e-6 of s_1; what they and the norms tell, and overlaps, whose errors are squares of the vectors',
+# stay within 2e-4. What is read of the change in the frame of the base's vectors errs by as much as they do, which is
+# FRAME_TOLERANCE on each side.
+TOLERANCE = 2e-4
+
+
+def _leading_tolerance():
+    """Of `leading_coordination`: what two frames that are each off by FRAME_TOLERANCE may differ by, at most."""
+    base = sharded_run.parameters()
+    pairs = zip(*(jax.tree.leaves(params) for params in (base, sharded_run.moved(base))), strict=True)
+    slopes = [trees.coordination_slope(*(x.astype(np.float64) for x in pair), sharded_run.K) for pair in pairs]
+    return 2 * FRAME_TOLERANCE * max(slopes)
 
 
 def _run(*arguments):
@@ -49,7 +69,14 @@ def test_no_parameter_is_gathered(layout, axes):
     assert not [dims for dims in seen["gathered"] if math.prod(dims) >= SMALLEST]
     assert seen["programs"] == 1
     assert max(seen["shards"]) <= 0.5  # what is kept of the parameters is divided as they are
-    assert seen["sharded"] == pytest.approx(seen["alone"], rel=2e-4, abs=2e-4, nan_ok=True)
+    sharded, alone = seen["sharded"], seen["alone"]
+    leading = {name for name in alone if name.endswith("leading_coordination")}
+    assert len(leading) == 10
+    others = alone.keys() - leading
+    assert {n: sharded[n] for n in others} == pytest.approx(
+        {n: alone[n] for n in others}, rel=TOLERANCE, abs=TOLERANCE, nan_ok=True
+    )
+    assert {n: sharded[n] for n in leading} == pytest.approx({n: alone[n] for n in leading}, abs=_leading_tolerance())
 
 
 @pytest.mark.slow

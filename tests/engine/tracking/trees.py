@@ -63,3 +63,27 @@ def overlaps(base, post, k):
         np.sum((ub[:, :k].T @ up[:, :k]) ** 2) / k,
         np.sum((vb[:k] @ vp[:k].T) ** 2) / k,
     )
+
+
+def coordination(base, post, k):
+    """(coordinated - discordant) / (coordinated + discordant) of the change in the base's k leading vectors."""
+    _, coordinated, discordant = budget(base, post, k)
+    return (coordinated - discordant) / (coordinated + discordant)
+
+
+def coordination_slope(base, post, k):
+    """How much that errs, to first order and at worst, for each radian that every one of the k vectors is off.
+
+    With E = U^T D V, P and Q its symmetric and skew parts off the diagonal and f = (|P|^2 - |Q|^2) / (|P|^2 + |Q|^2),
+    df = <G, dE> where G = 2 ((1 - f) P - (1 + f) Q) / (|P|^2 + |Q|^2), and dE = dU^T D V + U^T D dV. An error of u_i
+    counts by the i-th column of D V G^T, one of v_j by the j-th of D^T U G. Left vectors err no more than right ones.
+    """
+    u, _, vt = np.linalg.svd(base, full_matrices=False)
+    left, right, change = u[:, :k], vt[:k].T, post - base
+    e = left.T @ change @ right
+    symmetric, skew = (e + e.T) / 2 - np.diag(np.diag(e)), (e - e.T) / 2
+    total = np.sum(symmetric**2) + np.sum(skew**2)
+    f = (np.sum(symmetric**2) - np.sum(skew**2)) / total
+    gradient = 2 * ((1 - f) * symmetric - (1 + f) * skew) / total
+    sides = change.T @ left @ gradient, change @ right @ gradient.T
+    return sum(np.sum(np.linalg.norm(side, axis=0)) for side in sides)
