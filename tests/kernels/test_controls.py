@@ -98,6 +98,24 @@ def with_condition(condition, shape):
     return matrices.with_spectrum(values, *shape, matrices.generator("condition", condition, shape))
 
 
+@pytest.fixture(scope="module")
+def sample():
+    """base, its SVD, drift, draws; r x r frames of the draws. Made once for all tests."""
+    made = {}
+
+    def make(shape, condition, reach):
+        key = shape, condition, reach
+        if key not in made:
+            base = with_condition(condition, shape)
+            drift = reach / condition
+            change = draws(base, drift, 200, key)
+            u, s, vt = np.linalg.svd(base, full_matrices=False)
+            made[key] = base, s, drift, change, np.swapaxes(u, 0, 1) @ change @ vt.T
+        return made[key]
+
+    return make
+
+
 class TestTwoPercent:
     """Closed forms against 200 draws, over drift sizes, shapes and condition numbers in the range they are stated for.
 
@@ -107,23 +125,6 @@ class TestTwoPercent:
     REACHES = (0.01, 0.1, 1.0)  # of condition number times drift
     CONDITIONS = (3, 30, 300)
     SHAPES = ((32, 32), (60, 24), (24, 60))
-
-    @pytest.fixture(scope="class")
-    def sample(self):
-        """base, its SVD, drift, draws; r x r frames of the draws. Made once for all tests."""
-        made = {}
-
-        def make(shape, condition, reach):
-            key = shape, condition, reach
-            if key not in made:
-                base = with_condition(condition, shape)
-                drift = reach / condition
-                change = draws(base, drift, 200, key)
-                u, s, vt = np.linalg.svd(base, full_matrices=False)
-                made[key] = base, s, drift, change, np.swapaxes(u, 0, 1) @ change @ vt.T
-            return made[key]
-
-        return make
 
     @pytest.mark.parametrize("reach", REACHES)
     @pytest.mark.parametrize("condition", CONDITIONS)
