@@ -36,7 +36,8 @@ def define_option_flags(values: flags.FlagValues) -> None:
     }
     for field in dataclasses.fields(Options):
         default = list(field.default) if isinstance(field.default, tuple) else field.default
-        kinds[type(field.default)](field.name, default, field.metadata["help"], flag_values=values)
+        text = field.metadata["help"]
+        kinds[type(field.default)](field.name, default, text() if callable(text) else text, flag_values=values)
 
 
 def options_from_flags(values: flags.FlagValues) -> Options:

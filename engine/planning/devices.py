@@ -11,6 +11,8 @@ import jax
 import numpy as np
 import threadpoolctl
 
+from polarax.kernels.methods import AUTO, method_for
+
 STACK_AXIS = "stack"
 
 # GPUs with float64 units at half their float32 rate or near it, by their makers' data sheets; others (GeForce, RTX, T4,
@@ -88,8 +90,8 @@ def working_dtype(dtype: str) -> str:
 
 
 def working_method(method: str) -> str:
-    """What method "auto" means here: polar factors, by float32 products, on GPUs whose float64 is slow."""
-    return "polar" if method == "auto" and not fast_float64() else method
+    """What method "auto" means here: of a GPU the compiler does not see how fast its float64 is."""
+    return method_for(jax.default_backend(), fast_float64=fast_float64()) if method == AUTO else method
 
 
 def enable_compilation_cache(folder: str | os.PathLike) -> None:

@@ -1,33 +1,38 @@
 """What users may ask of a comparison: one record, from which the flags are made and which the Python API fills."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from os import PathLike
 from typing import Any
 
-from polarax.kernels import SVD_METHODS
+from polarax import kernels
 from polarax.metrics import GROUPS
 from polarax.planning.measurement import DEFAULT_CONTROL_DRAWS, DEFAULT_SEED, DEFAULT_TOP_K, DTYPES
 
 DEFAULT_MEMORY_GIB = 4.0
 
 
-def _option(default: Any, help: str) -> Any:
+def _option(default: Any, help: str | Callable[[], str]) -> Any:
     return dataclasses.field(default=default, metadata={"help": help})
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Which matrices are compared, and how; not checked yet. The help is what the flag of the same name says."""
+    """Which matrices are compared, and how; not checked yet. The help is what the flag of the same name says.
+
+    A help that lists what is registered is made when it is asked for.
+    """
 
     include: str | Sequence[str] | None = _option((), "Regular expression: only names in which it is found")
     exclude: str | Sequence[str] | None = _option((), "Regular expression: no names in which it is found")
     roles: str | Iterable[str] | None = _option("", "Roles to compare, such as q,k,v,o; all by default.")
     layers: str | int | Iterable[int] | None = _option("", "Layers to compare, such as 0,3-5; all by default.")
-    metrics: str | Iterable[str] | None = _option("", f"Groups of metrics, from {','.join(GROUPS)}; all by default.")
+    metrics: str | Iterable[str] | None = _option(
+        "", lambda: f"Groups of metrics, from {','.join(GROUPS)}; all by default."
+    )
     dtype: str = _option("auto", f"Working precision: {' or '.join(DTYPES)}.")
     top_k: int = _option(DEFAULT_TOP_K, "Leading singular vectors whose subspaces are compared.")
-    method: str = _option("auto", f"How to decompose: {', '.join(SVD_METHODS)}.")
+    method: str = _option("auto", lambda: f"How to decompose: {', '.join(kernels.SVD_METHODS)}.")
     role_map: str | PathLike | Mapping[str, Any] | None = _option("", "JSON file with a table of names of your own.")
     common_rows: bool = _option(
         False, "Compare embeddings and heads of different vocabularies on the rows that both have."
