@@ -116,10 +116,7 @@ def sample():
     return make
 
 
-<<<<<<< HEAD
 @pytest.mark.pairwise
-=======
->>>>>>> kernels
 class TestTwoPercent:
     """Closed forms against 200 draws, over drift sizes, shapes and condition numbers in the range they are stated for.
 

@@ -11,9 +11,9 @@ from polarax import kernels
 from polarax.cli import main
 from polarax.kernels import methods
 from polarax.kernels.products import matmul, transpose
+from polarax.planning.options import Options
 from polarax.planning.rates import Rates
 from polarax.planning.request import check_request
-from polarax.planning.selection import Selection
 from tests.kernels import matrices, singular_frames
 
 # Memory of the toy for each number of a matrix: no other method takes as much.
@@ -113,10 +113,7 @@ def test_a_new_method_is_planned(jacobi):
     base, post = _checkpoints()
 
     def planned(method):
-        request = check_request(
-            base, post, Selection(), metrics=None, dtype="auto", top_k=4, method=method, memory_gib=4, control_draws=0
-        )
-        return request.plan
+        return check_request(base, post, Options(top_k=4, method=method)).plan
 
     (stack,) = planned(jacobi).stacks
     assert stack.work_bytes == BYTES * 12 * 8 > planned("lapack").stacks[0].work_bytes
