@@ -2,10 +2,12 @@
 
 from typing import TYPE_CHECKING
 
+import jax
 import numpy as np
 
 from polarax import kernels
 from polarax.metrics.catalogue import BUDGET, SCALING, Chance, Control, Effect, Kind, Metric, Shown, register
+from polarax.metrics.controlled import controlled
 from polarax.metrics.matrix_pair import MatrixPair, Readings
 from polarax.metrics.tables import column, constant, directions, sides
 
@@ -20,13 +22,15 @@ _COORDINATION = 0.1
 
 def read_budget(pair: MatrixPair) -> Readings:
     """The columns of `BUDGET`."""
-    budget, control = kernels.budget_of_frames(pair.vectors), pair.control
+    return budget_columns(kernels.budget_of_frames(pair.vectors), pair.control, pair.spectra.change_norm)
+
+
+def budget_columns(budget: kernels.DriftBudget, control: kernels.Controls, change_norm: jax.Array) -> Readings:
+    """A drift budget and its control, each (...)."""
     return {
         **{part: getattr(budget, part.removeprefix("budget_")) for part in PARTS},
         **{f"{part}_null": getattr(control, part) for part in PARTS},
-        "coordination": budget.coordination,
-        "coordination_null_std": control.coordination_std,
-        "coordination_z": budget.coordination / control.coordination_std,
+        **controlled("coordination", budget.coordination, change_norm, std=control.coordination_std),
     }
 
 

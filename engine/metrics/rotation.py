@@ -2,12 +2,14 @@
 
 from typing import TYPE_CHECKING
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from polarax import kernels
 from polarax.metrics.catalogue import ROTATION, Chance, Control, Effect, Kind, Metric, Shown, register
-from polarax.metrics.matrix_pair import MatrixPair, Readings, ratio_to
+from polarax.metrics.controlled import controlled
+from polarax.metrics.matrix_pair import MatrixPair, Readings
 from polarax.metrics.tables import column, directions, sides
 
 if TYPE_CHECKING:
@@ -16,15 +18,12 @@ if TYPE_CHECKING:
 
 def read_rotation(pair: MatrixPair) -> Readings:
     """The columns of `ROTATION`."""
-    control, size = pair.control, pair.spectra.change_norm
-    nf = kernels.rotation_difference(pair.vectors)
-    return {
-        "nf": nf,
-        "nf_null": control.nf,
-        "nf_null_std": control.nf_std,
-        "nf_excess": ratio_to(nf, control.nf, size),
-        "nf_z": ratio_to(nf - control.nf, control.nf_std, size),
-    }
+    return rotation_columns(kernels.rotation_difference(pair.vectors), pair.control, pair.spectra.change_norm)
+
+
+def rotation_columns(nf: jax.Array, control: kernels.Controls, change_norm: jax.Array) -> Readings:
+    """nf and its control, each (...)."""
+    return controlled("nf", nf, change_norm, null=control.nf, std=control.nf_std)
 
 
 def read_pictures(pair: MatrixPair) -> Readings:

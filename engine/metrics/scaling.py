@@ -6,7 +6,8 @@ import jax.numpy as jnp
 
 from polarax import kernels
 from polarax.metrics.catalogue import SCALING, Chance, Control, Effect, Kind, Metric, Shown, register
-from polarax.metrics.matrix_pair import MatrixPair, Readings, ratio_to
+from polarax.metrics.controlled import controlled
+from polarax.metrics.matrix_pair import MatrixPair, Readings
 from polarax.metrics.tables import column, constant
 
 if TYPE_CHECKING:
@@ -20,9 +21,7 @@ def read_scaling(pair: MatrixPair) -> Readings:
     scaling = kernels.scaling(s_base, s_post, rank=rank)
     return {
         **scaling._asdict(),
-        "alpha_null": control.alpha,
-        "alpha_null_std": control.alpha_std,
-        "alpha_z": ratio_to(scaling.alpha - control.alpha, control.alpha_std, control.alpha_std),
+        **controlled("alpha", scaling.alpha, pair.spectra.change_norm, null=control.alpha, std=control.alpha_std),
         "ratio_cv_null": control.ratio_cv,
     }
 

@@ -14,6 +14,9 @@ from polarax import kernels
 from polarax.kernels.align import difference_of_factors
 from polarax.kernels.polar import polar_from_svd
 from polarax.kernels.subspace_iteration import OVERSAMPLING, leading_svd, restarted
+from polarax.metrics.budget import budget_columns
+from polarax.metrics.controlled import controlled
+from polarax.metrics.rotation import rotation_columns
 
 Arrays = dict[str, jax.Array]
 
@@ -181,10 +184,7 @@ def _leading(matrix, change, size, norm, growth, kept, last, options):
         last_norm = jnp.where(last["norm"] > 0, last["norm"], jnp.nan)
         since = (norm / last_norm - 1) * (norm / last_norm + 1)
         readings |= {
-            "alpha": alpha,
-            "alpha_null": alpha_null,
-            "alpha_null_std": alpha_std,
-            "alpha_z": _over(alpha - alpha_null, alpha_std, size),
+            **controlled("alpha", alpha, size, null=alpha_null, std=alpha_std),
             "alpha_previous": _alpha(last["values"][:k], last["norm"], leading.values[:k], since),
         }
     if "shape" in metrics:
@@ -275,15 +275,7 @@ def _budget(base, change, size, kept, control):
     across = _product(_product(vectors.T, _product(base.T, change)), vectors)
     in_frame = across / jnp.where(inside, values, 1)[:, None]
     budget = kernels.split_change(jnp.where(inside[:, None] & inside, in_frame, 0), size)
-    readings: Arrays = {}
-    for part in ("scaling", "coordinated", "discordant", "outside"):
-        readings[f"budget_{part}"] = getattr(budget, part)
-        readings[f"budget_{part}_null"] = getattr(control, f"budget_{part}")
-    return readings | {
-        "coordination": budget.coordination,
-        "coordination_null_std": control.coordination_std,
-        "coordination_z": budget.coordination / control.coordination_std,
-    }
+    return budget_columns(budget, control, size)
 
 
 def _rotation(matrix, base, size, kept, control):
@@ -293,13 +285,7 @@ def _rotation(matrix, base, size, kept, control):
         factor, rank = kernels.polar(base)[:2]
     now = kernels.polar(matrix)
     nf = difference_of_factors(factor, now.factor, rank, now.rank)
-    return {
-        "nf": nf,
-        "nf_null": control.nf,
-        "nf_null_std": control.nf_std,
-        "nf_excess": _over(nf, control.nf, size),
-        "nf_z": _over(nf - control.nf, control.nf_std, size),
-    }
+    return rotation_columns(nf, control, size)
 
 
 def _product(left, right):
@@ -308,8 +294,3 @@ def _product(left, right):
 
 def _positive(x):
     return jnp.where(x > 0, x, jnp.nan)
-
-
-def _over(value, unit, change):
-    """value / unit; NaN where the unit is 0, or nothing changed."""
-    return jnp.where((change > 0) & (unit > 0), value / unit, jnp.nan)

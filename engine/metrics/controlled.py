@@ -1,0 +1,34 @@
+"""A metric and the columns of its control, as its record has them: of checkpoints and inside a training loop alike."""
+
+import jax
+
+from polarax.metrics.catalogue import metric_of
+from polarax.metrics.matrix_pair import Readings, ratio_to
+
+
+def controlled(
+    name: str, value: jax.Array, change_norm: jax.Array, *, null: jax.Array | None = None, std: jax.Array | None = None
+) -> Readings:
+    """The metric and what its record says of its control.
+
+    Args:
+        name: Of a metric in the catalogue.
+        value: (...).
+        change_norm: ||D||_F, (...): where nothing changed there is no excess and no distance.
+        null: Mean of its control, (...); None for one that is 0 by symmetry.
+        std: Standard deviation of its control, (...).
+    """
+    control = metric_of(name).control
+    assert control is not None and control.zero == (null is None)
+    columns = {name: value}
+    if null is not None:
+        columns[f"{name}_null"] = null
+    if control.std:
+        assert std is not None
+        columns[f"{name}_null_std"] = std
+        if control.z:
+            columns[f"{name}_z"] = ratio_to(value if null is None else value - null, std, change_norm)
+    if control.excess:
+        assert null is not None
+        columns[f"{name}_excess"] = ratio_to(value, null, change_norm)
+    return columns
