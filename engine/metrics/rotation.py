@@ -61,8 +61,7 @@ register(
             Shown.HEADLINE | Shown.OVER_PAIRS,
             title="nf: how far the left and right rotations differ",
             caption="How far left and right singular vectors turned differently, from 0 to 2. Small is no evidence of "
-            "coordination: near its control it is what any change of this size gives. Hollow: condition number times "
-            "drift is above 1, and the control only rough.",
+            "coordination: near its control it is what any change of this size gives.",
             steps_caption="How far left and right singular vectors turned differently. It grows with the size of the "
             "change: only a distance from the control is a finding.",
             low=0.0,
