@@ -7,7 +7,6 @@ import json
 import os
 import pathlib
 import re
-import tempfile
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -16,6 +15,7 @@ import numpy as np
 from polarax.errors import UsageError
 from polarax.metrics import TEXT_COLUMNS
 from polarax.results.arrays import read_array
+from polarax.results.described import Described
 from polarax.results.directory import ARRAYS_FOLDER, MATRICES_FILE, NAMES_FILE, RUN_FILE, SKIPPED_FILE
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _INTEGER = re.compile(r"-?[0-9]+")
 
 
-class Run:
+class Run(Described):
     """What a comparison found.
 
     Example:
@@ -36,10 +36,6 @@ class Run:
         >>> round(float(run.frame().alpha[0]), 6)
         1.1
     """
-
-    def __init__(self, path: pathlib.Path, temporary: tempfile.TemporaryDirectory | None = None):
-        self.path = path
-        self._temporary = temporary  # removed with the last reference to the run
 
     @classmethod
     def open(cls, path: str | os.PathLike) -> "Run":
@@ -58,20 +54,6 @@ class Run:
         if "posts" in run.description:
             raise UsageError(f"Run {path} is of several posts: open it with polarax.Runs.open, or one of its folders.")
         return run
-
-    def keep_alive(self, temporary: tempfile.TemporaryDirectory | None) -> None:
-        """Keeps a temporary folder that holds the run for as long as the run lives."""
-        self._temporary = temporary
-
-    @functools.cached_property
-    def description(self) -> dict:
-        """run.json: inputs with fingerprints, flags, versions, device, state, seconds."""
-        return read_description(self.path)
-
-    @property
-    def finished(self) -> bool:
-        """False for a run that was interrupted or is still running."""
-        return self.description.get("state") == "finished"
 
     def frame(self) -> "pd.DataFrame":
         """One row per matrix measured so far, columns as in docs/definitions.md; numbers as they were computed."""
@@ -155,18 +137,6 @@ class Run:
     def __repr__(self) -> str:
         state = "finished" if self.finished else "interrupted"
         return f"<polarax.Run {str(self.path)!r}, {len(self._rows)} matrices, {state}>"
-
-
-def read_description(path: pathlib.Path) -> dict:
-    """What the run.json in a folder says.
-
-    Raises:
-        UsageError: It is not JSON.
-    """
-    try:
-        return json.loads((path / RUN_FILE).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UsageError(f"Run {path} has a {RUN_FILE} that is not JSON: {error}.") from error
 
 
 def _typed(column, cells):

@@ -1,15 +1,14 @@
 """Several posts of one base, read from their directory: a `Run` for each, and all of them side by side."""
 
-import functools
 import os
 import pathlib
-import tempfile
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from polarax.errors import UsageError
+from polarax.results.described import Described, read_description
 from polarax.results.directory import BETWEEN_FOLDER, RUN_FILE
-from polarax.results.run import Run, read_description
+from polarax.results.run import Run
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
     from polarax.report.notebook import HistoryPlots, RunsPlots
 
 
-class Runs:
+class Runs(Described):
     """What a comparison of one base with several posts found.
 
     Example:
@@ -35,10 +34,6 @@ class Runs:
 
     heading = "post"  # of the column that says which
 
-    def __init__(self, path: pathlib.Path, temporary: tempfile.TemporaryDirectory | None = None):
-        self.path = path
-        self._temporary = temporary  # removed with the last reference to the runs
-
     @classmethod
     def open(cls, path: str | os.PathLike) -> "Runs":
         """Opens the directory of several posts.
@@ -50,20 +45,6 @@ class Runs:
         if not isinstance(opened, Runs):
             raise UsageError(f"Run {opened.path} is of one post: open it with polarax.Run.open.")
         return opened
-
-    def keep_alive(self, temporary: tempfile.TemporaryDirectory | None) -> None:
-        """Keeps a temporary folder that holds the runs for as long as they live."""
-        self._temporary = temporary
-
-    @functools.cached_property
-    def description(self) -> dict:
-        """run.json: inputs with fingerprints, flags, versions, device, state, seconds."""
-        return read_description(self.path)
-
-    @property
-    def finished(self) -> bool:
-        """False where something was interrupted or is still running."""
-        return self.description.get("state") == "finished"
 
     @property
     def labels(self) -> tuple[str, ...]:

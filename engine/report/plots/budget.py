@@ -23,6 +23,7 @@ from polarax.report.plots.style import (
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
     from polarax import Run
@@ -80,16 +81,21 @@ def plot_drift_budget(run: "Run", role: str | None = None) -> "Figure | None":
             axis.set_xticks(places, [printable(one) for one in shares.index], rotation=20 if len(shares) > 2 else 0)
         else:
             whole_ticks(axis)
+    label_parts(figure, axes)
+    for axis in axes:
+        axis.set_xlabel("layer" if axis is not axes[-1] or not len(outside) else "")
+    figure.suptitle("Drift budget: where the change goes, and where a random change would go")
+    return figure
+
+
+def label_parts(figure: "Figure", axes: "list[Axes]") -> None:
+    """The legend of the parts below a figure, and what is along y."""
     handles: list[Artist] = [
         axes[0].fill_between([], [], color=colour, lw=0, label=label) for _, label, colour in PARTS
     ]
     handles += axes[0].plot([], [], color=INK, lw=1, label="where a random change's parts end")
     legend_below(figure, handles, columns=5)
     figure.supylabel("share of the change", fontsize=8)
-    for axis in axes:
-        axis.set_xlabel("layer" if axis is not axes[-1] or not len(outside) else "")
-    figure.suptitle("Drift budget: where the change goes, and where a random change would go")
-    return figure
 
 
 def _by(rows, key):

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from polarax.findings.rows import by_layer, changed_rows, controls, known_roles, layered_rows
-from polarax.report.plots.budget import PARTS
+from polarax.report.plots.budget import PARTS, label_parts
 from polarax.report.plots.over_layers import CONTROL_DEVIATIONS
 from polarax.report.plots.style import (
     BLUE,
@@ -122,11 +122,6 @@ def plot_budgets(frames: Mapping[str, pd.DataFrame], role: str | None = None) ->
         turn = 30 if sum(map(len, labels)) > 18 else 0
         axis.set_xticks(places, labels, rotation=turn, ha="right" if turn else "center")
         axis.tick_params(labelbottom=True)
-    handles: list[Artist] = [
-        axes[0].fill_between([], [], color=colour, lw=0, label=label) for _, label, colour in PARTS
-    ]
-    handles += axes[0].plot([], [], color=INK, lw=1, label="where a random change's parts end")
-    legend_below(figure, handles, columns=5)
-    figure.supylabel("share of the change", fontsize=8)
+    label_parts(figure, axes)
     figure.suptitle("Drift budget of each post, means over layers")
     return figure

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from polarax.findings.rows import BAND, by_layer, changed_rows, controls, known_roles
-from polarax.report.plots.budget import PARTS
+from polarax.report.plots.budget import PARTS, label_parts
 from polarax.report.plots.over_layers import CONTROL_DEVIATIONS
 from polarax.report.plots.style import (
     BLUE,
@@ -109,12 +109,7 @@ def plot_budget_over_steps(frame: pd.DataFrame, role: str | None = None) -> "Fig
         axis.set_ylim(0, 1)
         axis.set_xlim(*_along(steps)[0][[0, -1]])
         whole_ticks(axis)
-    handles: list[Artist] = [
-        axes[0].fill_between([], [], color=colour, lw=0, label=label) for _, label, colour in PARTS
-    ]
-    handles += axes[0].plot([], [], color=INK, lw=1, label="where a random change's parts end")
-    legend_below(figure, handles, columns=5)
-    figure.supylabel("share of the change", fontsize=8)
+    label_parts(figure, axes)
     figure.suptitle("Drift budget over the steps, means of a role's matrices")
     return figure
 
