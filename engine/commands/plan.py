@@ -137,7 +137,7 @@ def _print_expected(device: str, dtype: str, request: Request, shares: Sequence[
         if request.plan.peak_memory > DEVICES[device].memory * 1e9:
             how += f"; and it has {DEVICES[device].memory} GB, less than the memory above"
     each = " on the busiest host" if len(shares) > 1 else ""
-    computing = max(rates.seconds(share.stacks) for share in shares)
+    computing = max(rates.seconds(share.stacks, request.measurement.method) for share in shares)
     reading = max(share.bytes_to_read for share in shares) / _READ_RATE
     print(f"expect     roughly {_duration(computing)} of computing on {on}{each} ({how})")
     print(f"           and meanwhile {_duration(reading)} of reading{each}, at {_READ_RATE / 1e9:.0f} GB/s")
