@@ -14,7 +14,7 @@ def test_lanes_compute_every_pair_once(monkeypatch):
     contestant.prepare()
     lanes = contestant.call()
     assert [len(lane) for lane in lanes] == [3, 2]
-    found = np.concatenate([readings["s_base"] for lane in lanes for readings in lane])
+    found = np.concatenate([readings.posts[0]["s_base"] for lane in lanes for readings in lane])
     expected = np.linalg.svd(base.astype(np.float64), compute_uv=False)
     np.testing.assert_allclose(found, expected, rtol=1e-6)
     single = engine.pair_analysis("one", base[:1], post[:1], dtype="float64", groups=("scaling",))
@@ -28,4 +28,4 @@ def test_one_pair_has_one_lane(monkeypatch):
     contestant = engine.in_lanes("polarax", base, post, dtype="float64", groups=("scaling",))
     contestant.prepare()
     ((readings,),) = contestant.call()
-    assert readings["s_base"].shape == (1, 12)
+    assert readings.posts[0]["s_base"].shape == (1, 12)
