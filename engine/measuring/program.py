@@ -154,8 +154,7 @@ def _read(
 ) -> Readings:
     """Everything but the sampled controls, and what depends on the stored dtypes."""
     shape = (base.shape[-2], base.shape[-1])
-    control = kernels.closed_form_controls(spectra.s_base, spectra.change_norm, shape=shape)
-    pair = MatrixPair(shape, spectra, frames, control, base, post, measurement.top_k, measurement.pictures)
+    pair = MatrixPair(shape, spectra, frames, base, post, measurement.top_k, measurement.pictures)
     readings = {
         "nonfinite_base": _nonfinite(base, measurement.dtype, spectra),
         "nonfinite_post": _nonfinite(post, measurement.dtype, spectra),
@@ -164,7 +163,7 @@ def _read(
         "s_post": spectra.s_post,
         "rank_base": kernels.numerical_rank(spectra.s_base, *shape),
         "rank_post": kernels.numerical_rank(spectra.s_post, *shape),
-        "control_reach": control.reach,
+        "control_reach": pair.control.reach,
     }
     for group in measurement.groups:
         if not GROUPS[group].stored:
@@ -177,8 +176,7 @@ def _read_stored(base: jax.Array, post: jax.Array, readings: Readings, measureme
     """The groups that depend on the stored dtypes."""
     shape = (base.shape[-2], base.shape[-1])
     spectra = Spectra(readings["s_base"], readings["s_post"], readings.get("s_change"), readings["change_norm"])
-    control = kernels.closed_form_controls(spectra.s_base, spectra.change_norm, shape=shape)
-    pair = MatrixPair(shape, spectra, None, control, base, post, measurement.top_k, measurement.pictures)
+    pair = MatrixPair(shape, spectra, None, base, post, measurement.top_k, measurement.pictures)
     stored: Readings = {}
     for group in measurement.groups:
         if GROUPS[group].stored:

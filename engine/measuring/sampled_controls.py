@@ -110,9 +110,8 @@ def sampled_controls(
 
 def _read_sampled(frames: kernels.Frames, measurement: Measurement) -> Readings:
     """The metrics of a random change whose control is sampled, by the same functions as those of the pair."""
-    control = kernels.closed_form_controls(frames.s_base, frames.change_norm, shape=frames.shape)
     spectra = Spectra(frames.s_base, frames.s_post, None, frames.change_norm)
-    pair = MatrixPair(frames.shape, spectra, frames, control, None, None, measurement.top_k, pictures=False)
+    pair = MatrixPair(frames.shape, spectra, frames, None, None, measurement.top_k, pictures=False)
     readings: Readings = {}
     for group in measurement.groups:
         if sampled_metrics([group]):

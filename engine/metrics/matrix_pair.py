@@ -1,5 +1,7 @@
 """What the metrics of a pair of matrices are read from."""
 
+import dataclasses
+import functools
 from typing import NamedTuple
 
 import jax
@@ -19,17 +21,22 @@ class Spectra(NamedTuple):
     change_norm: jax.Array
 
 
-class MatrixPair(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class MatrixPair:
     """Base and post, decomposed."""
 
     shape: tuple[int, int]  # (m, n) of both
     spectra: Spectra
     frames: kernels.Frames | None  # None where no group needs singular vectors
-    control: kernels.Controls  # in closed form
     base: jax.Array | None  # (..., m, n) as it is stored; None for a random change
     post: jax.Array | None  # (..., m, n) as it is stored; None for a random change
     top_k: int  # leading singular vectors that are compared
     pictures: bool  # whether arrays that are only looked at are kept
+
+    @functools.cached_property
+    def control(self) -> kernels.Controls:
+        """What an isotropic random change of the same size would show, in closed form."""
+        return kernels.closed_form_controls(self.spectra.s_base, self.spectra.change_norm, shape=self.shape)
 
     @property
     def vectors(self) -> kernels.Frames:
