@@ -65,10 +65,11 @@ class Output:
     def write(self, stack: Stack, readings: StackReadings) -> None:
         """Writes what of a stack belongs to this run."""
         part, places = self._waiting[stack.label], tuple(stack.posts.index(place) for place in self.posts)
-        own = readings.posts[places[0]] if len(places) == 1 else readings.pairs[_pairs_of(stack).index(places)]
-        own = as_stored(own, part)
-        rows = [make_row(pair, own, index, self._measurement) for index, pair in enumerate(part.pairs)]
-        arrays = {name: values for name, values in own.items() if values.ndim > 1}
+        alone = len(places) == 1
+        mine = readings.posts[places[0]] if alone else readings.pairs[_pairs_of(stack).index(places)]
+        mine = as_stored(mine, part)
+        rows = [make_row(pair, mine, index, self._measurement) for index, pair in enumerate(part.pairs)]
+        arrays = {name: values for name, values in mine.items() if values.ndim > 1}
         self.writer.write_stack(part, rows, arrays, [self._place[pair.name] for pair in part.pairs])
 
     def _part_of(self, stack):

@@ -104,14 +104,12 @@ class Metric:
     control: Control | None = None
     shown: Shown = Shown.NOWHERE
     format: str = "{:.3g}"  # in tables
-
     heading: str = ""  # in tables; its name if not given
     title: str = ""  # of pictures; its name if not given
     picture: str = ""  # in the names of their files; its name if not given
     caption: str = ""  # below a picture over layers or posts
     steps_caption: str = ""  # below a picture over steps; the same if not given
     low: float | None = None  # where the axis of a picture begins
-    text: bool = False  # its values are words
     of_stored_dtype: bool = False  # says nothing of what was stored quantised
     effect: Effect | None = None
 
