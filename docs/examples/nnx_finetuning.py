@@ -1,4 +1,4 @@
-"""Fine-tunes a Flax NNX decoder while a tracker follows its spectra, and goes on where it was stopped.
+"""Fine-tunes a Flax NNX decoder while a tracker follows its spectra, and resumes where it was stopped.
 
     python docs/examples/nnx_finetuning.py --checkpoints=runs/nnx/checkpoints --metrics=runs/nnx/spectra.jsonl
 

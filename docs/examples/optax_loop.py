@@ -1,4 +1,4 @@
-"""Fine-tunes a decoder in plain JAX with optax while a tracker follows its spectra, and goes on where it was stopped.
+"""Fine-tunes a decoder in plain JAX with optax while a tracker follows its spectra, and resumes where it was stopped.
 
     python docs/examples/optax_loop.py --checkpoints=runs/tuning/checkpoints --metrics=runs/tuning/spectra.jsonl
 

@@ -32,6 +32,7 @@ def define_option_flags(values: flags.FlagValues) -> None:
         int: flags.DEFINE_integer,
         float: flags.DEFINE_float,
         str: flags.DEFINE_string,
+        type(None): flags.DEFINE_string,
         tuple: flags.DEFINE_multi_string,
     }
     for field in dataclasses.fields(Options):
@@ -43,7 +44,7 @@ def define_option_flags(values: flags.FlagValues) -> None:
 def options_from_flags(values: flags.FlagValues) -> Options:
     """The options that the flags of `define_option_flags` say."""
     given: dict[str, Any] = {field.name: values[field.name].value for field in dataclasses.fields(Options)}
-    return Options(**given)
+    return Options(**given | {"role_map": values.role_map or None})
 
 
 def request_from_flags(values: flags.FlagValues, *, post_required: bool = True) -> Request:

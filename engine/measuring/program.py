@@ -135,9 +135,8 @@ def _by_values_alone(base, together, pairs, of_post, of_pair, measurement):
     """Readings that need no singular vectors."""
     base, posts, method = base.astype(measurement.dtype), together.astype(measurement.dtype), measurement.method
     changes = posts - base
-    wanted = [base, *posts, *(changes if measurement.change_values else ())]
-    s_base, *values = kernels.singular_values(jnp.stack(wanted), method=method)
-    s_posts, s_changes = values[: len(posts)], values[len(posts) :] or [None] * len(posts)
+    s_base, *s_posts = kernels.singular_values(jnp.stack([base, *posts]), method=method)
+    s_changes = kernels.singular_values(changes, method=method) if measurement.change_values else [None] * len(posts)
     of_posts = [
         of_post(None, Spectra(s_base, s_post, s_change, kernels.frobenius(change)), post)
         for s_post, s_change, change, post in zip(s_posts, s_changes, changes, together, strict=True)

@@ -177,6 +177,8 @@ GROUPS = {group.name: group for group in (CHANGE, SCALING, ROTATION, BUDGET, FIT
 # What posts that are compared with each other have besides; nobody asks for it.
 BETWEEN = Group("between", "Post against post", vectors=False)
 
+_version = 0
+
 
 def register(
     group: Group, metrics: Iterable[Metric], read: "Callable[[MatrixPair], dict[str, Any]] | None" = None
@@ -204,6 +206,13 @@ def register(
     group.metrics.extend(metrics)
     if read is not None:
         group.readers.append(read)
+    global _version
+    _version += 1
+
+
+def version() -> int:
+    """Tells the catalogue from what it was before something was registered: programs are compiled for one of them."""
+    return _version
 
 
 def every_metric() -> Iterator[Metric]:

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from polarax import kernels
 from polarax.errors import UsageError
 from polarax.metrics import GROUPS, between_groups, parse_metrics, sampled_metrics
+from polarax.metrics.catalogue import version
 from polarax.planning.devices import working_dtype, working_method
 
 DTYPES = ("auto", "float64", "float32")
@@ -18,13 +19,14 @@ DEFAULT_SEED = 0
 class Measurement:
     """What is measured of every pair of matrices. Hashable: a static argument of the compiled program."""
 
-    groups: tuple[str, ...] = tuple(GROUPS)  # of metrics, in the order of the catalogue
+    groups: tuple[str, ...] = dataclasses.field(default_factory=lambda: tuple(GROUPS))  # in the catalogue's order
     top_k: int = DEFAULT_TOP_K  # leading singular vectors whose subspaces are compared
     dtype: str = "float64"  # working dtype: float64 (under an enabled x64 scope) or float32
     method: str = "auto"  # how to decompose, one of `polarax.kernels.SVD_METHODS`
     control_draws: int = DEFAULT_CONTROL_DRAWS  # random changes of each kind, as they were asked for
     seed: int = DEFAULT_SEED  # what they are drawn from
     pictures: bool = True  # keep the arrays that are only looked at
+    catalogue: int = dataclasses.field(default_factory=version)  # of the metrics that the groups had
 
     @classmethod
     def parse(

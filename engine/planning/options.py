@@ -33,7 +33,7 @@ class Options:
     dtype: str = _option("auto", f"Working precision: {' or '.join(DTYPES)}.")
     top_k: int = _option(DEFAULT_TOP_K, "Leading singular vectors whose subspaces are compared.")
     method: str = _option("auto", lambda: f"How to decompose: {', '.join(kernels.SVD_METHODS)}.")
-    role_map: str | PathLike | Mapping[str, Any] | None = _option("", "JSON file with a table of names of your own.")
+    role_map: str | PathLike | Mapping[str, Any] | None = _option(None, "JSON file with a table of names of your own.")
     common_rows: bool = _option(
         False, "Compare embeddings and heads of different vocabularies on the rows that both have."
     )

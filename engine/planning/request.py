@@ -83,7 +83,7 @@ def check_request(
     )
     if not 0 < options.memory_gib < math.inf:
         raise UsageError(f"memory_gib must be positive and finite. Got {options.memory_gib}.")
-    role_map = parse_role_map(options.role_map or None)
+    role_map = parse_role_map(options.role_map)
     with without_garbage_collection():
         opened_base = open_checkpoint(base)
         posts = _open_posts(base, opened_base, post, unusable)

@@ -132,7 +132,7 @@ class HistoryPlots(_Plots["History"]):
 
     def layers(self, column: str = "coordination", role: str | None = None) -> "Figure":
         """A column less its control over steps and layers."""
-        return self._drawn(plot_layers_over_steps, self._shown.frame(), column, "", role)
+        return self._drawn(plot_layers_over_steps, self._shown.frame(), column, f"{column}, layer by layer", role)
 
 
 def run_html(run: "Run") -> str:

@@ -9,6 +9,7 @@ import pandas as pd
 from polarax.findings.chosen import choose_matrices
 from polarax.findings.reading import matrix_label
 from polarax.metrics import Shown, shown_in
+from polarax.metrics.status import Status
 from polarax.report.page import (
     NOTHING_YET,
     Page,
@@ -111,7 +112,7 @@ def run_page(run: "Run", matrices: Sequence[str] = (), figures: "Mapping[str, Fi
 
 def _counted(run, frame, summary, skipped):
     of_all = "" if run.finished else f" of {run.description.get('matrices', '?')}"
-    kinds = "".join(f", {count} {kind}" for kind, count in summary["status"].items() if kind != "ok")
+    kinds = "".join(f", {count} {kind}" for kind, count in summary["status"].items() if kind != Status.OK.label)
     return f"{len(frame)}{of_all} matrices{kinds}; {skipped} tensors skipped."
 
 

@@ -237,7 +237,7 @@ def _over_steps(metric: Metric) -> list[Picture]:
     over = functools.partial(plot_over_steps, metric=metric.name, title=_title(metric))
     pictures = [Picture(f"history_{_name(metric)}", over, metric.steps_caption or _caption(metric))]
     if metric.control is not None:
-        layers = functools.partial(plot_layers_over_steps, metric=metric.name)
+        layers = functools.partial(plot_layers_over_steps, metric=metric.name, ratio=bool(metric.control.excess))
         said = "0: as in any change of this size." if metric.control.excess else "Of each layer, at each step."
         pictures.append(Picture(f"history_{_name(metric)}_layers", layers, said))
     return pictures

@@ -141,29 +141,28 @@ def plot_overlap_over_steps(frame: pd.DataFrame, role: str | None = None) -> "Fi
 
 @picture
 def plot_layers_over_steps(
-    frame: pd.DataFrame, metric: str, title: str = "", role: str | None = None
+    frame: pd.DataFrame, metric: str, title: str = "", role: str | None = None, *, ratio: bool = False
 ) -> "Figure | None":
     """A metric less its control over steps and layers in diverging colours, a map for each role.
-
-    Of a metric whose ratio to its control is measured, the logarithm of that.
 
     Args:
         frame: `History.frame()`.
         metric: A column of it.
         title: Of the figure; by default what it shows.
         role: Only this one; all by default.
+        ratio: Draw the logarithm of the metric over its control (`*_excess`) instead of the difference.
 
     Raises:
         UsageError: Unknown role, or matplotlib is not installed.
     """
-    ratio = f"{metric}_excess" if f"{metric}_excess" in frame else None
-    rows = _rows(frame, ratio or metric)
+    column = f"{metric}_excess" if ratio else metric
+    rows = _rows(frame, column)
     rows = rows[rows["layer"].notna()]
     roles = known_roles(rows, role)
     if not roles:
         return None
-    if ratio is not None:
-        distance = np.log2(rows[ratio].where(rows[ratio] > 0))
+    if ratio:
+        distance = np.log2(rows[column].where(rows[column] > 0))
         said, unit = f"{metric} over its control", " (log2)"
     elif f"{metric}_null" in rows:
         distance, said, unit = rows[metric] - rows[f"{metric}_null"], f"{metric} less its control", ""

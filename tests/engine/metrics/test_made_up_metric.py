@@ -147,3 +147,18 @@ def test_a_name_is_taken_once(registered):
         register(GROUPS["change"], [ALONG])
     with pytest.raises(ValueError, match=r"There is another group 'change'\."):
         register(Group("change", "Another"), [Metric("x", "x")])
+
+
+def test_registered_in_a_group_after_a_comparison(tmp_path):
+    """A program that was compiled before does not know the metric, and is not taken."""
+    weight = {"w": np.random.default_rng(0).normal(size=(6, 4))}
+    post = {"w": 1.5 * weight["w"]}
+    assert "twice" not in polarax.compare(weight, post, metrics="change", progress=False).frame()
+    group = GROUPS["change"]
+    metrics, readers = list(group.metrics), list(group.readers)
+    register(group, [Metric("twice", "twice the drift")], lambda pair: {"twice": 2 * pair.spectra.change_norm})
+    try:
+        frame = polarax.compare(weight, post, metrics="change", progress=False).frame()
+    finally:
+        group.metrics[:], group.readers[:] = metrics, readers
+    assert frame["twice"][0] == pytest.approx(np.linalg.norm(weight["w"]))
