@@ -14,8 +14,14 @@ from polarax.measuring.execution import Output, Work, run_stacks
 from polarax.measuring.progress import Progress
 from polarax.metrics import columns
 from polarax.planning.comparison_plan import Part
-from polarax.planning.measurement import DEFAULT_CONTROL_DRAWS, DEFAULT_SEED, DEFAULT_TOP_K, Measurement
-from polarax.planning.options import DEFAULT_MEMORY_GIB, Options
+from polarax.planning.measurement import Measurement
+from polarax.planning.options import (
+    DEFAULT_CONTROL_DRAWS,
+    DEFAULT_MEMORY_GIB,
+    DEFAULT_SEED,
+    DEFAULT_TOP_K,
+    Options,
+)
 from polarax.planning.request import Request, check_request, describe_request, describe_side
 from polarax.results.directory import BETWEEN_FOLDER, claim_directory
 from polarax.results.run import Run

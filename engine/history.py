@@ -7,8 +7,13 @@ from typing import Any
 from polarax.comparison import run_request
 from polarax.errors import UsageError
 from polarax.loaders import find_steps
-from polarax.planning.measurement import DEFAULT_CONTROL_DRAWS, DEFAULT_SEED, DEFAULT_TOP_K
-from polarax.planning.options import DEFAULT_MEMORY_GIB, Options
+from polarax.planning.options import (
+    DEFAULT_CONTROL_DRAWS,
+    DEFAULT_MEMORY_GIB,
+    DEFAULT_SEED,
+    DEFAULT_TOP_K,
+    Options,
+)
 from polarax.planning.request import Request, check_request
 from polarax.results.runs import History
 

@@ -1,18 +1,13 @@
 """What is measured, and how: made once from flags or arguments, and handed through whole."""
 
 import dataclasses
-from collections.abc import Iterable
 
 from polarax import kernels
 from polarax.errors import UsageError
 from polarax.metrics import GROUPS, between_groups, parse_metrics, sampled_metrics
 from polarax.metrics.catalogue import version
 from polarax.planning.devices import working_dtype, working_method
-
-DTYPES = ("auto", "float64", "float32")
-DEFAULT_TOP_K = 16  # leading singular vectors compared, as in docs/definitions.md
-DEFAULT_CONTROL_DRAWS = 0  # the closed forms are free
-DEFAULT_SEED = 0
+from polarax.planning.options import DEFAULT_CONTROL_DRAWS, DEFAULT_SEED, DEFAULT_TOP_K, DTYPES, Options
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,33 +24,32 @@ class Measurement:
     catalogue: int = dataclasses.field(default_factory=version)  # of the metrics that the groups had
 
     @classmethod
-    def parse(
-        cls,
-        metrics: str | Iterable[str] | None = None,
-        *,
-        dtype: str = "auto",
-        top_k: int = DEFAULT_TOP_K,
-        method: str = "auto",
-        control_draws: int = DEFAULT_CONTROL_DRAWS,
-        seed: int = DEFAULT_SEED,
-        pictures: bool = True,
-    ) -> "Measurement":
-        """A measurement as users ask for it; "auto" becomes what suits this process's devices.
+    def parse(cls, options: Options, *, pictures: bool = True) -> "Measurement":
+        """The measurement that users ask for; "auto" becomes what suits this process's devices.
 
         Raises:
-            UsageError: An argument cannot be met.
+            UsageError: An option cannot be met.
         """
-        groups = parse_metrics(metrics)
-        if dtype not in DTYPES:
-            raise UsageError(f"Unknown dtype {dtype!r}. Expected one of {', '.join(DTYPES)}.")
-        if top_k < 1:
-            raise UsageError(f"top_k must be at least 1. Got {top_k}.")
-        if method not in kernels.SVD_METHODS:
-            raise UsageError(f"Unknown method {method!r}. Expected one of {', '.join(kernels.SVD_METHODS)}.")
-        for name, number in (("control_draws", control_draws), ("seed", seed)):
+        groups = parse_metrics(options.metrics)
+        if options.dtype not in DTYPES:
+            raise UsageError(f"Unknown dtype {options.dtype!r}. Expected one of {', '.join(DTYPES)}.")
+        if options.top_k < 1:
+            raise UsageError(f"top_k must be at least 1. Got {options.top_k}.")
+        if options.method not in kernels.SVD_METHODS:
+            known = ", ".join(kernels.SVD_METHODS)
+            raise UsageError(f"Unknown method {options.method!r}. Expected one of {known}.")
+        for name, number in (("control_draws", options.control_draws), ("seed", options.seed)):
             if number < 0:
                 raise UsageError(f"{name} must be at least 0. Got {number}.")
-        return cls(groups, top_k, working_dtype(dtype), working_method(method), control_draws, seed, pictures)
+        return cls(
+            groups=groups,
+            top_k=options.top_k,
+            dtype=working_dtype(options.dtype),
+            method=working_method(options.method),
+            control_draws=options.control_draws,
+            seed=options.seed,
+            pictures=pictures,
+        )
 
     @property
     def sampled(self) -> tuple[str, ...]:

@@ -7,8 +7,11 @@ from typing import Any
 
 from polarax import kernels
 from polarax.metrics import GROUPS
-from polarax.planning.measurement import DEFAULT_CONTROL_DRAWS, DEFAULT_SEED, DEFAULT_TOP_K, DTYPES
 
+DTYPES = ("auto", "float64", "float32")
+DEFAULT_TOP_K = 16  # leading singular vectors compared, as in docs/definitions.md
+DEFAULT_CONTROL_DRAWS = 0  # the closed forms are free
+DEFAULT_SEED = 0
 DEFAULT_MEMORY_GIB = 4.0
 
 

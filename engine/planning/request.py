@@ -72,15 +72,7 @@ def check_request(
         UsageError: An argument cannot be met, or no matrix is left to compare.
     """
     selection = Selection.parse(options.include, options.exclude, options.roles, options.layers)
-    measurement = Measurement.parse(
-        options.metrics,
-        dtype=options.dtype,
-        top_k=options.top_k,
-        method=options.method,
-        control_draws=options.control_draws,
-        seed=options.seed,
-        pictures=unusable is None,
-    )
+    measurement = Measurement.parse(options, pictures=unusable is None)
     if not 0 < options.memory_gib < math.inf:
         raise UsageError(f"memory_gib must be positive and finite. Got {options.memory_gib}.")
     role_map = parse_role_map(options.role_map)
