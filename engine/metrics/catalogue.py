@@ -192,7 +192,8 @@ def register(
             which are kept beside the table. Traced by `jax.jit`.
 
     Raises:
-        ValueError: There is a column of this name, or another group.
+        ValueError: There is a column of this name, another group, a kind of effect of this name, or a threshold of this
+            name and another size.
     """
     metrics = list(metrics)
     if GROUPS.get(group.name, group) is not group:
@@ -201,6 +202,8 @@ def register(
     for metric in metrics:
         if clash := taken & set(metric.columns):
             raise ValueError(f"Column {sorted(clash)[0]!r} of metric {metric.name!r} is there already.")
+        if metric.effect is not None:
+            _check_effect(metric.effect)
     if group is not BETWEEN:
         GROUPS[group.name] = group
     group.metrics.extend(metrics)
@@ -208,6 +211,16 @@ def register(
         group.readers.append(read)
     global _version
     _version += 1
+
+
+def _check_effect(effect: Effect) -> None:
+    """Raises ValueError if its kinds or its threshold would stand for two things."""
+    new = {kind.name for kind in (effect.above, effect.below) if kind is not None}
+    for other in (metric.effect for metric in every_metric() if metric.effect is not None):
+        if taken := new & {kind.name for kind in (other.above, other.below) if kind is not None}:
+            raise ValueError(f"There is another kind of effect {sorted(taken)[0]!r}.")
+        if effect.threshold == other.threshold and effect.size != other.size:
+            raise ValueError(f"Threshold {effect.threshold!r} is {other.size}. Got {effect.size}.")
 
 
 def version() -> int:

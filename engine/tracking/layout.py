@@ -13,7 +13,7 @@ import numpy as np
 from jax import lax
 
 from polarax.errors import UsageError
-from polarax.loaders import ROLES, Skipped, View
+from polarax.loaders import Skipped, View
 from polarax.loaders.dtypes import is_floating
 from polarax.loaders.formats.parameter_tree import ParameterTree, is_kernel, named_leaves
 from polarax.loaders.matrices import RoleMap, take_inventory
@@ -206,8 +206,3 @@ def _grouped(
             )
         )
     return tuple(groups)
-
-
-def display_order(label: Label) -> tuple:
-    """Sorts labels by role, layer and expert."""
-    return ROLES.index(label.role), -1 if label.layer is None else label.layer, label.expert or 0, label.name

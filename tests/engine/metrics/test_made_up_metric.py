@@ -2,6 +2,7 @@
 
 import csv
 import math
+import re
 
 import jax.numpy as jnp
 import numpy as np
@@ -147,6 +148,21 @@ def test_a_name_is_taken_once(registered):
         register(GROUPS["change"], [ALONG])
     with pytest.raises(ValueError, match=r"There is another group 'change'\."):
         register(Group("change", "Another"), [Metric("x", "x")])
+
+
+@pytest.mark.parametrize(
+    ("effect", "message"),
+    [
+        (
+            Effect("x", 1.0, "x 1", "x", "{}", above=Kind("low rank", "x")),
+            "There is another kind of effect 'low rank'.",
+        ),
+        (Effect("alpha", 0.25, "x 0.25", "x", "{}"), "Threshold 'alpha' is 0.005. Got 0.25."),
+    ],
+)
+def test_an_effect_stands_for_one_thing(effect, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        register(GROUPS["change"], [Metric("x", "x", effect=effect)])
 
 
 def test_registered_in_a_group_after_a_comparison(tmp_path):
