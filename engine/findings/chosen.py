@@ -11,7 +11,7 @@ from polarax.findings.effects import DEVIATIONS
 from polarax.findings.rows import changed_rows, known_roles
 from polarax.metrics import Shown, effects_told
 from polarax.metrics.status import is_out_of_range
-from polarax.metrics.tables import column, constant
+from polarax.metrics.tables import column, null_of
 
 _CHOSEN = 10
 _OF_EACH_METRIC = 3
@@ -48,7 +48,7 @@ def _distances(rows):
         if effect is None or control is None or metric.name not in rows or Shown.OVER_LAYERS not in metric.shown:
             continue
         value = column(rows, metric.name)
-        mean = constant(rows, 0.0) if metric.null is None else column(rows, metric.null)
+        mean = null_of(rows, metric)
         if effect.measure == "difference":
             size, least = (value - mean).abs(), effect.size
         else:

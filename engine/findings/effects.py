@@ -17,7 +17,7 @@ import scipy.stats
 from polarax.metrics import Chance, Effect, Kind, Metric, effects_told, metric_of
 from polarax.metrics.change import MOSTLY_ROUNDING
 from polarax.metrics.status import is_changed
-from polarax.metrics.tables import column, constant
+from polarax.metrics.tables import column, constant, null_of
 
 # Standard deviations of the control that every effect is beyond: by chance 2 in 10^9 comparisons.
 DEVIATIONS = 6.0
@@ -136,7 +136,7 @@ def metrics_of_first_order() -> list[Metric]:
 def _closed_form(frame: pd.DataFrame, metric: Metric) -> Chance:
     if metric.effect is not None and metric.effect.chance is not None:
         return metric.effect.chance(frame)
-    mean = constant(frame, 0.0) if metric.null is None else column(frame, metric.null)
+    mean = null_of(frame, metric)
     return Chance(mean, mean, column(frame, metric.null_std or ""))
 
 

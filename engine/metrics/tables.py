@@ -8,6 +8,8 @@ import numpy as np
 if TYPE_CHECKING:
     import pandas as pd
 
+    from polarax.metrics.catalogue import Metric
+
 
 def column(frame: "pd.DataFrame", name: str) -> "pd.Series":
     """A column as numbers; NaN where the run has not measured it."""
@@ -19,6 +21,11 @@ def constant(frame: "pd.DataFrame", value: float) -> "pd.Series":
     import pandas as pd
 
     return pd.Series(value, frame.index, dtype=float)
+
+
+def null_of(frame: "pd.DataFrame", metric: "Metric") -> "pd.Series":
+    """Mean of a metric's control in closed form, 0 where that is so by symmetry; NaN where it was not measured."""
+    return constant(frame, 0.0) if metric.null is None else column(frame, metric.null)
 
 
 def sides(frame: "pd.DataFrame") -> "tuple[pd.Series, pd.Series]":
