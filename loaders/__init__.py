@@ -5,7 +5,7 @@ from polarax.loaders.checkpoint import Checkpoint, CheckpointError, Read, Wanted
 from polarax.loaders.labels import model_name
 from polarax.loaders.matrices import RoleMap, View, parse_role_map, read_views
 from polarax.loaders.opening import open_checkpoint
-from polarax.loaders.pairing import Pair, Pairing, Skipped, pair_checkpoints
+from polarax.loaders.pairing import Coverage, LeftOut, Pair, Paired, Pairing, SideCoverage, Skipped, pair_checkpoints
 from polarax.loaders.roles import ROLES
 from polarax.loaders.steps import find_steps
 from polarax.loaders.writing import write_checkpoint
@@ -14,11 +14,15 @@ __all__ = [
     "ROLES",
     "Checkpoint",
     "CheckpointError",
+    "Coverage",
     "Identity",
+    "LeftOut",
     "Pair",
+    "Paired",
     "Pairing",
     "Read",
     "RoleMap",
+    "SideCoverage",
     "Skipped",
     "View",
     "Wanted",

@@ -155,6 +155,21 @@ class Checkpoint(abc.ABC):
         """What the model's config.json says, under the names of Hugging Face; None if there is none."""
         return None
 
+    @property
+    def aliases(self) -> Mapping[str, str]:
+        """Names that the files give to tensors which are stored under another name, with that one."""
+        return {}
+
+    @property
+    def unusable(self) -> Mapping[str, str]:
+        """Tensors that are listed and must not be compared, with the reason."""
+        return {}
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is remarkable of the checkpoint, a line each."""
+        return ()
+
     def shares_values(self, name: str, other: str) -> bool:
         """Whether two tensors are one array, as far as can be told without reading them."""
         return False

@@ -142,7 +142,7 @@ def plan_posts(
     members: dict[tuple, dict[int, Pair]] = {}
     for label, post in posts.items():
         try:
-            pairs, skipped = pairing.pair(post)
+            pairs, skipped, _ = pairing.pair(post)
             chosen, left_out = selection.split(pairs)
             skipped = [*skipped, *left_out]
             if not chosen:
