@@ -155,6 +155,16 @@ class Checkpoint(abc.ABC):
         """What the model's config.json says, under the names of Hugging Face; None if there is none."""
         return None
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know of the choice of its files, a line each: what was passed over, and why."""
+        return ()
+
+    @property
+    def aliases(self) -> Mapping[str, str]:
+        """Names of tensors that are not stored, each with the stored tensor that has its values."""
+        return {}
+
     def shares_values(self, name: str, other: str) -> bool:
         """Whether two tensors are one array, as far as can be told without reading them."""
         return False
