@@ -72,13 +72,22 @@ def _find_by_url(url: str) -> Shards:
     file, index = store.read_head(_DEFAULT, 1), store.read(_DEFAULT_INDEX)
     there, text = store.wait(file, _DEFAULT) is not None, store.wait(index, _DEFAULT_INDEX)
     if there:
-        return Shards(store, (_DEFAULT,), None, {}, () if text is None else (unfollowed(_DEFAULT_INDEX, _DEFAULT),))
+        ignored = text is not None and _names_others(store, text.tobytes())
+        return Shards(store, (_DEFAULT,), None, {}, (unfollowed(_DEFAULT_INDEX, _DEFAULT),) if ignored else ())
     if text is not None:
         return _from_index(store, _DEFAULT_INDEX, text.tobytes())
     files = store.files()
     if files is None:
         raise NoCheckpoint(url, f"{_DEFAULT} and {_DEFAULT_INDEX}")
     return _among(store, url, files)
+
+
+def _names_others(store: Store, index: bytes) -> bool:
+    """Whether an index names other files than the usual one; not if it is none, as some servers have a page for all."""
+    try:
+        return set(_from_index(store, _DEFAULT_INDEX, index).files) != {_DEFAULT}
+    except CheckpointError:
+        return False
 
 
 def _listed(store: Store) -> Sequence[str] | None:
