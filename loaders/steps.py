@@ -138,7 +138,7 @@ def _sorted_out(paths: Iterable[str], unusable: dict[str, str], nothing: str) ->
             unusable[str(step)] = left.pop(candidates[0])
     if not chosen:
         reasons = [*unusable.values(), *left.values()]
-        raise CheckpointError(f"{nothing}{'; ' if reasons else ''}{'; '.join(reasons[:3])}")
+        raise CheckpointError("; ".join([nothing, *reasons[:1]]))
     unusable |= {_label(path): why for path, why in left.items()}
     return chosen
 

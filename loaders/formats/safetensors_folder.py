@@ -161,9 +161,9 @@ class _Folder(NamedTuple):
         if index in self.names:
             return self._of_index(index, sets)
         parts = {name for found in sets for name in found.files.values()}
-        if any(not parts.isdisjoint(self.named_by(other)) for other in self.names if is_index(other)):
+        if not parts or any(not parts.isdisjoint(self.named_by(other)) for other in self.names if is_index(other)):
             return None
-        return self._of_sets(sets) if sets else None
+        return self._of_sets(sets)
 
     def _names_only(self, index: str, file: str) -> bool:
         """Whether an index names one file alone; not if it cannot be read, which is then nobody's concern."""

@@ -124,10 +124,12 @@ def _from_file(store: Store, name: str) -> Shards:
         return Shards(store, (name,), None, {})
     files = _listed(store)
     if files is None:
-        first = given.name(0)
-        zero = 0 in given.files or store.wait(store.read_head(first, 1), first) is not None
-        names = [given.name(number) for number in given.numbers]
-        shards = tuple(dict.fromkeys([first, *names] if zero else names))
+        # Without a list, the two ends are asked for: they tell how the files are numbered.
+        first, last = given.name(0), given.name(int(given.count))
+        asked = [(name, store.read_head(name, 1)) for name in (first, last)]
+        ends = {name for name, future in asked if store.wait(future, name) is not None}
+        names = [given.name(number) for number in range(1, int(given.count))]
+        shards = (first, *names, *sorted(ends - {first})) if first in ends else (*names, last)
     else:
         there = shard_set(name, files)
         assert there is not None
