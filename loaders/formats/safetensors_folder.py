@@ -44,14 +44,14 @@ class ShardSet(NamedTuple):
     """Files that are numbered as the parts of one checkpoint, as far as they are there."""
 
     head: str  # what stands before the number
-    count: str  # how many there are to be, as it is written
+    total: str  # how many there are to be, as it is written
     tail: str  # what stands between the count and the ending
     files: dict[int, str]
 
     @property
     def numbers(self) -> range:
         """The numbers that there are to be: some writers count from 0, and some of those up to the count."""
-        count = int(self.count)
+        count = int(self.total)
         return range(0, count + (count in self.files)) if 0 in self.files else range(1, count + 1)
 
     def missing(self) -> str | None:
@@ -61,8 +61,8 @@ class ShardSet(NamedTuple):
 
     def name(self, number: int) -> str:
         """The name of a part."""
-        width = len(next(iter(self.files.values()))) - len(self.head + "-of-" + self.count + self.tail + SUFFIX)
-        return f"{self.head}{number:0{width}d}-of-{self.count}{self.tail}{SUFFIX}"
+        width = len(next(iter(self.files.values()))) - len(self.head + "-of-" + self.total + self.tail + SUFFIX)
+        return f"{self.head}{number:0{width}d}-of-{self.total}{self.tail}{SUFFIX}"
 
     def ordered(self) -> tuple[str, ...]:
         """The files in the order of their numbers."""
@@ -73,7 +73,7 @@ class Choice(NamedTuple):
     """What to read of a folder."""
 
     files: tuple[str, ...]  # in order; empty if an index names them
-    index: str | None
+    index_file: str | None
     notes: tuple[str, ...]  # what else to say
 
 
@@ -93,7 +93,7 @@ def shard_set(name: str, beside: Iterable[str] = ()) -> ShardSet | None:
     if match is None:
         return None
     key = (match[1], match[3], match[4])
-    return next(found for found in shard_sets({name, *beside}) if (found.head, found.count, found.tail) == key)
+    return next(found for found in shard_sets({name, *beside}) if (found.head, found.total, found.tail) == key)
 
 
 def shard_sets(names: Iterable[str]) -> list[ShardSet]:
@@ -127,7 +127,7 @@ def choose(folder: str, files: Sequence[str], named_by: Callable[[str], Collecti
         chosen = place.of_adapter() if names and not models else place.of_others()
     if chosen is None:
         return None
-    taken = {*chosen.files, *(named_by(chosen.index) if chosen.index is not None else ())}
+    taken = {*chosen.files, *(named_by(chosen.index_file) if chosen.index_file is not None else ())}
     return chosen._replace(notes=(*chosen.notes, *_left_out(names, taken)))
 
 

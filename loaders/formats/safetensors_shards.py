@@ -110,8 +110,8 @@ def _among(store: Store, folder: str, files: Sequence[str]) -> Shards:
         states = [name for name in files if name.endswith(SUFFIX) and is_training_state(name)]
         note = f"{listed(states)} is no model" if states else pickle_note(files)
         raise NoCheckpoint(folder, f"*{INDEX_SUFFIX} and *{SUFFIX}", note)
-    if choice.index is not None:
-        return read(choice.index)._replace(notes=choice.notes)
+    if choice.index_file is not None:
+        return read(choice.index_file)._replace(notes=choice.notes)
     return Shards(store, choice.files, None, {}, choice.notes)
 
 
@@ -120,15 +120,15 @@ def _from_file(store: Store, name: str) -> Shards:
     if is_index(name):
         return _read_index(store, name)
     given = shard_set(name)
-    if given is None or int(given.count) <= 1:
+    if given is None or int(given.total) <= 1:
         return Shards(store, (name,), None, {})
     files = _listed(store)
     if files is None:
         # Without a list, the two ends are asked for: they tell how the files are numbered.
-        first, last = given.name(0), given.name(int(given.count))
+        first, last = given.name(0), given.name(int(given.total))
         asked = [(name, store.read_head(name, 1)) for name in (first, last)]
         ends = {name for name, future in asked if store.wait(future, name) is not None}
-        names = [given.name(number) for number in range(1, int(given.count))]
+        names = [given.name(number) for number in range(1, int(given.total))]
         shards = (first, *names, *sorted(ends - {first})) if first in ends else (*names, last)
     else:
         there = shard_set(name, files)
