@@ -156,19 +156,19 @@ class Checkpoint(abc.ABC):
         return None
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know of the choice of its files, a line each: what was passed over, and why."""
+        return ()
+
+    @property
     def aliases(self) -> Mapping[str, str]:
-        """Names that the files give to tensors which are stored under another name, with that one."""
+        """Names of tensors that are not stored, each with the stored tensor that has its values."""
         return {}
 
     @property
     def unusable(self) -> Mapping[str, str]:
         """Tensors that are listed and must not be compared, with the reason."""
         return {}
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """What is remarkable of the checkpoint, a line each."""
-        return ()
 
     def shares_values(self, name: str, other: str) -> bool:
         """Whether two tensors are one array, as far as can be told without reading them."""

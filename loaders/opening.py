@@ -28,9 +28,9 @@ def open_checkpoint(source: Any) -> Checkpoint:
     Args:
         source: A path or URL (http, https, s3, gs, file) of a safetensors file, of an index, or of
             a folder with either; of an Orbax checkpoint, an item or a step of one, or the folder of
-            a CheckpointManager, of which the latest step is opened; the path of a GGUF file, or of
-            a folder with one; or parameters in memory: nested dicts and lists of arrays, Flax
-            Linen parameters, an `nnx.State` or `nnx.Module`. A `Checkpoint` is returned as it is.
+            a CheckpointManager, of which the latest finished step is opened; the path of a GGUF file, of a file of
+            `flax.serialization`, or of a folder with one; or parameters in memory: nested dicts and lists of arrays,
+            Flax Linen parameters, an `nnx.State` or `nnx.Module`. A `Checkpoint` is returned as it is.
 
     Returns:
         The checkpoint. Weights of one byte with scales beside them are read as float32, and their scales are not
@@ -62,7 +62,7 @@ def _open(source: Any) -> Checkpoint:
     if not os.path.exists(path):
         raise CheckpointError(f"{path}: no such file or folder")
     refuse_pickle(path, path)
-    return (formats.by_name(path) or formats.FORMATS[0]).open(source)
+    return (formats.by_file(path) or formats.FORMATS[0]).open(source)
 
 
 def _open_url(url: str) -> Checkpoint:

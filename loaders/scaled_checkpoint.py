@@ -49,6 +49,16 @@ class ScaledCheckpoint(Checkpoint):
         """The other checkpoint's configuration."""
         return self.stored.config
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """The other checkpoint's notes."""
+        return self.stored.notes
+
+    @property
+    def aliases(self) -> Mapping[str, str]:
+        """The other checkpoint's aliases, but those of scales."""
+        return {alias: name for alias, name in self.stored.aliases.items() if name in self}
+
     def shares_values(self, name: str, other: str) -> bool:
         """Whether two tensors are one array, and so are their scales."""
         pairs = [(name, other)]

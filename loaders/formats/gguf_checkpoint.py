@@ -123,10 +123,10 @@ class GgufFormat(Format):
 
     def files_in(self, folder: str) -> list[str]:
         """The checkpoints in a local folder: of one in several shards, the first shard."""
-        models: dict[str, str] = {}
+        models: dict[tuple[str, ...], str] = {}
         for name in super().files_in(folder):
             shard = _SHARD.fullmatch(name)
-            models.setdefault(shard[1] if shard else name, name)
+            models.setdefault((shard[1], shard[3]) if shard else (name,), name)
         return list(models.values())
 
 

@@ -29,7 +29,14 @@ class SafetensorsCheckpoint(Checkpoint):
     """The tensors of one or more safetensors files."""
 
     def __init__(
-        self, location: str, store: Store, entries: dict[str, tuple[str, Entry]], index_file: str | None = None
+        self,
+        location: str,
+        store: Store,
+        entries: dict[str, tuple[str, Entry]],
+        index_file: str | None = None,
+        *,
+        notes: tuple[str, ...] = (),
+        aliases: Mapping[str, str] | None = None,
     ):
         """Lists tensors whose headers have been read.
 
@@ -38,12 +45,26 @@ class SafetensorsCheckpoint(Checkpoint):
             store: Holds the files.
             entries: File and header entry of each tensor.
             index_file: The index, if there is one.
+            notes: What to say of the choice of files.
+            aliases: Names that are not stored, each with the stored tensor that has its values.
         """
         infos = {name: _info(entry) for name, (_, entry) in entries.items()}
         super().__init__(location, "safetensors", infos)
         self._store = store
         self._entries = entries
         self.index_file = index_file
+        self._notes = notes
+        self._aliases = dict(aliases or {})
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Which files beside those that are read were passed over, and why."""
+        return self._notes
+
+    @property
+    def aliases(self) -> Mapping[str, str]:
+        """What the writer left out as it was another tensor too, such as a head tied to its embedding."""
+        return self._aliases
 
     @functools.cached_property
     def config(self) -> Mapping[str, Any] | None:  # type: ignore[override]
