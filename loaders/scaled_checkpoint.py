@@ -49,6 +49,11 @@ class ScaledCheckpoint(Checkpoint):
         """The other checkpoint's configuration."""
         return self.stored.config
 
+    @property
+    def adapter_config(self) -> Mapping[str, Any] | None:
+        """The other checkpoint's adapter_config.json."""
+        return self.stored.adapter_config
+
     def shares_values(self, name: str, other: str) -> bool:
         """Whether two tensors are one array, and so are their scales."""
         pairs = [(name, other)]
