@@ -1,7 +1,8 @@
 """Which tensor of a model an adapter's module is, by its name: two libraries put other words before it."""
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 
 from polarax.loaders.adapters.factor_names import model_name_of
 from polarax.loaders.architectures import plain
@@ -46,6 +47,30 @@ class Modules:
                 return found
         return self._find_by_words(name) if "." not in name else ()
 
+    def choose(self, candidates: Mapping[str, Iterable[str]]) -> dict[str, list[str]]:
+        """Of several tensors that each name can mean, those by whose prefix most of the other names are found too.
+
+        Where that leaves several, those with more words of the name before what both end in.
+
+        Args:
+            candidates: For each of an adapter's modules.
+        """
+        prefixes = {
+            (module, name): _prefixes(_module(model_name_of(module)), _module(name))
+            for module, names in candidates.items()
+            for name in names
+        }
+        counts = Counter(prefixes.values())
+        chosen: dict[str, list[str]] = {}
+        for module, names in candidates.items():
+            ranks = {
+                name: (counts[pair], _words_in_common(*pair))
+                for name, pair in ((name, prefixes[module, name]) for name in names)
+            }
+            best = max(ranks.values(), default=None)
+            chosen[module] = [name for name in names if ranks[name] == best]
+        return chosen
+
     def nearest(self, module: str) -> list[str]:
         """The names that are most like one that is not there, for a message."""
         name = _module(model_name_of(module))
@@ -71,6 +96,19 @@ def _module(name: str) -> str:
     for ending in _QUANTISED:
         name = name.removesuffix(ending)
     return plain(name)
+
+
+def _prefixes(name: str, other: str) -> tuple[str, str]:
+    """What stands before the words that two names end in alike."""
+    words, others = name.split("."), other.split(".")
+    while words and others and words[-1] == others[-1]:
+        words.pop()
+        others.pop()
+    return ".".join(words), ".".join(others)
+
+
+def _words_in_common(prefix: str, other: str) -> int:
+    return (Counter(prefix.split(".")) & Counter(other.split("."))).total()
 
 
 def _endings(name: str) -> Iterable[str]:

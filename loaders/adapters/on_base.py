@@ -4,12 +4,14 @@ PEFT saves the factors, and what was trained whole, into `adapter_model.safetens
 it (`get_peft_model_state_dict` in peft/utils/save_and_load.py), other libraries into files of their own names.
 """
 
+from collections.abc import Mapping, Sequence
+
 from polarax.loaders.adapters.adapted_checkpoint import AdaptedCheckpoint, Weight
 from polarax.loaders.adapters.adapter_config import AdapterConfig
 from polarax.loaders.adapters.addition import Addition
 from polarax.loaders.adapters.factor_names import PREFIX, Factors, find_factors, model_name_of
 from polarax.loaders.adapters.modules import Modules
-from polarax.loaders.adapters.unmerged import config_of, scaled_addition, weight_beside
+from polarax.loaders.adapters.unmerged import config_of, is_alone, scaled_addition
 from polarax.loaders.checkpoint import BASE_OWN, Checkpoint, CheckpointError
 from polarax.loaders.dtypes import is_floating
 from polarax.loaders.formats.foreign import listed
@@ -25,9 +27,9 @@ def is_adapter(checkpoint: Checkpoint) -> bool:
     if isinstance(checkpoint, AdaptedCheckpoint):
         return False
     names = checkpoint.names()
-    found = find_factors(names).by_module
-    if found:
-        return not any(weight_beside(factors[0], checkpoint) for factors in found.values())
+    found = find_factors(names)
+    if found.by_module:
+        return is_alone(checkpoint, found)
     of_peft = bool(names) and all(name.startswith(PREFIX) or name in _PROMPTS for name in names)
     return of_peft and (checkpoint.adapter_config or {}).get("peft_type") is not None
 
@@ -80,11 +82,10 @@ class _Merger:
         for name in self._adapter.names():
             if name not in parts and name not in found.alone:
                 self._take_whole(name)
-        for module, several in found.by_module.items():
-            if len(several) > 1:
-                tensors = listed(factors.a for factors in several)
-                raise self._error(f"has several adapters for {model_name_of(module)}, expected one: {tensors}")
-            self._add(several[0], config)
+        fitting = {module: self._fitting(several, config) for module, several in found.by_module.items()}
+        chosen = self._modules.choose(fitting)
+        for module, additions in fitting.items():
+            self._add(module, {name: additions[name] for name in chosen[module]})
         for name, module in found.alone.items():
             if module not in found.by_module:
                 raise self._error(f"tensor {name!r} has no other half")
@@ -100,25 +101,33 @@ class _Merger:
         if config.changes_base:
             raise self._error(f"{config.changes_base}: what it makes of the base cannot be told from its factors")
 
-    def _add(self, factors: Factors, config: AdapterConfig | None) -> None:
-        module, names = model_name_of(factors.module), self._modules.find(factors.module)
+    def _fitting(self, several: Sequence[Factors], config: AdapterConfig | None) -> dict[str, Addition | None]:
+        """The weights that may be those of a module, by name and shape, with what is added to each."""
+        factors, module = several[0], model_name_of(several[0].module)
+        if len(several) > 1:
+            tensors = listed(factors.a for factors in several)
+            raise self._error(f"has several adapters for {module}, expected one: {tensors}")
+        names = self._modules.find(module)
         if not names:
-            held = self._holders.find(factors.module.removesuffix(".base_layer"))
+            held = self._holders.find(module.removesuffix(".base_layer"))
             for name in held:
                 self._unusable[name] = "LoRA factors of a weight of several axes: only those of matrices are added"
-            self._missing += [] if held else [factors.module]
-            return
+            self._missing += [] if held else [module]
         results = {name: self._addition(factors, config, name) for name in names}
         fitting = {name: addition for name, addition in results.items() if not isinstance(addition, str)}
-        if len(fitting) > 1:
-            raise self._error(f"{module} may be any of {listed(fitting)} of {self._base.location}")
-        if not fitting:
+        if results and not fitting:
             raise self._error(f"{module}: {next(iter(results.values()))}")
-        ((name, addition),) = fitting.items()
-        if self._adapted.setdefault(name, module) != module:
-            raise self._error(f"{self._adapted[name]} and {module} are both {name} of {self._base.location}")
-        self._weights[name] = self._weights[name]._replace(addition=addition)
-        self._unusable.pop(name, None)
+        return fitting
+
+    def _add(self, module: str, additions: Mapping[str, Addition | None]) -> None:
+        module = model_name_of(module)
+        if len(additions) > 1:
+            raise self._error(f"{module} may be any of {listed(additions)} of {self._base.location}")
+        for name, addition in additions.items():
+            if self._adapted.setdefault(name, module) != module:
+                raise self._error(f"{self._adapted[name]} and {module} are both {name} of {self._base.location}")
+            self._weights[name] = self._weights[name]._replace(addition=addition)
+            self._unusable.pop(name, None)
 
     def _addition(self, factors: Factors, config: AdapterConfig | None, name: str) -> Addition | str | None:
         """What is added to a weight; why it does not fit; None if it fits, for all that is known, and is quantised."""
@@ -149,7 +158,7 @@ class _Merger:
         self._unusable.pop(weight, None)
 
     def _not_there(self) -> str:
-        names = sorted(map(model_name_of, self._missing))
+        names = sorted(self._missing)
         nearest = ", ".join(self._modules.nearest(names[0]))
         return (
             f"is an adapter for modules that {self._base.location} does not have: {listed(names)}; the nearest names "

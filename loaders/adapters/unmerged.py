@@ -25,6 +25,7 @@ _WEIGHTS = (
 )
 _TRAINED = re.compile(r"(?P<module>.+)\.modules_to_save\.(?P<adapter>[^.]+)\.(?P<rest>.+)")
 _WRAPPED = ".base_layer.weight"
+_EMBEDDINGS = ("embed_tokens", "lm_head")  # of which PEFT may save the weight: its EMBEDDING_LAYER_NAMES
 _MARKS = ("lora_", _WRAPPED, ".modules_to_save.")
 
 
@@ -41,11 +42,27 @@ def with_adapters(checkpoint: Checkpoint) -> Checkpoint:
     if not any(mark in name for name in names for mark in _MARKS):
         return checkpoint
     found = find_factors(names)
-    weights = {module: weight_beside(factors[0], checkpoint) for module, factors in found.by_module.items()}
     wrapped = any(name.endswith(_WRAPPED) or ".modules_to_save." in name for name in names)
-    if not wrapped and not any(weights.values()):
+    weights = {module: weight_beside(factors[0], checkpoint) for module, factors in found.by_module.items()}
+    if (not wrapped and not any(weights.values())) or is_alone(checkpoint, found):
         return checkpoint
     return _Merger(checkpoint, found, weights).merge()
+
+
+def is_alone(checkpoint: Checkpoint, found: Found) -> bool:
+    """Whether factors are an adapter that is saved without its model.
+
+    With an adapted embedding or head PEFT may save the weight too (`save_embedding_layers`).
+    """
+    beside = {module: weight_beside(factors[0], checkpoint) for module, factors in found.by_module.items()}
+    with_weight = [found.by_module[module][0] for module, weight in beside.items() if weight is not None]
+    return bool(beside) and all(
+        not factors.adapter
+        and (factors.of_embedding or factors.module.rpartition(".")[2] in _EMBEDDINGS)
+        and f"{factors.module}{_WRAPPED}" in checkpoint
+        and checkpoint.adapter_config is not None
+        for factors in with_weight
+    )
 
 
 def weight_beside(factors: Factors, names: Checkpoint) -> str | None:
