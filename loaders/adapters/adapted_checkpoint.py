@@ -50,7 +50,7 @@ class AdaptedCheckpoint(Checkpoint):
         self._unusable = dict(unusable or {})
         self._notes = tuple(notes)
         infos = {name: self._info_of(weight) for name, weight in self._weights.items()}
-        kind = adapter.format if adapter is model else f"adapter in {adapter.format} on {model.format}"
+        kind = f"{model.format} with adapters" if adapter is model else f"adapter in {adapter.format} on {model.format}"
         super().__init__(adapter.location, kind, infos)
 
     @property

@@ -1,6 +1,7 @@
 """Which tensor of a model an adapter's module is, by its name: two libraries put other words before it."""
 
 import difflib
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -10,6 +11,7 @@ from polarax.loaders.architectures import plain
 # How the weights of quantised modules end, of which none is called just "weight".
 _QUANTISED = (".qweight", ".weight_packed", ".weight._data", ".weight_qdata")
 _NEAREST = 3
+_DIGIT = re.compile(r"[0-9]")
 
 
 class Modules:
@@ -55,6 +57,8 @@ class Modules:
         Args:
             candidates: For each of an adapter's modules.
         """
+        if all(len(list(names)) < 2 for names in candidates.values()):
+            return {module: list(names) for module, names in candidates.items()}
         prefixes = {
             (module, name): _prefixes(_module(model_name_of(module)), _module(name))
             for module, names in candidates.items()
@@ -113,8 +117,10 @@ def _words_in_common(prefix: str, other: str) -> int:
 
 def _endings(name: str) -> Iterable[str]:
     """A name and its endings that begin with a whole word, as long as only words without numbers are left out."""
-    yield name
-    place = name.find(".")
-    while place >= 0 and not any(character.isdigit() for character in name[:place]):
+    digit = _DIGIT.search(name)
+    place = -1
+    while digit is None or place < digit.start():
         yield name[place + 1 :]
         place = name.find(".", place + 1)
+        if place < 0:
+            break

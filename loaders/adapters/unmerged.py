@@ -24,7 +24,8 @@ _WEIGHTS = (
     *("linear.weight", "embedding.weight", "base_layer.embedding", "embedding"),
 )
 _TRAINED = re.compile(r"(?P<module>.+)\.modules_to_save\.(?P<adapter>[^.]+)\.(?P<rest>.+)")
-_WRAPPED = ".base_layer.weight"
+_INSIDE = ".base_layer."
+_WRAPPED = f"{_INSIDE}weight"
 _EMBEDDINGS = ("embed_tokens", "lm_head")  # of which PEFT may save the weight: its EMBEDDING_LAYER_NAMES
 _MARKS = ("lora_", _WRAPPED, ".modules_to_save.")
 
@@ -42,11 +43,11 @@ def with_adapters(checkpoint: Checkpoint) -> Checkpoint:
     if not any(mark in name for name in names for mark in _MARKS):
         return checkpoint
     found = find_factors(names)
+    if is_alone(checkpoint, found):
+        return checkpoint
     wrapped = any(name.endswith(_WRAPPED) or ".modules_to_save." in name for name in names)
     weights = {module: weight_beside(factors[0], checkpoint) for module, factors in found.by_module.items()}
-    if (not wrapped and not any(weights.values())) or is_alone(checkpoint, found):
-        return checkpoint
-    return _Merger(checkpoint, found, weights).merge()
+    return _Merger(checkpoint, found, weights).merge() if wrapped or weights else checkpoint
 
 
 def is_alone(checkpoint: Checkpoint, found: Found) -> bool:
@@ -54,15 +55,17 @@ def is_alone(checkpoint: Checkpoint, found: Found) -> bool:
 
     With an adapted embedding or head PEFT may save the weight too (`save_embedding_layers`).
     """
-    beside = {module: weight_beside(factors[0], checkpoint) for module, factors in found.by_module.items()}
-    with_weight = [found.by_module[module][0] for module, weight in beside.items() if weight is not None]
-    return bool(beside) and all(
-        not factors.adapter
-        and (factors.of_embedding or factors.module.rpartition(".")[2] in _EMBEDDINGS)
-        and f"{factors.module}{_WRAPPED}" in checkpoint
-        and checkpoint.adapter_config is not None
-        for factors in with_weight
-    )
+    saved = {f"{factors[0].module}{_WRAPPED}" for factors in found.by_module.values() if _may_be_saved(factors[0])}
+    weights = {weight_beside(factors[0], checkpoint) for factors in found.by_module.values()} - {None}
+    wrapped = {name for name in checkpoint.names() if _INSIDE in name and "lora_" not in name}
+    if not found.by_module or not weights | wrapped <= saved:
+        return False
+    return not weights or checkpoint.adapter_config is not None
+
+
+def _may_be_saved(factors: Factors) -> bool:
+    """Whether factors are of a module whose weight may be in the file of an adapter: no adapter has a name there."""
+    return not factors.adapter and (factors.of_embedding or factors.module.rpartition(".")[2] in _EMBEDDINGS)
 
 
 def weight_beside(factors: Factors, names: Checkpoint) -> str | None:
@@ -125,6 +128,7 @@ class _Merger:
         self._quantised = quantised(checkpoint)
         self._weights = {name: Weight(checkpoint, name) for name in checkpoint.names()}
         self._unusable: dict[str, str] = {}
+        self._inside: dict[str, list[str]] | None = None  # what wrapped modules have, made when it is first needed
 
     def merge(self) -> Checkpoint:
         config = config_of(self._checkpoint)
@@ -139,8 +143,7 @@ class _Merger:
     def _merge_module(self, module: str, several: list[Factors], config: AdapterConfig | None) -> None:
         weight = self._weight_of[module]
         if weight is None:
-            for name in (name for factors in several for name in factors.tensors):
-                self._unusable[name] = f"LoRA factor of {module}, whose weight is not there"
+            self._refuse_parameters(module, several)
             return
         if weight in self._quantised or not is_floating(self._checkpoint.dtype(weight)):
             # That is the reason which pairing gives for it.
@@ -160,6 +163,20 @@ class _Merger:
                     del self._weights[name]
         if not isinstance(result, str):
             self._weights[weight] = Weight(self._checkpoint, weight, result)
+
+    def _refuse_parameters(self, module: str, several: list[Factors]) -> None:
+        """Sets aside factors without a weight, and what they may be for: the experts in one tensor of their module."""
+        if self._inside is None:
+            self._inside = {}
+            for name in self._weights:
+                before, mark, _ = name.partition(_INSIDE)
+                if mark and "lora_" not in name:
+                    self._inside.setdefault(before, []).append(name)
+        for name in self._inside.get(module.partition(_INSIDE)[0], ()):
+            if len(self._shape(name)) > 1:
+                self._unusable[name] = "LoRA factors of a weight of several axes: only those of matrices are added"
+        for name in (name for factors in several for name in factors.tensors):
+            self._unusable[name] = f"LoRA factor of {module}, whose weight is not there"
 
     def _set_aside(self, name: str, module: str, weight: str | None) -> None:
         """Notes a part of an adapter that is no factor, such as a bias."""

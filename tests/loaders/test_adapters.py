@@ -523,6 +523,20 @@ def test_experts_in_one_tensor_are_set_aside(folder):
     assert all(post.is_adapted(weight) for weight in made)
 
 
+@pytest.mark.parametrize("targets", [["q_proj"], []])
+def test_experts_in_one_tensor_of_an_unmerged_model(folder, targets):
+    stored, _ = unmerged(model(), targets)
+    stem = f"{PEFT}model.layers.0.mlp.experts"
+    for place, name in (("", "gate_up_proj"), (".base_layer", "down_proj")):
+        stored[f"{stem}.base_layer.base_layer.{name}"] = numbers(2, OUT, IN)
+        stored[f"{stem}{place}.lora_A.default.weight"] = numbers(2 * RANK, OUT)
+        stored[f"{stem}{place}.lora_B.default.weight"] = numbers(IN, 2 * RANK)
+    checkpoint = open_checkpoint(folder("full", stored, CONFIG))
+    for name in ("gate_up_proj", "down_proj"):
+        reason = "LoRA factors of a weight of several axes: only those of matrices are added"
+        assert checkpoint.unusable[f"{stem}.base_layer.base_layer.{name}"] == reason
+
+
 def test_names_like_those_of_adapters_change_nothing(folder):
     tensors = {
         "model.base_layer.0.weight": numbers(8, 4),
