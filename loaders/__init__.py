@@ -1,5 +1,6 @@
 """Checkpoints: their files, what their tensors are, which of two belong together, reading them."""
 
+from polarax.loaders.adapters import on_base
 from polarax.loaders.architectures import Identity, identify
 from polarax.loaders.checkpoint import Checkpoint, CheckpointError, Read, Wanted
 from polarax.loaders.labels import model_name
@@ -29,6 +30,7 @@ __all__ = [
     "find_steps",
     "identify",
     "model_name",
+    "on_base",
     "open_checkpoint",
     "pair_checkpoints",
     "parse_role_map",

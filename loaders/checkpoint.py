@@ -19,6 +19,9 @@ from polarax.loaders.stores.addresses import redact, redact_location
 _FINGERPRINT_TENSORS = 1024
 _FINGERPRINT_BYTES = 4096
 
+BASE_OWN = "not adapted: the base's own weights"
+"""Why a tensor of a model that is another one with an adapter is not compared: it cannot differ."""
+
 _REASON_LENGTH = 300  # characters of a storage error that a message repeats
 
 
@@ -165,11 +168,6 @@ class Checkpoint(abc.ABC):
         """Names of tensors that are not stored, each with the stored tensor that has its values."""
         return {}
 
-    @property
-    def unusable(self) -> Mapping[str, str]:
-        """Tensors that are listed and must not be compared, with the reason."""
-        return {}
-
     def shares_values(self, name: str, other: str) -> bool:
         """Whether two tensors are one array, as far as can be told without reading them."""
         return False
@@ -198,6 +196,16 @@ class Checkpoint(abc.ABC):
     def is_transposed(self, name: str) -> bool:
         """Whether a tensor is shown with its axes in the reverse order of those that it is stored with."""
         return False
+
+    @property
+    def unusable(self) -> Mapping[str, str]:
+        """Tensors that are listed but not to be compared, each with the reason; `BASE_OWN` is one."""
+        return {}
+
+    @property
+    def adapter_config(self) -> Mapping[str, Any] | None:
+        """What adapter_config.json beside the weights says of low-rank adapters among them; None if there is none."""
+        return None
 
     @abc.abstractmethod
     def read(self, name: str, index: Index = None) -> Read:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from polarax.loaders import formats
+from polarax.loaders.adapters import with_adapters
 from polarax.loaders.checkpoint import Checkpoint, CheckpointError
 from polarax.loaders.formats import Format, NoCheckpoint
 from polarax.loaders.formats.foreign import refuse_pickle
@@ -34,13 +35,14 @@ def open_checkpoint(source: Any) -> Checkpoint:
 
     Returns:
         The checkpoint. Weights of one byte with scales beside them are read as float32, and their scales are not
-        listed.
+        listed. So are weights with LoRA factors beside them, which are added; an adapter alone is listed as it is, and
+        `on_base` adds it to its base.
 
     Raises:
         CheckpointError: If there is no checkpoint, or it is not what it says; nothing has been read
             but its headers.
     """
-    return source if isinstance(source, Checkpoint) else with_scales(_open(source))
+    return source if isinstance(source, Checkpoint) else with_adapters(with_scales(_open(source)))
 
 
 def _open(source: Any) -> Checkpoint:

@@ -59,6 +59,11 @@ class ScaledCheckpoint(Checkpoint):
         """The other checkpoint's aliases, but those of scales."""
         return {alias: name for alias, name in self.stored.aliases.items() if name in self}
 
+    @property
+    def adapter_config(self) -> Mapping[str, Any] | None:
+        """The other checkpoint's adapter_config.json."""
+        return self.stored.adapter_config
+
     def shares_values(self, name: str, other: str) -> bool:
         """Whether two tensors are one array, and so are their scales."""
         pairs = [(name, other)]

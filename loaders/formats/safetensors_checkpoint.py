@@ -8,7 +8,7 @@ import numpy as np
 
 from polarax.loaders.byte_runs import ByteRun, Extent, plan_byte_runs
 from polarax.loaders.checkpoint import Checkpoint, CheckpointError, Read, TensorInfo, Wanted, check_out
-from polarax.loaders.config import read_config
+from polarax.loaders.config import ADAPTER_CONFIG, read_config
 from polarax.loaders.dtypes import dtype_of
 from polarax.loaders.formats.safetensors_header import LENGTH_BYTES, Entry
 from polarax.loaders.slices import ElementRun, Index, plan_run
@@ -70,6 +70,11 @@ class SafetensorsCheckpoint(Checkpoint):
     def config(self) -> Mapping[str, Any] | None:  # type: ignore[override]
         """The object in config.json beside the files; None if there is none, or it cannot be read."""
         return read_config(self._store)
+
+    @functools.cached_property
+    def adapter_config(self) -> Mapping[str, Any] | None:  # type: ignore[override]
+        """The object in adapter_config.json beside the files; None if there is none, or it cannot be read."""
+        return read_config(self._store, ADAPTER_CONFIG)
 
     def read(self, name: str, index: Index = None) -> Read:
         """Starts to read a tensor, or part of it; see `Checkpoint.read`. The array is read-only."""

@@ -57,6 +57,7 @@ class _Lister:
         self._checkpoint = checkpoint
         self._role_map = role_map
         self._given_config = config
+        self._unusable = checkpoint.unusable
         self._config: Mapping | None = None
         # Each of its words has one of these, and to look for that is quick: large models have some 90,000 names.
         self._names = tuple(
@@ -108,6 +109,8 @@ class _Lister:
     def _list_tensor(self, name: str) -> tuple[View, ...] | str:
         if name not in self._recognised:
             return OPTIMIZER
+        if name in self._unusable:
+            return self._unusable[name]
         shape = self._checkpoint.shape(name)
         if self._role_map is not None:
             of_user = self._role_map.look_up(name)
