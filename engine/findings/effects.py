@@ -15,12 +15,10 @@ import pandas as pd
 import scipy.stats
 
 from polarax.metrics import Chance, Effect, Kind, Metric, effects_told, metric_of
+from polarax.metrics.catalogue import DEVIATIONS
 from polarax.metrics.change import MOSTLY_ROUNDING
 from polarax.metrics.status import is_changed
 from polarax.metrics.tables import column, constant, null_of
-
-# Standard deviations of the control that every effect is beyond: by chance 2 in 10^9 comparisons.
-DEVIATIONS = 6.0
 
 _COLUMNS = ["row", "kind", "metric", "value", "control", "control_std", "z"]
 
@@ -168,7 +166,10 @@ def _beyond(effect: Effect, value: pd.Series, end: pd.Series, sign: int) -> pd.S
 
 
 def _unjudged(frame: pd.DataFrame, metric: Metric) -> pd.Series:
-    lacking = column(frame, metric.name).isna()
-    if metric.effect is not None and metric.effect.by_deviations:
-        lacking |= chance_of(frame, metric.name).std.isna()
+    lacking, effect = column(frame, metric.name).isna(), metric.effect
+    if effect is not None:
+        for name in effect.needs:
+            lacking |= column(frame, name).isna()
+        if effect.by_deviations:
+            lacking |= chance_of(frame, metric.name).std.isna()
     return lacking
