@@ -17,6 +17,7 @@ import scipy.stats
 from polarax.metrics import Chance, Effect, Kind, Metric, effects_told, metric_of
 from polarax.metrics.catalogue import DEVIATIONS
 from polarax.metrics.change import MOSTLY_ROUNDING
+from polarax.metrics.relation import has_relation
 from polarax.metrics.status import is_changed
 from polarax.metrics.tables import column, constant, null_of
 
@@ -41,8 +42,11 @@ def kinds() -> dict[str, tuple[Kind, Metric]]:
 
 
 def rows_that_count(frame: pd.DataFrame) -> pd.Series:
-    """True for the rows that are judged: changed, readable, and not mostly the rounding of what they are stored in."""
-    return is_changed(frame) & ~mostly_rounding(frame)
+    """True for the rows that are judged: changed, readable, not mostly the rounding of what they are stored in.
+
+    And trained: of a post that is something else than the base, it is said what.
+    """
+    return is_changed(frame) & ~mostly_rounding(frame) & ~has_relation(frame)
 
 
 def mostly_rounding(frame: pd.DataFrame) -> pd.Series:
