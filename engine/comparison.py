@@ -214,7 +214,8 @@ def _part_between(request, first, second):
 
 def _relate(request, outputs):
     """Finds the matrices that are others of the base: only what was measured tells which have little of their own."""
-    posts, searches = tuple(request.posts.values()), {}
+    posts = tuple(request.posts.values())
+    searches: dict[int, LayerSearch] = {}
     for output in outputs:
         *first, post = (posts[place] for place in output.posts)
         base = first[0] if first else request.base

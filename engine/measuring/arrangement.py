@@ -10,6 +10,7 @@ from polarax.metrics.relation import Relation
 
 _BLOCK_BYTES = 16 * 2**20  # of rows that are looked at together
 
+# Turns rows into what tells them apart.
 Lines = Callable[[np.ndarray], np.ndarray]
 
 
@@ -30,17 +31,17 @@ def find_arrangement(base: np.ndarray, post: np.ndarray) -> Relation | None:
     if _checksum(x) != _checksum(y):  # of magnitudes, in any order
         return None
     for turned, permuted in ((False, Relation.ROWS_PERMUTED), (True, Relation.COLUMNS_PERMUTED)):
-        if _order(*_turn(turned, x, y), _as_they_are) is not None:
+        if _order(_turn(turned, x, y), _as_they_are) is not None:
             return permuted
     relations = (
         (False, Relation.ROWS_FLIPPED, Relation.ROWS_PERMUTED_AND_FLIPPED),
         (True, Relation.COLUMNS_FLIPPED, Relation.COLUMNS_PERMUTED_AND_FLIPPED),
     )
     for turned, flipped, permuted in relations:
-        order = _order(*_turn(turned, x, y), _without_sign)
+        order = _order(_turn(turned, x, y), _without_sign)
         if order is not None:
             return flipped if (order == np.arange(len(order))).all() else permuted
-    rows, columns = (_order(*_turn(turned, x, y), _sorted, confirm=False) for turned in (False, True))
+    rows, columns = (_order(_turn(turned, x, y), _sorted, confirm=False) for turned in (False, True))
     if rows is not None and columns is not None and _equal(x[rows][:, columns], y, _as_they_are):
         return Relation.BOTH_PERMUTED
     return None
@@ -58,13 +59,14 @@ def _bits(*matrices):
     return [np.ascontiguousarray(x).view(f"u{x.dtype.itemsize}") for x in matrices]
 
 
-def _turn(turned, *matrices):
+def _turn(turned: bool, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Columns as rows."""
-    return [np.ascontiguousarray(x.T) if turned else x for x in matrices]
+    return (np.ascontiguousarray(x.T), np.ascontiguousarray(y.T)) if turned else (x, y)
 
 
-def _order(x: np.ndarray, y: np.ndarray, lines: Lines, confirm: bool = True) -> np.ndarray | None:
+def _order(both: tuple[np.ndarray, np.ndarray], lines: Lines, confirm: bool = True) -> np.ndarray | None:
     """For each row of y the row of x that is the same as `lines` gives them; of equal ones its own before others."""
+    x, y = both
     digests, digests_post = _digests(x, lines), _digests(y, lines)
     if collections.Counter(digests) != collections.Counter(digests_post):
         return None

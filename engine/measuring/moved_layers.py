@@ -47,6 +47,7 @@ class _Target(NamedTuple):
 
     @property
     def key(self) -> str:
+        """What tells it from all others of the post."""
         return self.view.name
 
 
@@ -256,7 +257,7 @@ def _place(target):
 
 def _layers_of(targets, matches):
     """(Family, layer) of the post -> the layer of the base that most of its matches are in."""
-    counts = collections.defaultdict(collections.Counter)
+    counts: dict[tuple, collections.Counter] = collections.defaultdict(collections.Counter)
     for target in targets:
         if target.key in matches and target.layer is not None:
             counts[_place(target)][matches[target.key].view.layer] += 1
