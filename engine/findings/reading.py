@@ -1,6 +1,7 @@
 """The reading: what happened, in a few plain sentences that follow from the numbers and the stated thresholds."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 import pandas as pd
 
@@ -16,6 +17,7 @@ from polarax.findings.effects import (
     z_limit_of_draws,
 )
 from polarax.findings.signature import FEWEST_LAYERS, Signature, output_signature
+from polarax.findings.strangers import NO_LAYERS, read_strangers
 from polarax.loaders import ROLES
 from polarax.metrics import Effect, effects_told, metric_of
 from polarax.metrics.change import MOSTLY_ROUNDING
@@ -25,20 +27,23 @@ from polarax.metrics.tables import column
 _NAMED = 3  # matrices of one kind that are named one by one; more are counted by role
 
 
-def read_frame(frame: pd.DataFrame, draws: int = 0) -> list[str]:
+def read_frame(frame: pd.DataFrame, draws: int = 0, layers: Mapping[str, Any] = NO_LAYERS) -> list[str]:
     """Plain sentences on a table of matrices.
 
     Args:
         frame: `Run.frame()`; groups that were not measured are passed over.
         draws: How many draws the sampled controls are made of, if the frame has any.
+        layers: `Run.moved_layers()`.
 
     Returns:
-        Where there is no more than drift; the output projections against the other roles; every kind of effect; what
-        could not be judged; rows that say little; and the thresholds behind it. Nothing for an empty table.
+        What is not the base, trained; where there is no more than drift; the output projections against the other
+        roles; every kind of effect; what could not be judged; rows that say little; and the thresholds behind it.
+        Nothing for an empty table.
     """
     effects = find_effects(frame, draws)
     signature = output_signature(frame, draws)
     sentences = [
+        *read_strangers(frame, layers, _possessive, lambda rows, among: _by_role(rows, among, whole="")),
         *_quiet(frame, effects),
         *_signature(signature),
         *(sentence for kind in kinds() for sentence in _effect(kind, effects[effects["kind"] == kind], frame)),

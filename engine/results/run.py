@@ -16,7 +16,7 @@ from polarax.errors import UsageError
 from polarax.metrics import TEXT_COLUMNS
 from polarax.results.arrays import read_array
 from polarax.results.described import Described
-from polarax.results.directory import ARRAYS_FOLDER, MATRICES_FILE, NAMES_FILE, RUN_FILE, SKIPPED_FILE
+from polarax.results.directory import ARRAYS_FOLDER, LAYERS_FILE, MATRICES_FILE, NAMES_FILE, RUN_FILE, SKIPPED_FILE
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -72,6 +72,14 @@ class Run(Described):
 
         return pd.read_csv(self.path / SKIPPED_FILE, dtype=str, keep_default_na=False)
 
+    def moved_layers(self) -> dict:
+        """moved: layers of the post that are other layers of the base, with `post`, `base`, `matrices` and `drift`.
+
+        missing: layers of the base that are in no layer of the post. Both are empty where no layer has moved.
+        """
+        path = self.path / LAYERS_FILE
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"moved": [], "missing": []}
+
     def spectra(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """(s_base, s_post) of one matrix, float64, (r,), descending.
 
@@ -112,7 +120,9 @@ class Run(Described):
         from polarax.findings.summary import summarise
 
         flags = self.description.get("flags", {})
-        return summarise(self.frame(), self.skipped(), draws=flags.get("control_draws") or 0)
+        return summarise(
+            self.frame(), self.skipped(), draws=flags.get("control_draws") or 0, layers=self.moved_layers()
+        )
 
     @functools.cached_property
     def _rows(self) -> dict[str, tuple[str, int]]:
