@@ -1,6 +1,7 @@
 """Checkpoints in safetensors files: headers first, tensors by byte range."""
 
 import functools
+import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -49,6 +50,12 @@ class SafetensorsCheckpoint(Checkpoint):
     def config(self) -> Mapping[str, Any] | None:  # type: ignore[override]
         """The object in config.json beside the files; None if there is none, or it cannot be read."""
         return read_config(self._store)
+
+    @functools.cached_property
+    def file_metadata(self) -> Mapping[str, str]:  # type: ignore[override]
+        """The strings in the headers of all files, which are read anew for them; of two for one key the last one."""
+        texts = (self.header(file) for file in self.shards())
+        return {key: value for text in texts for key, value in json.loads(text).get("__metadata__", {}).items()}
 
     def read(self, name: str, index: Index = None) -> Read:
         """Starts to read a tensor, or part of it; see `Checkpoint.read`. The array is read-only."""
