@@ -275,6 +275,9 @@ class _Pairer:
             of_tokens = ROLE[view.role].rows is Side.TOKENS and shape[1] == shape_post[1]
             if not (self._common_rows and of_tokens):
                 return f"shapes differ: base {shape}, post {shape_post}"
+        if view.row_order != view_post.row_order:
+            side = self._base if view.row_order else self._post
+            return f"rows of queries and keys are in another order, and the heads of {side.location} are not known"
         dtype, dtype_post = self._base.dtype(view.tensor), self._post.dtype(view_post.tensor)
         if is_floating(dtype) and is_floating(dtype_post):
             return None

@@ -25,6 +25,8 @@ REMOTE_GAP = 1 << 20
 # request to be worth it.
 _LONGEST_RUN = 32 << 20
 
+_OF_META = ".attention.wq"  # in names of Meta and Mistral, whose configuration is in another file
+
 
 class SafetensorsCheckpoint(Checkpoint):
     """The tensors of one or more safetensors files."""
@@ -48,8 +50,8 @@ class SafetensorsCheckpoint(Checkpoint):
 
     @functools.cached_property
     def config(self) -> Mapping[str, Any] | None:  # type: ignore[override]
-        """The object in config.json beside the files; None if there is none, or it cannot be read."""
-        return read_config(self._store)
+        """The object in config.json beside the files, or in params.json; None if there is none that can be read."""
+        return read_config(self._store, meta=any(_OF_META in name for name in self._tensors))
 
     @functools.cached_property
     def file_metadata(self) -> Mapping[str, str]:  # type: ignore[override]
