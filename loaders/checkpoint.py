@@ -22,6 +22,10 @@ _FINGERPRINT_BYTES = 4096
 BASE_OWN = "not adapted: the base's own weights"
 """Why a tensor of a model that is another one with an adapter is not compared: it cannot differ."""
 
+INTERLEAVED = "interleaved"
+"""The order of rows of queries and keys in which the two of a head that turn together for rotary embeddings are
+neighbours, as in Meta's files; in Hugging Face's they are half a head apart."""
+
 _REASON_LENGTH = 300  # characters of a storage error that a message repeats
 
 
@@ -167,6 +171,18 @@ class Checkpoint(abc.ABC):
     def aliases(self) -> Mapping[str, str]:
         """Names of tensors that are not stored, each with the stored tensor that has its values."""
         return {}
+
+    def file_metadata(self) -> Mapping[str, str]:
+        """What the files say of themselves beside their tensors; empty where a format has no place for it."""
+        return {}
+
+    def row_order(self, name: str) -> str:
+        """`INTERLEAVED` of queries and keys that are read with their rows in that order; "" of others."""
+        return ""
+
+    def undecoded(self, name: str) -> str:
+        """What a quantised tensor is, in words, that is known as such and cannot be read; "" of others."""
+        return ""
 
     def shares_values(self, name: str, other: str) -> bool:
         """Whether two tensors are one array, as far as can be told without reading them."""

@@ -77,6 +77,21 @@ class AdaptedCheckpoint(Checkpoint):
             if name in self._weights and self._weights[name] == Weight(self._model, name)
         }
 
+    @property
+    def file_metadata(self) -> Mapping[str, str]:
+        """The model's; see `Checkpoint.file_metadata`."""
+        return self._model.file_metadata
+
+    def row_order(self, name: str) -> str:
+        """See `Checkpoint.row_order`."""
+        self._info(name)
+        return self._weights[name].checkpoint.row_order(self._weights[name].tensor)
+
+    def undecoded(self, name: str) -> str:
+        """See `Checkpoint.undecoded`."""
+        self._info(name)
+        return self._weights[name].checkpoint.undecoded(self._weights[name].tensor)
+
     def is_adapted(self, name: str) -> bool:
         """Whether something is added to a tensor."""
         return name in self._weights and self._weights[name].addition is not None

@@ -224,6 +224,9 @@ class Pairer:
                 self._count_unpaired([view], [view_post])
             if not (self._common_rows and of_tokens):
                 return f"shapes differ: base {shape}, post {shape_post}"
+        if view.row_order != view_post.row_order:
+            side = base if view.row_order else post
+            return f"rows of queries and keys are in another order: the heads of {side.location} are not known"
         dtype, dtype_post = base.dtype(view.tensor), post.dtype(view_post.tensor)
         if is_floating(dtype) and is_floating(dtype_post):
             return None
