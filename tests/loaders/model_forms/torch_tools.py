@@ -1,7 +1,7 @@
 """Forms of PyTorch's tools: transformers 5, vLLM, PEFT, and what wraps modules.
 
-Names: conversion_mapping.py and the `_checkpoint_conversion_mapping` of models in transformers; `packed_modules_mapping`,
-`stacked_params_mapping` and `hf_to_vllm_mapper` in vllm/model_executor/models; FusedMoE in vLLM.
+Names: conversion_mapping.py and the `_checkpoint_conversion_mapping` of models in transformers;
+`packed_modules_mapping`, `stacked_params_mapping`, `hf_to_vllm_mapper` and FusedMoE in vLLM.
 """
 
 import re
@@ -110,7 +110,7 @@ def vllm(model: Model, tensors: Tensors) -> Converted:
     out = stack_experts(tensors)
     for gate, up, down in (("gate_proj", "up_proj", "down_proj"), ("w1", "w3", "w2")):
         out = fuse(out, (f".experts.{gate}", f".experts.{up}"), ".experts.w13_weight", axis=1)
-        out = {name.replace(f".experts.{down}", ".experts.w2_weight"): array for name, array in out.items()}
+        out = {re.sub(rf"\.experts\.{down}$", ".experts.w2_weight", name): array for name, array in out.items()}
     for parts, fused in _FUSED_BY_VLLM:
         out = fuse(out, parts, fused)
     if model.family == "gpt2":
