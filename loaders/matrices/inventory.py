@@ -19,7 +19,7 @@ from polarax.loaders.matrices.axes import Meaning, matrices
 from polarax.loaders.matrices.flax_kernels import is_kernel_name, kernel_axes, layer_stacks, layers_in
 from polarax.loaders.matrices.heads import heads_of, hidden_size, language_model
 from polarax.loaders.matrices.layer_numbers import number_layers
-from polarax.loaders.matrices.no_matrix import why_no_matrix
+from polarax.loaders.matrices.no_matrix import one_matrix, why_no_matrix
 from polarax.loaders.matrices.role_map import RoleMap
 from polarax.loaders.matrices.splits import SPLITS, Part, Surroundings
 from polarax.loaders.matrices.view import View
@@ -175,7 +175,7 @@ class _Lister:
             return Meaning.parse("L o")
         if rule is not None and rank == 2 and not stacked:
             return _PLAIN
-        return _without_ones(shape, kernel) if not stacked else None
+        return one_matrix(name, shape) if not stacked else None
 
     def _choose(self, fitting: list[Meaning], name: str, shape: tuple[int, ...], found: Recognised) -> Meaning:
         """Of several meanings the one whose residual side has the residual stream's size.
@@ -275,16 +275,6 @@ class _Lister:
     def _role(self, name: str) -> str:
         found = self._recognised.get(name)
         return found.identity.role if found is not None and not found.tower else OTHER
-
-
-def _without_ones(shape: tuple[int, ...], kernel: bool) -> Meaning | None:
-    """A matrix among axes of length one: position embeddings of one image, convolutions of one point."""
-    ones, axes = ("1",) * (len(shape) - 2), ("i", "o") if kernel else ("o", "i")
-    if len(shape) > 2 and min(shape[-2:]) > 1 and Meaning((*ones, *axes)).fits(shape):
-        return Meaning((*ones, *axes))
-    if len(shape) > 2 and min(shape[:2]) > 1 and Meaning((*axes, *ones)).fits(shape):
-        return Meaning((*axes, *ones))
-    return None
 
 
 def _may_be_matrix(rule: Rule) -> bool:

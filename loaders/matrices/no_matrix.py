@@ -1,9 +1,10 @@
-"""Why a tensor of three axes or more holds no matrix that can be compared, or none that is known."""
+"""Tensors of three axes or more that no table knows: one matrix, no matrix, or something of unknown axes."""
 
 import math
 import re
 from collections.abc import Sequence
 
+from polarax.loaders.matrices.axes import Meaning
 from polarax.loaders.matrices.flax_kernels import is_kernel_name
 
 # Modules of convolutions in PyTorch, Flax and MLX, and those that cut an image into patches by one.
@@ -12,6 +13,19 @@ _CONVOLUTION = re.compile(
     re.IGNORECASE,
 )
 _LARGEST_WINDOW = 15  # of a convolution that is told by its shape; Inception's and ResNet's have up to 11
+
+
+def one_matrix(name: str, shape: Sequence[int]) -> Meaning | None:
+    """The axes of a tensor that is one matrix behind axes of length one, as position embeddings are; None of others."""
+    if (
+        len(shape) < 3
+        or max(shape[:-2]) > 1
+        or min(shape[-2:]) < 2
+        or is_kernel_name(name)
+        or _is_convolution(name, shape)
+    ):
+        return None
+    return Meaning(("1",) * (len(shape) - 2) + ("o", "i"))
 
 
 def why_no_matrix(name: str, shape: Sequence[int]) -> str:

@@ -334,7 +334,7 @@ MODELS: Mapping[str, Model] = {
     "Gemma-3-1B": _dense("gemma3_text", 26, "GEMMA3", norms=True, around=_GEMMA_NORMS, maxtext=True),
     "Phi-3-mini": _phi3(),
     "DeepSeek-V2-Lite": _deepseek(27, 64, False),
-    "DeepSeek-V2": _deepseek(60, 160, True),
+    "DeepSeek-V2": _deepseek(60, 20, True),  # of 160 experts
     "GPT-2": _gpt2(),
     "Pythia-160M": _gpt_neox(),
     "Falcon-7B": _falcon(),
