@@ -1,9 +1,10 @@
 """Which layer, role and expert a tensor's name means: one table per family of architectures.
 
 A table says how a family names its tensors. Adding a family is adding a table to the `TABLES` of a module here, or a
-module that has `TABLES`: nothing else needs to know of it. Nothing is guessed: a name that no table knows gets role
-"other", and a layer number only if it is inside the layers of a known family, so that the blocks of a vision tower
-beside a language model are not taken for decoder layers.
+module that has `TABLES`: nothing else needs to know of it. A name is looked up as it is, after the prefixes that its
+family has, and then after any other prefix. Nothing is guessed: a name that no table knows gets role "other", and a
+layer number only if it is inside the layers of a known family. The blocks of a tower for images or sound beside a
+language model are not taken for decoder layers: its prefix says what it is, and its matrices get role "other".
 """
 
 import functools
@@ -11,11 +12,13 @@ import importlib
 import pkgutil
 
 from polarax.loaders.architectures.flax_names import TABLES as FLAX
-from polarax.loaders.architectures.names import EXPERT, Recognised, recognise_in
-from polarax.loaders.architectures.rules import Architecture, Identity, Rule, plain
+from polarax.loaders.architectures.names import recognise_in
+from polarax.loaders.architectures.recognised import EXPERT, NOBODY, Recognised
+from polarax.loaders.architectures.rules import Architecture, Identity, Rule, plain, without_variable, without_wrappers
 
 __all__ = [
     "ARCHITECTURES",
+    "NOBODY",
     "Architecture",
     "Identity",
     "Recognised",
@@ -23,6 +26,8 @@ __all__ = [
     "identify",
     "plain",
     "recognise",
+    "without_variable",
+    "without_wrappers",
 ]
 
 # Where two tables know a name, the first one decides. The names of JAX code are the least specific.
@@ -50,15 +55,19 @@ def identify(name: str) -> Identity:
     Identity(layer=3, role='o', expert=None)
     >>> identify("vision_tower.encoder.layers.3.self_attn.q_proj.weight")
     Identity(layer=None, role='other', expert=None)
+    >>> identify("student.model.layers.3.self_attn.o_proj.weight")
+    Identity(layer=3, role='o', expert=None)
     """
-    return recognise(name).identity
+    found = recognise(name)
+    return NOBODY if found.tower else found.identity
 
 
 def recognise(name: str, model_type: str | None = None) -> Recognised:
     """What the tables know of a tensor from its name, and from what config.json calls the model.
 
-    The first table that has a rule for the name decides; if none has, the first of which it is in a layer. The tables
-    of JAX code come first for a kernel, which is what Flax calls its weights.
+    The first table that has a rule for the name decides; if none has, the first of which it is in a layer; if there is
+    none, the one that has a rule for the name's end. The tables of JAX code come first for a kernel, which is what Flax
+    calls its weights.
     """
     # The experts of a layer differ in their number alone, and a large model has tens of thousands of them.
     expert = EXPERT.search(name)
@@ -73,5 +82,5 @@ def recognise(name: str, model_type: str | None = None) -> Recognised:
 @functools.lru_cache(_REMEMBERED)
 def _recognise(name: str, model_type: str | None) -> Recognised:
     named = [table for table in ARCHITECTURES if model_type in table.model_types] if model_type else []
-    flax_first = FLAX if name.endswith((".kernel", "/kernel")) else ()
+    flax_first = FLAX if without_variable(name).endswith((".kernel", "/kernel")) else ()
     return recognise_in((*named, *flax_first, *ARCHITECTURES), name)

@@ -1,7 +1,7 @@
 """Where the parts of a fused matrix lie in it: rows of queries, keys and values, or of gate and up."""
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from polarax.loaders.matrices.heads import Heads
 
@@ -124,6 +124,29 @@ def _up(size: int, around: Surroundings) -> tuple[Part, ...] | None:
     return _equal("gate", "up")(size, around) if around.hidden_units and size == 2 * around.hidden_units else None
 
 
+def _latent(size: int, around: Surroundings) -> tuple[Part, ...] | None:
+    """The second matrix of latent attention: of each head the keys that are not rotated, then the values."""
+    keys, values = around.config.get("qk_nope_head_dim"), around.config.get("v_head_dim")
+    if not _are_sizes(keys, values) or size % (keys + values):
+        return None
+    spans = {"k_b": slice(0, keys), "v_b": slice(keys, keys + values)}
+    heads = size // (keys + values)
+    if heads == 1:
+        return tuple(Part(role, span) for role, span in spans.items())
+    return tuple(Part(role, None, (heads, keys + values), (slice(None), span)) for role, span in spans.items())
+
+
+def _latents(size: int, around: Surroundings) -> tuple[Part, ...] | None:
+    """The first matrices of latent attention: the queries' latent vector, then that of keys and values."""
+    queries = around.config.get("q_lora_rank")
+    return _runs(("q_a", "kv_a"), (queries, size - queries)) if _are_sizes(queries) and queries < size else None
+
+
+def _are_sizes(*settings: Any) -> bool:
+    """Whether settings of a configuration are whole numbers above 0."""
+    return all(isinstance(setting, int) and not isinstance(setting, bool) and setting > 0 for setting in settings)
+
+
 SPLITS: Mapping[str, Split] = {
     "halves": _equal("gate", "up"),
     "kv": _equal("k", "v"),
@@ -134,5 +157,7 @@ SPLITS: Mapping[str, Split] = {
     "falcon": _falcon,
     "experts": _experts,
     "up": _up,
+    "latent": _latent,
+    "latents": _latents,
 }
 """From the number of rows, and what is around them, to the parts; None where these do not tell."""
