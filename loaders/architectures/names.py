@@ -1,6 +1,8 @@
 """Looking a tensor's name up in the tables."""
 
+import functools
 import re
+from collections.abc import Mapping
 
 from polarax.loaders.architectures.any_prefix import names_after_any_prefix
 from polarax.loaders.architectures.recognised import EXPERT, UNKNOWN, Recognised, in_layer
@@ -19,14 +21,25 @@ def recognise_in(architectures: tuple[Architecture, ...], name: str) -> Recognis
     """
     name = plain(name)
     in_a_layer = None
+    for architecture, prefix in _by_first_word(architectures).get(name.partition(".")[0], ()):
+        if name.startswith(prefix):
+            found = _recognise(architecture, prefix, name[len(prefix) :])
+            if found is not None and found.rule is not None:
+                return found
+            in_a_layer = in_a_layer or found
+    return in_a_layer or names_after_any_prefix(architectures).recognise(name) or UNKNOWN
+
+
+@functools.lru_cache(64)
+def _by_first_word(architectures: tuple[Architecture, ...]) -> Mapping[str, list[tuple[Architecture, str]]]:
+    """The tables, each with one of its prefixes, that have names beginning with a word; in order."""
+    by_word: dict[str, list[tuple[Architecture, str]]] = {}
     for architecture in architectures:
         for prefix in architecture.prefixes:
-            if name.startswith(prefix):
-                found = _recognise(architecture, prefix, name[len(prefix) :])
-                if found is not None and found.rule is not None:
-                    return found
-                in_a_layer = in_a_layer or found
-    return in_a_layer or names_after_any_prefix(architectures).recognise(name) or UNKNOWN
+            names = (*architecture.outside, *architecture.layers) if not prefix else ("",)
+            for word in {(prefix + name).partition(".")[0] for name in names}:
+                by_word.setdefault(word, []).append((architecture, prefix))
+    return by_word
 
 
 def _recognise(architecture: Architecture, prefix: str, name: str) -> Recognised | None:

@@ -1,7 +1,7 @@
 """Where the parts of a fused matrix lie in it: rows of queries, keys and values, or of gate and up."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from polarax.loaders.matrices.heads import Heads
 
@@ -126,8 +126,8 @@ def _up(size: int, around: Surroundings) -> tuple[Part, ...] | None:
 
 def _latent(size: int, around: Surroundings) -> tuple[Part, ...] | None:
     """The second matrix of latent attention: of each head the keys that are not rotated, then the values."""
-    keys, values = around.config.get("qk_nope_head_dim"), around.config.get("v_head_dim")
-    if not _are_sizes(keys, values) or size % (keys + values):
+    keys, values = (_setting(around, name) for name in ("qk_nope_head_dim", "v_head_dim"))
+    if keys is None or values is None or size % (keys + values):
         return None
     spans = {"k_b": slice(0, keys), "v_b": slice(keys, keys + values)}
     heads = size // (keys + values)
@@ -138,13 +138,14 @@ def _latent(size: int, around: Surroundings) -> tuple[Part, ...] | None:
 
 def _latents(size: int, around: Surroundings) -> tuple[Part, ...] | None:
     """The first matrices of latent attention: the queries' latent vector, then that of keys and values."""
-    queries = around.config.get("q_lora_rank")
-    return _runs(("q_a", "kv_a"), (queries, size - queries)) if _are_sizes(queries) and queries < size else None
+    queries = _setting(around, "q_lora_rank")
+    return None if queries is None or queries >= size else _runs(("q_a", "kv_a"), (queries, size - queries))
 
 
-def _are_sizes(*settings: Any) -> bool:
-    """Whether settings of a configuration are whole numbers above 0."""
-    return all(isinstance(setting, int) and not isinstance(setting, bool) and setting > 0 for setting in settings)
+def _setting(around: Surroundings, name: str) -> int | None:
+    """A size in the configuration; None if there is none."""
+    value = around.config.get(name)
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
 
 
 SPLITS: Mapping[str, Split] = {

@@ -246,6 +246,16 @@ def test_names(name, identity):
     assert identify(name) == (identity or Identity(None, "other", None))
 
 
+@pytest.mark.parametrize("prefix", ["", "student.", "visual.", "models.1."])
+def test_names_that_differ_in_a_number_mean_what_each_means_by_itself(prefix):
+    """They are looked up together."""
+    names = {name for model in PUBLISHED.values() for name in shapes_of(model) if ".experts." not in name}
+    for name in sorted(names)[::3]:
+        name = prefix + name
+        flax_first = architectures.FLAX if name.endswith(".kernel") else ()
+        assert architectures.recognise(name) == recognise_in((*flax_first, *ARCHITECTURES), name), name
+
+
 @pytest.mark.parametrize(
     ("name", "bare"),
     [
