@@ -155,6 +155,10 @@ class Checkpoint(abc.ABC):
         """What the model's config.json says, under the names of Hugging Face; None if there is none."""
         return None
 
+    def why_no_array(self, name: str) -> str | None:
+        """Of something that is listed but is no array, what it is, as a reason to leave it out; None of an array."""
+        return None
+
     def shares_values(self, name: str, other: str) -> bool:
         """Whether two tensors are one array, as far as can be told without reading them."""
         return False

@@ -12,7 +12,7 @@ from polarax.loaders.checkpoint import Checkpoint, CheckpointError
 from polarax.loaders.dtypes import is_floating, is_integer
 from polarax.loaders.matching import match_names
 from polarax.loaders.matrices import Inventory, RoleMapSource, View, identities, parse_role_map, take_inventory
-from polarax.loaders.matrices.inventory import OPTIMIZER
+from polarax.loaders.matrices.optimizer_state import OPTIMIZER
 from polarax.loaders.quantisation import quantised
 from polarax.loaders.roles import ROLE, Side
 
