@@ -29,7 +29,7 @@ def open_checkpoint(source: Any) -> Checkpoint:
         source: A path or URL (http, https, s3, gs, file) of a safetensors file, of an index, or of
             a folder with either; of an Orbax checkpoint, an item or a step of one, or the folder of
             a CheckpointManager, of which the latest step is opened; the path of a GGUF file, or of
-            a folder with one; or parameters in memory: nested dicts and lists of arrays, Flax
+            a folder with one; or parameters in memory: nested dicts, lists and registered pytrees of arrays, Flax
             Linen parameters, an `nnx.State` or `nnx.Module`. A `Checkpoint` is returned as it is.
 
     Returns:

@@ -122,7 +122,7 @@ def named_leaves(tree: Any) -> dict[str, Any]:
     Raises:
         CheckpointError: If it is no tree, or two of its leaves get one name.
     """
-    return {name: _as_array(_unboxed(leaf)) for name, leaf in boxed_leaves(tree).items()}
+    return {name: _as_array(unboxed(leaf)) for name, leaf in boxed_leaves(tree).items()}
 
 
 def boxed_leaves(tree: Any) -> dict[str, Any]:
@@ -154,7 +154,7 @@ def _leaves(node: Any, keys: tuple[str, ...], plain: set[type]) -> Iterator[tupl
         yield keys, node
         return
     node = _state_of_module(node)
-    held = _unboxed(node)
+    held = unboxed(node)
     children = _children(held)
     if children is not None:
         for key, child in children:
@@ -212,7 +212,7 @@ def _state_of_module(tree: Any) -> Any:
     return nnx.state(tree) if nnx is not None and isinstance(tree, nnx.Module) else tree
 
 
-def _unboxed(node: Any) -> Any:
+def unboxed(node: Any) -> Any:
     """What an NNX variable, a Linen box (an array with axis names) or a penzai variable holds; others as they are."""
     nnx = sys.modules.get("flax.nnx")
     if nnx is not None and isinstance(node, nnx.Variable):
