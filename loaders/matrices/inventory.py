@@ -20,17 +20,13 @@ from polarax.loaders.matrices.flax_kernels import is_kernel_name, kernel_axes, l
 from polarax.loaders.matrices.heads import heads_of, hidden_size, language_model
 from polarax.loaders.matrices.layer_numbers import number_layers
 from polarax.loaders.matrices.no_matrix import one_matrix, why_no_matrix
+from polarax.loaders.matrices.optimizer_state import OPTIMIZER, optimizer_names
 from polarax.loaders.matrices.role_map import RoleMap
 from polarax.loaders.matrices.row_order import deinterleaved
 from polarax.loaders.matrices.splits import SPLITS, Part, Surroundings
 from polarax.loaders.matrices.view import View
 from polarax.loaders.roles import OTHER, ROLE, Side
 
-OPTIMIZER = "optimizer state: not a parameter"
-
-# What training code calls the part of its state that is not the model: optax.adam's moments are beneath it, and the
-# copy that `polarax.Tracker` keeps of the parameters.
-_OPTIMIZER = re.compile(r"(?:^|[./])(?:opt_states?|optimizer|optimizer_state|optim|tracker)[./]")
 _VECTORS = ("bias", "scale")  # a number per unit, whatever axes the units have
 _VECTOR = re.compile(rf"(?:^|[._/])({'|'.join(_VECTORS)})$")
 _RELATIVE_BIAS = "relative_attention_bias"  # T5's is a table (buckets, heads)
@@ -71,12 +67,8 @@ class _Lister:
         self._given_config = config
         self._unusable = checkpoint.unusable
         self._config: Mapping | None = None
-        # Each of its words has one of these, and to look for that is quick: large models have some 90,000 names.
-        self._names = tuple(
-            name
-            for name in checkpoint.names()
-            if ("opt" not in name and "tracker" not in name) or not _OPTIMIZER.search(name)
-        )
+        optimizer = optimizer_names(checkpoint)
+        self._names = tuple(name for name in checkpoint.names() if name not in optimizer)
         self._stacks = layer_stacks(checkpoint)
         recognised = {name: recognise(name) for name in self._names}
         if any(_asks_config(found) for found in recognised.values()):
@@ -125,6 +117,10 @@ class _Lister:
             return OPTIMIZER
         if name in self._unusable:
             return self._unusable[name]
+
+        no_array = self._checkpoint.why_no_array(name)
+        if no_array is not None:
+            return no_array
         shape = self._checkpoint.shape(name)
         if self._role_map is not None:
             of_user = self._role_map.look_up(name)
