@@ -2,7 +2,7 @@
 
 from polarax.loaders.architectures import Identity, identify
 from polarax.loaders.checkpoint import Checkpoint, CheckpointError, Read, Wanted
-from polarax.loaders.labels import model_name
+from polarax.loaders.labels import model_name, short_name
 from polarax.loaders.matrices import RoleMap, View, parse_role_map, read_views
 from polarax.loaders.opening import open_checkpoint
 from polarax.loaders.pairing import Pair, Pairing, Skipped, pair_checkpoints
@@ -29,5 +29,6 @@ __all__ = [
     "pair_checkpoints",
     "parse_role_map",
     "read_views",
+    "short_name",
     "write_checkpoint",
 ]
