@@ -9,10 +9,13 @@ import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from polarax.loaders import Skipped
+from polarax.errors import RunError
+from polarax.loaders import CheckpointError, Skipped
 from polarax.measuring.execution import Output, Work, run_stacks
+from polarax.measuring.moved_layers import LayerSearch
 from polarax.measuring.progress import Progress
 from polarax.metrics import columns
+from polarax.metrics.relation import is_rearranged, looks_strange
 from polarax.planning.comparison_plan import Part
 from polarax.planning.measurement import Measurement
 from polarax.planning.options import (
@@ -137,6 +140,7 @@ def run_request(
             for comparison in _comparisons(request)
         ]
         seconds = _execute(request, outputs, progress)
+        _relate(request, outputs)
         for output in outputs:
             output.writer.finish(seconds, Run(output.writer.path).summary())
         if together is not None:
@@ -201,7 +205,7 @@ def _open_output(open_writers, request, described, sides, comparison, path, over
     header = columns(comparison.measurement.groups, sampled=bool(comparison.measurement.draws), between=bool(first))
     writer = RunWriter(folder, description, header, part.skipped)
     open_writers.enter_context(contextlib.closing(writer))
-    return Output(writer, comparison.posts, part.names, request.plan, comparison.measurement)
+    return Output(writer, comparison.posts, part, request.plan, comparison.measurement)
 
 
 def _part_between(request, first, second):
@@ -221,6 +225,24 @@ def _part_between(request, first, second):
     ordered = tuple(name for name in request.plan.names if name in names)
     coverages = (request.plan.parts[place].coverage for place in (first, second))
     return Part(ordered, tuple(Skipped(*row) for row in reasons.items()), coverage_between(*coverages, pairs))
+
+
+def _relate(request, outputs):
+    """Finds the matrices that are others of the base: only what was measured tells which have little of their own."""
+    posts = tuple(request.posts.values())
+    searches: dict[int, LayerSearch] = {}
+    for output in outputs:
+        *first, post = (posts[place] for place in output.posts)
+        base = first[0] if first else request.base
+        search = searches.setdefault(id(base), LayerSearch(base, request.role_map))
+        frame = Run(output.writer.path).frame()
+        strange = frozenset(frame.loc[looks_strange(frame) & ~is_rearranged(frame), "name"])
+        try:
+            moved = search.find(post, output.pairs, output.skipped, strange)
+        except CheckpointError as error:
+            raise RunError(f"Reading failed part-way: {error}") from error
+        if moved.relations or moved.layers:
+            output.writer.relate(*moved)
 
 
 def _execute(request, outputs, progress):

@@ -43,8 +43,8 @@ def history(
     """Compares every saved step of a training run with its first one, or with a base.
 
     As many steps as memory has room for are read together, so that the base is decomposed once for them; memory does
-    not grow with their number. A step that cannot be read is left out, with the reason (`History.unusable`). Of
-    training states the parameters alone are compared.
+    not grow with their number. A step that cannot be read is left out, with the reason, and so is what looks like one
+    and holds no whole checkpoint (`History.unusable`). Of training states the parameters alone are compared.
 
     Example:
         >>> import numpy as np, polarax
@@ -104,7 +104,8 @@ def history(
 
 def check_history(checkpoints: Any, base: Any, options: Options) -> Request:
     """Finds the steps and plans; reads headers alone. Arguments and errors as for `history` and `check_request`."""
-    steps = find_steps(checkpoints)
+    passed_over: dict[str, str] = {}
+    steps = find_steps(checkpoints, passed_over)
     if base is None:
         first = next(iter(steps))
         base = steps.pop(first)
@@ -116,4 +117,4 @@ def check_history(checkpoints: Any, base: Any, options: Options) -> Request:
     if not request.posts:
         step, reason = next(iter(unusable.items()))
         raise UsageError(f"None of {len(unusable)} steps can be compared. Step {step}: {reason}")
-    return request
+    return request._replace(unusable={**passed_over, **unusable})

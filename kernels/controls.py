@@ -26,6 +26,7 @@ class Controls(NamedTuple):
     nf: jax.Array  # root mean square of nf
     nf_std: jax.Array  # standard deviation of nf, from that of nf^2
     ratio_cv: jax.Array  # root mean square of ratio_cv
+    nss: jax.Array  # root mean square of nss, or more: beyond the first order an upper estimate
     alpha: jax.Array  # mean of alpha, 1 + drift^2 / 2
     alpha_std: jax.Array  # standard deviation of alpha, sd / ||W_b||_F
     budget_scaling: jax.Array  # r / (m n)
@@ -94,12 +95,17 @@ def closed_form_controls(s_base: jax.Array, change_norm: jax.Array, *, shape: tu
     inverse_squares = jnp.sum(jnp.where(inside, 1 / jnp.where(inside, relative, 1) ** 2, 0), axis=-1)
     smallest = jnp.min(jnp.where(inside, relative, 1), axis=-1)
     rotations = rank * (rank - 1) / 2
+    repulsion = _unturned(relative, sd, pairs)
     # The fit leaves the skew part of E, the diagonal but for alpha, and what is outside.
-    unfitted = (rotations + rank - 1 + outside) * sd**2 + _unturned(relative, sd, pairs)
+    unfitted = (rotations + rank - 1 + outside) * sd**2 + repulsion
+    # Singular values move by E_ii, apart from each other, and up: all squares together grow by ||D||^2.
+    lifted = jnp.where(inside, jnp.sqrt(relative**2 + longer * sd[..., None] ** 2) - relative, 0)
+    moved = rank * sd**2 + repulsion + jnp.sum(lifted**2, axis=-1)
     return Controls(
         nf=jnp.sqrt(nf_squared),
         nf_std=jnp.where(nf_squared == 0, 0, nf_squared_std / (2 * jnp.sqrt(nf_squared))),
         ratio_cv=jnp.sqrt((1 - 1 / rank) * inverse_squares / rank * sd**2 + uneven) / growth_mean,
+        nss=jnp.sqrt(moved) / base_norm,
         alpha=1 + drift**2 / 2,
         alpha_std=sd / base_norm,
         budget_scaling=rank / entries,

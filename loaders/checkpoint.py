@@ -19,6 +19,13 @@ from polarax.loaders.stores.addresses import redact, redact_location
 _FINGERPRINT_TENSORS = 1024
 _FINGERPRINT_BYTES = 4096
 
+BASE_OWN = "not adapted: the base's own weights"
+"""Why a tensor of a model that is another one with an adapter is not compared: it cannot differ."""
+
+INTERLEAVED = "interleaved"
+"""The order of rows of queries and keys in which the two of a head that turn together for rotary embeddings are
+neighbours, as in Meta's files; in Hugging Face's they are half a head apart."""
+
 _REASON_LENGTH = 300  # characters of a storage error that a message repeats
 
 
@@ -155,6 +162,28 @@ class Checkpoint(abc.ABC):
         """What the model's config.json says, under the names of Hugging Face; None if there is none."""
         return None
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know of the choice of its files, a line each: what was passed over, and why."""
+        return ()
+
+    @property
+    def aliases(self) -> Mapping[str, str]:
+        """Names of tensors that are not stored, each with the stored tensor that has its values."""
+        return {}
+
+    def file_metadata(self) -> Mapping[str, str]:
+        """What the files say of themselves beside their tensors; empty where a format has no place for it."""
+        return {}
+
+    def row_order(self, name: str) -> str:
+        """`INTERLEAVED` of queries and keys that are read with their rows in that order; "" of others."""
+        return ""
+
+    def undecoded(self, name: str) -> str:
+        """What a quantised tensor is, in words, that is known as such and cannot be read; "" of others."""
+        return ""
+
     def shares_values(self, name: str, other: str) -> bool:
         """Whether two tensors are one array, as far as can be told without reading them."""
         return False
@@ -183,6 +212,16 @@ class Checkpoint(abc.ABC):
     def is_transposed(self, name: str) -> bool:
         """Whether a tensor is shown with its axes in the reverse order of those that it is stored with."""
         return False
+
+    @property
+    def unusable(self) -> Mapping[str, str]:
+        """Tensors that are listed but not to be compared, each with the reason; `BASE_OWN` is one."""
+        return {}
+
+    @property
+    def adapter_config(self) -> Mapping[str, Any] | None:
+        """What adapter_config.json beside the weights says of low-rank adapters among them; None if there is none."""
+        return None
 
     @abc.abstractmethod
     def read(self, name: str, index: Index = None) -> Read:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from polarax.loaders import formats
+from polarax.loaders.adapters import with_adapters
 from polarax.loaders.checkpoint import Checkpoint, CheckpointError
 from polarax.loaders.formats import Format, NoCheckpoint
 from polarax.loaders.formats.foreign import refuse_pickle
@@ -28,19 +29,20 @@ def open_checkpoint(source: Any) -> Checkpoint:
     Args:
         source: A path or URL (http, https, s3, gs, file) of a safetensors file, of an index, or of
             a folder with either; of an Orbax checkpoint, an item or a step of one, or the folder of
-            a CheckpointManager, of which the latest step is opened; the path of a GGUF file, or of
-            a folder with one; or parameters in memory: nested dicts and lists of arrays, Flax
-            Linen parameters, an `nnx.State` or `nnx.Module`. A `Checkpoint` is returned as it is.
+            a CheckpointManager, of which the latest finished step is opened; the path of a GGUF file, of a file of
+            `flax.serialization`, or of a folder with one; or parameters in memory: nested dicts and lists of arrays,
+            Flax Linen parameters, an `nnx.State` or `nnx.Module`. A `Checkpoint` is returned as it is.
 
     Returns:
         The checkpoint. Weights of one byte with scales beside them are read as float32, and their scales are not
-        listed.
+        listed. So are weights with LoRA factors beside them, which are added; an adapter alone is listed as it is, and
+        `on_base` adds it to its base.
 
     Raises:
         CheckpointError: If there is no checkpoint, or it is not what it says; nothing has been read
             but its headers.
     """
-    return source if isinstance(source, Checkpoint) else with_scales(_open(source))
+    return source if isinstance(source, Checkpoint) else with_adapters(with_scales(_open(source)))
 
 
 def _open(source: Any) -> Checkpoint:
@@ -62,7 +64,7 @@ def _open(source: Any) -> Checkpoint:
     if not os.path.exists(path):
         raise CheckpointError(f"{path}: no such file or folder")
     refuse_pickle(path, path)
-    return (formats.by_name(path) or formats.FORMATS[0]).open(source)
+    return (formats.by_file(path) or formats.FORMATS[0]).open(source)
 
 
 def _open_url(url: str) -> Checkpoint:

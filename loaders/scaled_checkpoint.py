@@ -19,29 +19,37 @@ _CHUNK = 1 << 16
 
 
 def with_scales(checkpoint: Checkpoint) -> Checkpoint:
-    """The checkpoint with its scaled weights as float32; itself if it has none."""
-    scales = find_scales(checkpoint).known
-    return ScaledCheckpoint(checkpoint, scales) if scales else checkpoint
+    """The checkpoint with its scaled weights as float32; itself if it has none, and no names of a library's own."""
+    scales = find_scales(checkpoint)
+    if not scales.known and not scales.renamed:
+        return checkpoint
+    return ScaledCheckpoint(checkpoint, scales.known, scales.renamed)
 
 
 class ScaledCheckpoint(Checkpoint):
     """The tensors of another checkpoint, without the scales of its weights, which are in their numbers.
 
+    Each weight has the name that the model has for it, whatever the library called what it stored.
+
     Attributes:
         stored: The checkpoint as it is stored.
     """
 
-    def __init__(self, stored: Checkpoint, scales: Mapping[str, Scale]):
+    def __init__(self, stored: Checkpoint, scales: Mapping[str, Scale], renamed: Mapping[str, str] | None = None):
         """Lists what the other checkpoint lists.
 
         Args:
             stored: The other checkpoint.
-            scales: For each of its weights that has one.
+            scales: By the name under which a weight is listed; for each that has one.
+            renamed: Tensors without a scale that are listed under another name: that one, and their own.
         """
         self.stored = stored
         self._scales = dict(scales)
+        self._stored_names = {name: scale.weight for name, scale in scales.items()} | dict(renamed or {})
+        listed = {name: other for other, name in self._stored_names.items()}
         hidden = {scale.tensor for scale in scales.values()}
-        infos = {name: self._info_of(name) for name in stored.names() if name not in hidden}
+        names = [listed.get(name, name) for name in stored.names() if name not in hidden]
+        infos = {name: self._info_of(name) for name in names}
         super().__init__(stored.location, stored.format, infos)
 
     @property
@@ -49,9 +57,37 @@ class ScaledCheckpoint(Checkpoint):
         """The other checkpoint's configuration."""
         return self.stored.config
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """The other checkpoint's notes."""
+        return self.stored.notes
+
+    @property
+    def aliases(self) -> Mapping[str, str]:
+        """The other checkpoint's aliases, but those of scales."""
+        return {alias: name for alias, name in self.stored.aliases.items() if name in self}
+
+    @property
+    def adapter_config(self) -> Mapping[str, Any] | None:
+        """The other checkpoint's adapter_config.json."""
+        return self.stored.adapter_config
+
+    @property
+    def file_metadata(self) -> Mapping[str, str]:
+        """The other checkpoint's."""
+        return self.stored.file_metadata
+
+    def row_order(self, name: str) -> str:
+        """See `Checkpoint.row_order`."""
+        return self.stored.row_order(self.stored_name(name))
+
+    def undecoded(self, name: str) -> str:
+        """See `Checkpoint.undecoded`."""
+        return self.stored.undecoded(self.stored_name(name))
+
     def shares_values(self, name: str, other: str) -> bool:
         """Whether two tensors are one array, and so are their scales."""
-        pairs = [(name, other)]
+        pairs = [(self.stored_name(name), self.stored_name(other))]
         scale, scale_other = self._scales.get(name), self._scales.get(other)
         if scale is not None and scale_other is not None:
             pairs.append((scale.tensor, scale_other.tensor))
@@ -59,7 +95,11 @@ class ScaledCheckpoint(Checkpoint):
 
     def is_transposed(self, name: str) -> bool:
         """See `Checkpoint.is_transposed`."""
-        return self.stored.is_transposed(name)
+        return self.stored.is_transposed(self.stored_name(name))
+
+    def stored_name(self, name: str) -> str:
+        """What the file calls the tensor that is listed under a name."""
+        return self._stored_names.get(name, name)
 
     def is_scaled(self, name: str) -> bool:
         """Whether a tensor is a weight that is stored with a scale."""
@@ -83,12 +123,12 @@ class ScaledCheckpoint(Checkpoint):
             scale, asked_of_scale = self._scales.get(item.name), None
             place = len(asked)
             if scale is None:
-                asked.append(item)
+                asked.append(item._replace(name=self.stored_name(item.name)))
             else:
                 positions = self._positions(item.name, item.slices)
                 if item.out is not None:
                     check_out(item.out, tuple(map(len, positions)), _DTYPE, f"{self.location}: tensor {item.name!r}")
-                asked.append(item._replace(out=None))
+                asked.append(item._replace(name=scale.weight, out=None))
                 part = scale.part(positions)
                 key = (scale.tensor, *((cut.start, cut.stop) for cut in part or ()))
                 asked_of_scale = taken.setdefault(key, len(asked))
@@ -104,7 +144,7 @@ class ScaledCheckpoint(Checkpoint):
     def read_bytes(self, wanted: Wanted) -> int:
         """Bytes that a read takes from the store: those of the weight as it is stored, and of its scales."""
         self._info(wanted.name)
-        count = self.stored.read_bytes(wanted)
+        count = self.stored.read_bytes(wanted._replace(name=self.stored_name(wanted.name)))
         scale = self._scales.get(wanted.name)
         if scale is None:
             return count
@@ -117,10 +157,10 @@ class ScaledCheckpoint(Checkpoint):
         return self.stored.fingerprint()
 
     def _info_of(self, name: str) -> TensorInfo:
-        stored, scale = self.stored, self._scales.get(name)
-        shape, words, nbytes = stored.shape(name), stored.dtype_name(name), stored.nbytes(name)
+        stored, scale, own = self.stored, self._scales.get(name), self.stored_name(name)
+        shape, words, nbytes = stored.shape(own), stored.dtype_name(own), stored.nbytes(own)
         if scale is None:
-            return TensorInfo(shape, stored.dtype(name), words, nbytes)
+            return TensorInfo(shape, stored.dtype(own), words, nbytes)
         return TensorInfo(shape, _DTYPE, f"{words}, scaled", nbytes + stored.nbytes(scale.tensor))
 
     def _positions(self, name: str, index: Index) -> list[range]:

@@ -7,29 +7,27 @@ inference/kernel.py: ``y = x * s``). So are `weight_scale` of compressed-tensors
 """
 
 import functools
+import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
 
 from polarax.loaders.checkpoint import Checkpoint
-
-# How the names of scales end, and what the name of the weight has in its place.
-_ENDINGS = (("_scale_inv", ""), ("_scale", ""), (".qscale_weight", ".weight"))
-_SCALES = tuple(ending for ending, _ in _ENDINGS)
-
-# What says that a scale is not all there is to a weight: after its own name, and after that of its layer.
-_FURTHER = ("_zero_point", "_scale_2", "_global_scale", "_g_idx", "_packed", ".absmax", ".quant_map")
-_FURTHER_IN_LAYER = (
-    *(".qzeros", ".g_idx", ".zero_point", ".zeros", ".scales", ".SCB", ".pre_quant_scale", ".smooth_scale"),
-    *(".qscale_weight_2", ".scale_weight", ".weights_scaling_factor", ".scale", ".scale_inv"),
-)
+from polarax.loaders.scale_names import Place, further_parts, is_further_name, is_scale_name, place_of, plain_name
 
 _FLOATS = frozenset(map(np.dtype, (ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2)))
 _INTEGER = np.dtype(np.int8)
 _SCALE_TYPES = frozenset(map(np.dtype, (np.float64, np.float32, np.float16, ml_dtypes.bfloat16)))
+
+# Powers of two, as the OCP Microscaling Formats (MX) Specification has them, section 5.4.1: the byte is the exponent.
+# Some libraries store them as plain bytes; those are known as such by the block of the specification alone, section
+# 5.2: 32 numbers along a row.
+_POWERS = np.dtype(ml_dtypes.float8_e8m0fnu)
+_BYTES = np.dtype(np.uint8)
+_MX_BLOCK = (1, 32)
 
 # Sides of square blocks, and lengths of parts of rows, that are tried where config.json says nothing: DeepSeek's first.
 _BLOCK_SIDES = (128, 16, 32, 64, 256, 512)
@@ -38,7 +36,8 @@ _BLOCK_SIDES = (128, 16, 32, 64, 256, 512)
 class Scale(NamedTuple):
     """The scale of a weight: a number for each block of its elements."""
 
-    tensor: str  # where it is stored
+    weight: str  # the tensor with the numbers of one byte
+    tensor: str  # where it is stored itself
     axes: tuple[int, ...]  # the weight's axes that its own stand for, in their order; none if it is one number
     blocks: tuple[int, ...]  # sides of a block along the weight's axes; the last ones may be cut short
 
@@ -48,6 +47,8 @@ class Scale(NamedTuple):
 
     def arrange(self, array: np.ndarray) -> np.ndarray:
         """What was read, float32, with an axis for each of the weight's, of length 1 where one number is for all."""
+        if array.dtype == _BYTES:
+            array = array.view(_POWERS)
         array = array.astype(np.float32)
         if len(self.axes) == len(self.blocks):
             return array.transpose(np.argsort(self.axes))
@@ -69,9 +70,10 @@ class Scale(NamedTuple):
 class Scales(NamedTuple):
     """The weights of a checkpoint that have a scale beside them."""
 
-    known: Mapping[str, Scale]  # by the weight's name: how it is to be read
-    unclear: Mapping[str, str]  # the others: what they are, in words, and why they cannot be read
-    parts: Mapping[str, str]  # every tensor that is part of a weight in `unclear`, with its name
+    known: dict[str, Scale]  # by the name that the model has for the weight: how it is to be read
+    unclear: dict[str, str]  # others, by the tensor's name: what they are, in words, and why they cannot be read
+    parts: dict[str, str]  # every tensor that is part of a weight in `unclear`, with its name
+    renamed: dict[str, str]  # tensors without a scale that are listed under another name: that one, and their own
 
 
 def find_scales(checkpoint: Checkpoint) -> Scales:
@@ -82,34 +84,46 @@ def find_scales(checkpoint: Checkpoint) -> Scales:
     config.json gives or, where that says nothing, of 128 x 128 or another size in use. Whole numbers are known
     with a scale for all or for each row only: with finer ones they may be two of four bits each.
     """
-    known: dict[str, Scale] = {}
-    unclear: dict[str, str] = {}
-    parts: dict[str, str] = {}
+    scales = Scales({}, {}, {}, {})
     names = checkpoint.names()
-    scales = [name for name in names if name.endswith(_SCALES)]
-    if not scales:
-        return Scales(known, unclear, parts)
     everything = set(names)
-    further = any(name.endswith(_FURTHER + _FURTHER_IN_LAYER) for name in names)
+    scales.renamed.update(_renamed(names, everything))
+    named = [name for name in names if is_scale_name(name)]
+    if not named:
+        return scales
+    further = any(is_further_name(name) for name in names)
     block_size = _BlockSize(checkpoint)
-    of_weight: dict[str, list[str]] = {}
-    for scale in scales:
-        weight = next(scale.removesuffix(ending) + replaced for ending, replaced in _ENDINGS if scale.endswith(ending))
-        if weight in everything and is_one_byte(checkpoint.dtype(weight)):
-            of_weight.setdefault(weight, []).append(scale)
-    for weight, beside in of_weight.items():
-        if further:
-            layer = weight.rpartition(".")[0]
-            candidates = [weight + end for end in _FURTHER] + [layer + end for end in _FURTHER_IN_LAYER]
-            beside = beside + [name for name in candidates if name in everything]
-        scale_or_reason = _scale(checkpoint, weight, beside, block_size)
+    of_weight: dict[str, list[Place]] = {}
+    for scale in named:
+        place = place_of(scale, lambda name: name in everything and is_one_byte(checkpoint.dtype(name)))
+        if place is not None:
+            of_weight.setdefault(place.weight, []).append(place)
+    for weight, places in of_weight.items():
+        beside = [place.scale for place in places]
+        beside += [name for name in further_parts(places[0], everything) if name not in beside] if further else []
+        listed = places[0].listed
+        if listed != weight and listed in everything:
+            scale_or_reason: Scale | str = f", and {listed} is there as well"
+        else:
+            scale_or_reason = _scale(checkpoint, weight, beside, block_size)
         if isinstance(scale_or_reason, Scale):
-            known[weight] = scale_or_reason
+            scales.known[listed] = scale_or_reason
             continue
-        unclear[weight] = f"{checkpoint.dtype_name(weight)} with the scale {beside[0]}{scale_or_reason}"
+        scales.unclear[weight] = f"{checkpoint.dtype_name(weight)} with the scale {beside[0]}{scale_or_reason}"
         for name in beside:
-            parts.setdefault(name, weight)
-    return Scales(known, unclear, parts)
+            scales.parts.setdefault(name, weight)
+    return scales
+
+
+def _renamed(names: Sequence[str], everything: Container[str]) -> dict[str, str]:
+    """The tensors that torchao's first version wrote as they are, by their own names."""
+    renamed = {}
+    for name in names:
+        listed = plain_name(name) if name.endswith("_data") else None
+        if listed is not None and listed not in everything:
+            if not any(f"{listed}:{joint}scale" in everything for joint in ("", "_")):
+                renamed[listed] = name
+    return renamed
 
 
 def is_one_byte(dtype: np.dtype | None) -> bool:
@@ -157,13 +171,22 @@ def _scale(checkpoint: Checkpoint, weight: str, beside: list[str], block_size: _
         return f" and with {beside[1]}"
     if dtype not in _FLOATS and dtype != _INTEGER:
         return ""
-    if checkpoint.dtype(scale) not in _SCALE_TYPES:
+    scale_type = checkpoint.dtype(scale)
+    if scale_type not in _SCALE_TYPES and scale_type not in (_POWERS, _BYTES):
         return f", which is of type {checkpoint.dtype_name(scale)}"
+    if scale_type == _POWERS and weight.endswith("qdata") and not _in_rows(checkpoint, weight):
+        return ", whose order is not written down"
     transposed = checkpoint.is_transposed(weight)
     shape, scale_shape = checkpoint.shape(weight), checkpoint.shape(scale)
     stored = shape[::-1] if transposed else shape
     last = weight.rpartition(".")[2] == "kernel"
-    layout = _layout(stored, scale_shape, last, None)
+    layout = None
+    if scale_type in (_POWERS, _BYTES) and dtype != _INTEGER:
+        layout = _layout(stored, scale_shape, last, _MX_BLOCK)
+    if layout is None and scale_type == _BYTES:
+        return f", which is of type {checkpoint.dtype_name(scale)}"
+    if layout is None:
+        layout = _layout(stored, scale_shape, last, None)
     if layout is None and dtype != _INTEGER:
         layout = _layout(stored, scale_shape, last, block_size.sides or _BLOCK_SIDES)
     if layout is None:
@@ -173,7 +196,22 @@ def _scale(checkpoint: Checkpoint, weight: str, beside: list[str], block_size: _
     axes, blocks = layout
     if transposed:
         axes, blocks = tuple(len(shape) - 1 - axis for axis in axes), blocks[::-1]
-    return Scale(scale, axes, blocks)
+    return Scale(weight, scale, axes, blocks)
+
+
+def _in_rows(checkpoint: Checkpoint, weight: str) -> bool:
+    """Whether torchao's file says that the scales of a weight lie in rows, not in the tiles that tensor cores take.
+
+    Both have as many numbers, and where the tiles fit without padding the same shape.
+    """
+    text = checkpoint.file_metadata.get(weight.removesuffix(":qdata"), "")
+    if weight.endswith("_qdata"):
+        layer, _, own = weight.removesuffix("_qdata").rpartition("._")
+        text = checkpoint.file_metadata.get(f"{layer}.{own}", "")
+    try:
+        return json.loads(text)["_data"]["is_swizzled_scales"] is False
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return False
 
 
 @functools.lru_cache(maxsize=4096)  # very many tensors have few shapes

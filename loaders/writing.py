@@ -76,6 +76,7 @@ def write_checkpoint(
             words = source.dtype_name(name)  # the names of scales raise here: they are part of their weights
             if source.is_scaled(name):
                 raise CheckpointError(f"{source.location}: tensor {name!r} is {words}, which cannot be written")
+        replacements = {source.stored_name(name): array for name, array in replacements.items()}
         source = source.stored
     if not isinstance(source, SafetensorsCheckpoint):
         raise CheckpointError(f"{source.location}: only safetensors checkpoints can be written; it is {source.format}")

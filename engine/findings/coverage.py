@@ -8,8 +8,8 @@ MOSTLY = 0.9
 # Where less than this share of the weights is left out, and for few reasons, one line says all.
 _LITTLE = 0.01
 _FEW = 2
-# Kinds of reason for tensors that another one stands for: they count as compared.
-_STANDS_FOR = "tied"
+# Kinds of reason for tensors of which nothing can be missed: another one stands for them, or they are the base's own.
+_NOTHING_MISSED = ("tied", "not adapted")
 _SIDES = ("base", "post")
 
 Lines = tuple[str, ...]
@@ -26,7 +26,8 @@ def account(coverage: Mapping[str, Any] | None, *, verb: str = "Compared") -> Li
         return ()
     base, post = (coverage[side] for side in _SIDES)
     counts = [
-        (side["compared_tensors"], side["tensors"], _share(_compared(side), side["weights"])) for side in (base, post)
+        (side["compared_tensors"], side["tensors"], _share(side["compared_weights"], side["weights"]))
+        for side in (base, post)
     ]
     if counts[0] == counts[1]:
         done, all_, share = counts[0]
@@ -98,21 +99,17 @@ def _named(labels, heading):
     return f"{len(labels)} {heading}s from {labels[0]} to {labels[-1]}"
 
 
-def _compared(side: Mapping[str, Any]) -> int:
-    return side["compared_weights"]
-
-
 def _lacking(side: Mapping[str, Any]) -> float:
-    """The share of the weights that nothing was compared for."""
+    """The share of the weights of which something may have been missed."""
     if not side["weights"]:
         return 0.0
-    stood_for = sum(rest["weights"] for kind, rest in side["left_out"].items() if kind.startswith(_STANDS_FOR))
-    return 1 - (side["compared_weights"] + stood_for) / side["weights"]
+    nothing_missed = sum(rest["weights"] for kind, rest in side["left_out"].items() if kind in _NOTHING_MISSED)
+    return 1 - (side["compared_weights"] + nothing_missed) / side["weights"]
 
 
 def _reasons(side: Mapping[str, Any]) -> Iterable[str]:
     """The kinds of reason that most of what is lacking goes to."""
-    kinds = [kind for kind in side["left_out"] if not kind.startswith(_STANDS_FOR) and _part(side, kind) >= _LITTLE]
+    kinds = [kind for kind in side["left_out"] if kind not in _NOTHING_MISSED and _part(side, kind) >= _LITTLE]
     return sorted(kinds, key=lambda kind: -_part(side, kind))
 
 
@@ -136,8 +133,8 @@ def _of_kind(base: Mapping[str, Any], post: Mapping[str, Any], kind: str) -> str
     counts = {name: (rest["tensors"], _share(rest["weights"], side["weights"])) for name, (rest, side) in there.items()}
     if len(counts) == 2 and counts["base"] == counts["post"]:
         tensors, share = counts["base"]
-        return f"{kind}: {_tensors(tensors)}, {share} of the weights of either side"
-    texts = [f"{_tensors(tensors)}, {share} of the {name}'s weights" for name, (tensors, share) in counts.items()]
+        return f"{kind}: {_tensors(tensors)}, {share} of either side"
+    texts = [f"{_tensors(tensors)}, {share} of the {name}" for name, (tensors, share) in counts.items()]
     return f"{kind}: {'; '.join(texts)}"
 
 

@@ -15,12 +15,11 @@ import pandas as pd
 import scipy.stats
 
 from polarax.metrics import Chance, Effect, Kind, Metric, effects_told, metric_of
+from polarax.metrics.catalogue import DEVIATIONS
 from polarax.metrics.change import MOSTLY_ROUNDING
+from polarax.metrics.relation import has_relation
 from polarax.metrics.status import is_changed
 from polarax.metrics.tables import column, constant, null_of
-
-# Standard deviations of the control that every effect is beyond: by chance 2 in 10^9 comparisons.
-DEVIATIONS = 6.0
 
 _COLUMNS = ["row", "kind", "metric", "value", "control", "control_std", "z"]
 
@@ -43,8 +42,11 @@ def kinds() -> dict[str, tuple[Kind, Metric]]:
 
 
 def rows_that_count(frame: pd.DataFrame) -> pd.Series:
-    """True for the rows that are judged: changed, readable, and not mostly the rounding of what they are stored in."""
-    return is_changed(frame) & ~mostly_rounding(frame)
+    """True for the rows that are judged: changed, readable, not mostly the rounding of what they are stored in.
+
+    And trained: of a post that is something else than the base, it is said what.
+    """
+    return is_changed(frame) & ~mostly_rounding(frame) & ~has_relation(frame)
 
 
 def mostly_rounding(frame: pd.DataFrame) -> pd.Series:
@@ -168,7 +170,10 @@ def _beyond(effect: Effect, value: pd.Series, end: pd.Series, sign: int) -> pd.S
 
 
 def _unjudged(frame: pd.DataFrame, metric: Metric) -> pd.Series:
-    lacking = column(frame, metric.name).isna()
-    if metric.effect is not None and metric.effect.by_deviations:
-        lacking |= chance_of(frame, metric.name).std.isna()
+    lacking, effect = column(frame, metric.name).isna(), metric.effect
+    if effect is not None:
+        for name in effect.needs:
+            lacking |= column(frame, name).isna()
+        if effect.by_deviations:
+            lacking |= chance_of(frame, metric.name).std.isna()
     return lacking

@@ -7,12 +7,12 @@ from polarax.findings.effects import kinds
 from polarax.loaders import ROLES
 
 
-def summarise_history(steps: Mapping[str, dict], unusable: Mapping[int, str]) -> dict:
+def summarise_history(steps: Mapping[str, dict], unusable: Mapping[int | str, str]) -> dict:
     """Summary of all steps, JSON-ready up to NaN.
 
     Args:
         steps: Step -> `Run.summary()`, in order.
-        unusable: Steps that could not be compared, with the reason.
+        unusable: Steps that could not be compared, with the reason; by their names folders that are no steps.
 
     Returns:
         steps: step -> `Run.summary`; effects: kind -> role -> step -> in how many matrices it was named, steps without
@@ -31,10 +31,15 @@ def summarise_history(steps: Mapping[str, dict], unusable: Mapping[int, str]) ->
         last, summary = list(steps.items())[-1]
         said = not_compared(summary.get("coverage"))
         sentences += [f"Step {last}: {sentence}" for sentence in summary["reading"][:-1] if sentence != said]
-        sentences += [f"Step {step} was not compared: {reason}" for step, reason in unusable.items()]
+        sentences += [f"{step_in_words(step, 'Step')} was not compared: {why}" for step, why in unusable.items()]
         sentences += summary["reading"][-1:]
     left_out = {str(step): reason for step, reason in unusable.items()}
     return {"steps": dict(steps), "effects": effects, "unusable": left_out, "reading": sentences}
+
+
+def step_in_words(step: int | str, word: str = "step") -> str:
+    """A step for a sentence, or the name of a folder that is none."""
+    return f"{word} {step}" if isinstance(step, int) else step
 
 
 def _emergence(effects, steps):

@@ -18,6 +18,7 @@ from polarax.findings.effects import (
     z_limit_of_draws,
 )
 from polarax.findings.signature import FEWEST_LAYERS, Signature, output_signature
+from polarax.findings.strangers import NO_LAYERS, read_strangers
 from polarax.loaders import ROLES, short_name
 from polarax.metrics import Effect, effects_told, metric_of
 from polarax.metrics.change import MOSTLY_ROUNDING
@@ -27,22 +28,30 @@ from polarax.metrics.tables import column
 _NAMED = 3  # matrices of one kind that are named one by one; more are counted by role
 
 
-def read_frame(frame: pd.DataFrame, draws: int = 0, coverage: Mapping[str, Any] | None = None) -> list[str]:
+def read_frame(
+    frame: pd.DataFrame,
+    draws: int = 0,
+    layers: Mapping[str, Any] = NO_LAYERS,
+    coverage: Mapping[str, Any] | None = None,
+) -> list[str]:
     """Plain sentences on a table of matrices.
 
     Args:
         frame: `Run.frame()`; groups that were not measured are passed over.
         draws: How many draws the sampled controls are made of, if the frame has any.
+        layers: `Run.moved_layers()`.
         coverage: How much of either model was compared, as run.json has it.
 
     Returns:
-        What was not compared, if it is much; where there is no more than drift; the output projections against the
-        other roles; every kind of effect; what could not be judged; rows that say little; and the thresholds behind it.
+        What was not compared, if it is much; what is not the base, trained; where there is no more than drift; the
+        output projections against the other roles; every kind of effect; what could not be judged; rows that say
+        little; and the thresholds behind it.
         Nothing for an empty table.
     """
     effects = find_effects(frame, draws)
     signature = output_signature(frame, draws)
     sentences = [
+        *read_strangers(frame, layers, _possessive, lambda rows, among: _by_role(rows, among, whole="")),
         *_quiet(frame, effects),
         *_signature(signature),
         *(sentence for kind in kinds() for sentence in _effect(kind, effects[effects["kind"] == kind], frame)),

@@ -11,13 +11,19 @@ import pandas as pd
 from polarax.findings.effects import find_effects, mostly_rounding, thresholds, without_control, z_limit_of_draws
 from polarax.findings.reading import read_frame
 from polarax.findings.signature import output_signature
+from polarax.findings.strangers import NO_LAYERS, summarise_strangers
 from polarax.loaders import ROLES
 from polarax.metrics import CONTROL_COLUMNS, IDENTITY_COLUMNS, Shown, shown_in
+from polarax.metrics.relation import has_relation
 from polarax.metrics.status import JudgedBy, status_labels
 
 
 def summarise(
-    frame: pd.DataFrame, skipped: pd.DataFrame, draws: int = 0, coverage: Mapping[str, Any] | None = None
+    frame: pd.DataFrame,
+    skipped: pd.DataFrame,
+    draws: int = 0,
+    layers: Mapping[str, Any] = NO_LAYERS,
+    coverage: Mapping[str, Any] | None = None,
 ) -> dict:
     """Summary of a run, JSON-ready up to NaN.
 
@@ -25,20 +31,22 @@ def summarise(
         frame: `Run.frame()`.
         skipped: `Run.skipped()`.
         draws: How many draws the sampled controls are made of, if the frame has any.
+        layers: `Run.moved_layers()`.
         coverage: How much of either model was compared, as run.json has it; None of a run that was written without.
 
     Returns:
         matrices: how many; status: how many of each; skipped: how many for each reason; coverage: as given; roles:
         role -> metric -> count, mean, std (population), min, median, max of those finite among its matrices, with
         `matrices`, `out_of_range` (how many of them have a closed-form control that is only rough), `rounding` (how
-        many changed by little more than storage rounding) and `named` (how many have an effect that stands out);
-        layers: layer -> the same of the headline metrics; flagged: counts of rows that are mostly rounding, and of
-        those whose nf has no control that holds; effects: kind -> role -> how many matrices; signature: `Signature` as a dict, or None; reading:
-        sentences; thresholds: what they rest on.
+        many changed by little more than storage rounding) and `named` (how many have an effect that stands out, or are
+        not the base, trained); layers: layer -> the same of the headline metrics; flagged: counts of rows that are
+        mostly rounding, and of those whose nf has no control that holds; strangers: `summarise_strangers`; effects:
+        kind -> role -> how many matrices; signature: `Signature` as a dict, or None; reading: sentences; thresholds:
+        what they rest on.
     """
     present = set(frame["role"])
     effects = find_effects(frame, draws)
-    outstanding = frame.index.isin(effects["row"])
+    outstanding = frame.index.isin(effects["row"]) | has_relation(frame).to_numpy()
     signature = output_signature(frame, draws)
     limit = {"z_sampled": z_limit_of_draws(draws)} if draws else {}
     return {
@@ -56,11 +64,12 @@ def summarise(
             for layer, rows in frame.groupby("layer")
         },
         "flagged": {"rounding": int(mostly_rounding(frame).sum()), "nf_unjudged": int(without_control(frame).sum())},
+        "strangers": summarise_strangers(frame, layers),
         "effects": {
             kind: dict(Counter(frame.loc[rows["row"], "role"])) for kind, rows in effects.groupby("kind", sort=False)
         },
         "signature": signature._asdict() if signature else None,
-        "reading": read_frame(frame, draws, coverage),
+        "reading": read_frame(frame, draws, layers, coverage),
         "thresholds": thresholds() | limit,
     }
 

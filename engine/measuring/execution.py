@@ -10,13 +10,14 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from polarax.loaders import Checkpoint
+from polarax.loaders import Checkpoint, Pair
 from polarax.measuring.program import StackReadings, measure_stack
 from polarax.measuring.progress import Progress
+from polarax.measuring.relations import relation_of
 from polarax.measuring.rows import as_stored, make_row
 from polarax.measuring.sampled_controls import matrix_key
-from polarax.measuring.stack_reads import StackReads
-from polarax.planning.comparison_plan import Plan
+from polarax.measuring.stack_reads import Operands, StackReads
+from polarax.planning.comparison_plan import Part, Plan
 from polarax.planning.devices import (
     lone_cpu,
     release_free_memory,
@@ -45,30 +46,37 @@ class Output:
     Args:
         writer: Its writer.
         posts: One place, or two of which the first stands as the base.
-        names: Of its matrices, in model order.
+        part: What is compared, and what is not.
         plan: Of all runs.
         measurement: What its rows have.
     """
 
-    def __init__(
-        self, writer: RunWriter, posts: tuple[int, ...], names: Sequence[str], plan: Plan, measurement: Measurement
-    ):
-        self.writer, self.posts, self._measurement = writer, posts, measurement
-        self._place = {name: index for index, name in enumerate(names)}
-        parts = [part for part in map(self._part_of, plan.stacks) if part is not None]
-        self._waiting = {part.label: part for part in writer.unfinished(parts, self._place)}
+    def __init__(self, writer: RunWriter, posts: tuple[int, ...], part: Part, plan: Plan, measurement: Measurement):
+        self.writer, self.posts, self.skipped, self._measurement = writer, posts, part.skipped, measurement
+        self._place = {name: index for index, name in enumerate(part.names)}
+        self._parts = [part for part in map(self._part_of, plan.stacks) if part is not None]
+        self._waiting = {part.label: part for part in writer.unfinished(self._parts, self._place)}
 
     def waits_for(self, stack: Stack) -> bool:
         """Whether the stack has something that is not written yet."""
         return stack.label in self._waiting
 
-    def write(self, stack: Stack, readings: StackReadings) -> None:
-        """Writes what of a stack belongs to this run."""
+    @property
+    def pairs(self) -> list[Pair]:
+        """All its matrices."""
+        return [pair for part in self._parts for pair in part.pairs]
+
+    def write(self, stack: Stack, readings: StackReadings, operands: Operands) -> None:
+        """Writes what of a stack belongs to this run; the operands are those that the readings are of."""
         part, places = self._waiting[stack.label], tuple(stack.posts.index(place) for place in self.posts)
         alone = len(places) == 1
         mine = readings.posts[places[0]] if alone else readings.pairs[_pairs_of(stack).index(places)]
         mine = as_stored(mine, part)
         rows = [make_row(pair, mine, index, self._measurement) for index, pair in enumerate(part.pairs)]
+        base, post = (operands[0], *(operands[1 + place] for place in places))[-2:]
+        for index, row in enumerate(rows):
+            matrices = (x[index].T if part.transposed[index] else x[index] for x in (base, post))
+            row["relation"] = relation_of(row, mine["s_base"][index], mine["s_post"][index], *matrices).value
         arrays = {name: values for name, values in mine.items() if values.ndim > 1}
         self.writer.write_stack(part, rows, arrays, [self._place[pair.name] for pair in part.pairs])
 
@@ -112,10 +120,10 @@ def run_stacks(work: Work, stacks: Sequence[Stack], outputs: Sequence[Output], p
                 if following is not None and work.plan.compiles_ahead:
                     programs.of(following)
                 readings = _joined([part for lane in lanes for part in lane.result()])
-            del operands  # its memory is filled again
             for output in outputs:
                 if output.waits_for(stack):
-                    output.write(stack, readings)
+                    output.write(stack, readings, operands)
+            del operands  # its memory is filled again
             progress.advance(stack, *(seconds[what] - before[what] for what in ("read", "compute")))
     return seconds
 

@@ -6,7 +6,18 @@ import jax
 import numpy as np
 
 from polarax import kernels
-from polarax.metrics.catalogue import BUDGET, SCALING, Chance, Control, Effect, Kind, Metric, Shown, register
+from polarax.metrics.catalogue import (
+    BUDGET,
+    DEVIATIONS,
+    SCALING,
+    Chance,
+    Control,
+    Effect,
+    Kind,
+    Metric,
+    Shown,
+    register,
+)
 from polarax.metrics.controlled import controlled
 from polarax.metrics.matrix_pair import MatrixPair, Readings
 from polarax.metrics.tables import column, constant, directions, sides
@@ -41,6 +52,23 @@ def scaled_by_one_factor(rows: "pd.DataFrame") -> "pd.Series":
     by_one = ((column(rows, "alpha") - 1) / column(rows, "drift")) ** 2  # share of the change
     scaled = (column(rows, "alpha") - 1).abs() > alpha.size
     return scaled & ~(by_one < column(rows, "budget_scaling") / 2)
+
+
+def _singular_values_changed(rows: "pd.DataFrame") -> "pd.Series":
+    """True where singular values moved by more than chance, and the diagonal's share is theirs.
+
+    Vectors that turn far take from the diagonal too, whatever singular values do: <D, W> is then -||D||^2 / 2.
+    """
+    drift, shift = column(rows, "drift"), column(rows, "nss")
+    chance = _chance_of_scaling(rows)
+    moved = (shift**2 - column(rows, "nss_null") ** 2) / drift**2 > DEVIATIONS * chance.std
+    turned = (drift**2 - shift**2) ** 2 / (4 * drift**2)
+    return moved & (column(rows, "budget_scaling") - turned - chance.high > _SHARE)
+
+
+def _uneven(rows: "pd.DataFrame") -> "pd.Series":
+    """True where singular values changed, and not by one factor above all."""
+    return _singular_values_changed(rows) & ~scaled_by_one_factor(rows)
 
 
 def _much_of_the_change(rows: "pd.DataFrame") -> "pd.Series":
@@ -85,7 +113,8 @@ register(
                 format="{:.1%}",
                 above=Kind("uneven", "singular values changed, each by a factor of its own"),
                 chance=_chance_of_scaling,
-                where=lambda rows: ~scaled_by_one_factor(rows),
+                where=_uneven,
+                needs=("drift", "nss", "nss_null"),
             ),
         ),
         Metric(

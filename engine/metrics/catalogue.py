@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
     from polarax.metrics.matrix_pair import MatrixPair
 
+# Standard deviations of its control that every effect is beyond: by chance 2 in 10^9 comparisons.
+DEVIATIONS = 6.0
+
 # For each metric whose control is sampled and each kind of random change: metric_kind, metric_kind_std, metric_kind_z.
 SAMPLED_SUFFIXES = {
     "": "mean over the draws",
@@ -91,6 +94,7 @@ class Effect:
     by_deviations: bool = True  # also asks for a distance in the control's standard deviations
     chance: "Callable[[pd.DataFrame], Chance] | None" = None  # closed form that is judged by; else that of the columns
     where: "Callable[[pd.DataFrame], pd.Series] | None" = None  # of which rows it can be said at all
+    needs: tuple[str, ...] = ()  # columns, of other metrics, without which nothing is said
     unless: tuple[str, ...] = ()  # metrics whose effects explain this one: it then says nothing of its own
     told: int = 0  # place among the effects; those of one place come as the catalogue has them
 

@@ -23,6 +23,7 @@ def read_scaling(pair: MatrixPair) -> Readings:
         **scaling._asdict(),
         **controlled("alpha", scaling.alpha, pair.spectra.change_norm, null=control.alpha, std=control.alpha_std),
         "ratio_cv_null": control.ratio_cv,
+        "nss_null": control.nss,
     }
 
 
@@ -71,7 +72,11 @@ register(
             Shown.ROLES | Shown.PAGE | Shown.FACTS,
         ),
         Metric("ratio_cv_energy", "ratio_cv with weights s_base^2", shown=Shown.LAYERS),
-        Metric("nss", "||s_post - s_base|| / ||s_base||"),
+        Metric(
+            "nss",
+            "||s_post - s_base|| / ||s_base||",
+            Control(null="control of nss: what a random change moves singular values by, or more"),
+        ),
     ],
     read_scaling,
 )

@@ -11,15 +11,18 @@ from typing import Any
 
 from polarax.errors import UsageError
 from polarax.loaders import Checkpoint, CheckpointError, Coverage, LeftOut, Pair, Paired, SideCoverage, View, short_name
+from polarax.loaders.pairing import natural
 
 # The share of either model's matrix weights that may be without a partner before a comparison is refused.
 MOST_UNPAIRED = 0.5
 
 NOT_SELECTED = "not selected"
 _NOT_IN_BOTH = "not compared with the base in both"
+_ONLY_IN = "only in"  # begins the kind of reason of what has no partner
 _NEAREST = 3  # names that an error lists
 _REASONS = 3  # tensors that an error lists with the reason
-_SHAPES = "shapes differ"  # begins the kind of reason of matrices that are there on both sides
+_LONGEST_REASON = 200
+_MUCH = 0.05  # of a side's weights: what is left out for another reason is then said, too
 _WHERE = "polarax plan --base=BASE --post=POST --names lists both sides"
 
 
@@ -37,11 +40,13 @@ def refusal(
     """
     coverage = paired.coverage
     sides = f"{base.location} and {post.location}"
-    if not paired.pairs and _nothing_in_common(coverage):
+    if not coverage.has_common:
         examples = f"the base has {_example(base)}, the post {_example(post)}"
-        return CheckpointError(f"{sides} have no matrix in common: {examples}. {_WHERE}.")
+        return CheckpointError(f"{sides} have no tensor in common: {examples}. {_WHERE}.")
     if not paired.pairs:
-        reasons = "; ".join(f"{short_name(row.name)}: {row.reason}" for row in paired.skipped[:_REASONS])
+        examples_of = {row.reason.partition("(")[0]: row for row in reversed(paired.skipped)}
+        rows = list(reversed(examples_of.values()))[:_REASONS]
+        reasons = "; ".join(f"{short_name(row.name)}: {short_name(row.reason, _LONGEST_REASON)}" for row in rows)
         of_post = f" of {label}" if label else ""
         return UsageError(
             f"No matrix{of_post} can be compared. All {len(paired.skipped)} tensors are skipped: {reasons}. {_WHERE}."
@@ -52,19 +57,13 @@ def refusal(
     largest = sorted(shares, key=lambda side: -shares[side])
     return CheckpointError(
         f"{sides} are paired too little: {shares[largest[0]]:.0%} of the {largest[0]}'s matrix weights and "
-        f"{shares[largest[1]]:.0%} of the {largest[1]}'s have no partner on the other side.{_nearest(coverage)} "
-        f"{_WHERE}; --allow_partial compares what is paired."
+        f"{shares[largest[1]]:.0%} of the {largest[1]}'s have no partner on the other side.{_nearest(coverage)}"
+        f"{_left_out(coverage)} {_WHERE}; --allow_partial compares what is paired."
     )
 
 
 def _unpaired(side: SideCoverage) -> float:
     return side.unpaired_weights / side.matrix_weights if side.matrix_weights else 0.0
-
-
-def _nothing_in_common(coverage: Coverage) -> bool:
-    sides = (coverage.base, coverage.post)
-    shapes_differ = any(kind.startswith(_SHAPES) for side in sides for kind in side.left_out)
-    return not shapes_differ and all(side.unpaired_weights == side.matrix_weights for side in sides)
 
 
 def _nearest(coverage: Coverage) -> str:
@@ -77,9 +76,20 @@ def _nearest(coverage: Coverage) -> str:
     return f" Nearest names without one: {'; '.join(names)}."
 
 
+def _left_out(coverage: Coverage) -> str:
+    """What much is left out for that is there, such as quantised weights."""
+    much = [
+        f"{rest.weights / side.weights:.0%} of the {word} is {kind}"
+        for word, side in (("base", coverage.base), ("post", coverage.post))
+        for kind, rest in side.left_out.items()
+        if not kind.startswith(_ONLY_IN) and rest.weights >= _MUCH * side.weights > 0
+    ]
+    return f" {'; '.join(much)}." if much else ""
+
+
 def _example(checkpoint: Checkpoint) -> str:
     names = checkpoint.names()
-    return repr(short_name(min(names))) if names else "no tensors"
+    return repr(short_name(min(names, key=natural))) if names else "no tensors"
 
 
 def after_selection(coverage: Coverage, pairs: Sequence[Pair], chosen: Sequence[Pair]) -> Coverage:
@@ -121,6 +131,7 @@ def coverage_between(first: Coverage, second: Coverage, pairs: Sequence[Pair]) -
         matched_by=Counter(pair.matched_by for pair in pairs),
         notes=(),
         nearest=(),
+        has_common=True,
     )
 
 
@@ -137,8 +148,8 @@ def _in_both(side: SideCoverage, views: Sequence[View]) -> SideCoverage:
 def describe_coverage(coverage: Coverage, base: Checkpoint, post: Checkpoint) -> dict[str, Any]:
     """What run.json says of the coverage, with what is remarkable of either checkpoint; JSON-ready."""
     notes = [
-        *(f"base: {note}" for note in getattr(base, "notes", ())),
-        *(f"post: {note}" for note in getattr(post, "notes", ()) if post is not base),
+        *(f"base: {note}" for note in base.notes),
+        *(f"post: {note}" for note in post.notes if post is not base),
         *coverage.notes,
     ]
     return {

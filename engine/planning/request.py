@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 
 from polarax.errors import UsageError
-from polarax.loaders import Checkpoint, CheckpointError, RoleMap, open_checkpoint, parse_role_map
+from polarax.loaders import Checkpoint, CheckpointError, RoleMap, on_base, open_checkpoint, parse_role_map
 from polarax.loaders.stores.store import local_path
 from polarax.planning.comparison_plan import Plan, plan_posts
 from polarax.planning.devices import most_lanes
@@ -116,7 +116,7 @@ def check_request(
 def _open_posts(
     base: Any, opened_base: Checkpoint, post: Any, unusable: dict[str, str] | None
 ) -> dict[str, Checkpoint]:
-    """Opens the posts; one that is the base, or another post, only once."""
+    """Opens the posts, adapters on the base; one that is the base, or another post, only once."""
     several = named_posts(post)
     opened: dict[str, Checkpoint] = {}
     known = {_location(base): opened_base} if _location(base) is not None else {}
@@ -126,7 +126,7 @@ def _open_posts(
             opened[label] = opened_base if source is base else known[place]
             continue
         try:
-            opened[label] = open_checkpoint(source)
+            opened[label] = on_base(open_checkpoint(source), opened_base)
         except CheckpointError as error:
             if unusable is None:
                 raise

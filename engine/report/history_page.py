@@ -4,6 +4,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from polarax.findings.history_summary import step_in_words
 from polarax.metrics import Shown, shown_in
 from polarax.report.page import (
     Page,
@@ -61,7 +62,7 @@ def history_page(history: "History", figures: "Mapping[str, Figure] | None" = No
     if steps:
         content = {"steps": steps, "without_plots": len(steps) - len(drawn)}
         sections.append(Section("step-section", "Step by step", "Step by step", "steps.html", content))
-    sections.append(skipped_section(by_reason, left_out={f"step {step}": why for step, why in unusable.items()}))
+    sections.append(skipped_section(by_reason, left_out={step_in_words(step): why for step, why in unusable.items()}))
     return Page(
         title=f"{last_part(history.description, 'base')}: {'step' if first == last else f'steps {first} to'} {last}",
         under=f"{len(steps)} step{'' if len(steps) == 1 else 's'} compared"

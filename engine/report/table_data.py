@@ -107,8 +107,11 @@ def _short(value):
 def _flags(frame):
     """One string for each row: what its numbers are worth, "" if nothing speaks against them."""
     flags = []
-    for text, is_rough, is_rounded in zip(frame["status"], is_out_of_range(frame), mostly_rounding(frame), strict=True):
+    relations = frame["relation"] if "relation" in frame else [""] * len(frame)
+    worth = frame["status"], relations, is_out_of_range(frame), mostly_rounding(frame)
+    for text, relation, is_rough, is_rounded in zip(*worth, strict=True):
         beware = [] if Status.of_message(text) is Status.OK else [text]
+        beware += [relation] * bool(relation)
         beware += ["control rough"] * bool(is_rough) + ["rounding"] * bool(is_rounded)
         flags.append(", ".join(beware))
     return flags

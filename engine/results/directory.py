@@ -13,6 +13,7 @@ RUN_FILE = "run.json"
 MATRICES_FILE = "matrices.csv"
 SKIPPED_FILE = "skipped.csv"
 SUMMARY_FILE = "summary.json"
+LAYERS_FILE = "layers.json"
 ARRAYS_FOLDER = "arrays"
 NAMES_FILE = "names.json"
 PLOTS_FOLDER = "plots"
@@ -22,7 +23,8 @@ BETWEEN_FOLDER = "between"
 BETWEEN_FILE = "between.csv"
 
 _CONTENTS = (
-    MATRICES_FILE, BETWEEN_FILE, SKIPPED_FILE, SUMMARY_FILE, ARRAYS_FOLDER, PLOTS_FOLDER, REPORT_FILE, RUN_FILE
+    MATRICES_FILE, BETWEEN_FILE, SKIPPED_FILE, SUMMARY_FILE, LAYERS_FILE,
+    ARRAYS_FOLDER, PLOTS_FOLDER, REPORT_FILE, RUN_FILE,
 )  # fmt: skip
 # What a run leaves that ended before it had a run.json, or while it replaced a file.
 _LEFTOVERS = (LOCK_FILE, *(name + PARTIAL for name in _CONTENTS))

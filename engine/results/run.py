@@ -16,7 +16,7 @@ from polarax.errors import UsageError
 from polarax.metrics import TEXT_COLUMNS
 from polarax.results.arrays import read_array
 from polarax.results.described import Described
-from polarax.results.directory import ARRAYS_FOLDER, MATRICES_FILE, NAMES_FILE, RUN_FILE, SKIPPED_FILE
+from polarax.results.directory import ARRAYS_FOLDER, LAYERS_FILE, MATRICES_FILE, NAMES_FILE, RUN_FILE, SKIPPED_FILE
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -72,6 +72,14 @@ class Run(Described):
 
         return pd.read_csv(self.path / SKIPPED_FILE, dtype=str, keep_default_na=False)
 
+    def moved_layers(self) -> dict:
+        """moved: layers of the post that are other layers of the base, with `post`, `base`, `matrices` and `drift`.
+
+        missing: layers of the base that are in no layer of the post. Both are empty where no layer has moved.
+        """
+        path = self.path / LAYERS_FILE
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"moved": [], "missing": []}
+
     def spectra(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """(s_base, s_post) of one matrix, float64, (r,), descending.
 
@@ -111,8 +119,10 @@ class Run(Described):
         """Model level: per role every headline number beside its control, and what stands out in plain words."""
         from polarax.findings.summary import summarise
 
-        draws = self.description.get("flags", {}).get("control_draws") or 0
-        return summarise(self.frame(), self.skipped(), draws, self.coverage)
+        flags = self.description.get("flags", {})
+        return summarise(
+            self.frame(), self.skipped(), flags.get("control_draws") or 0, self.moved_layers(), self.coverage
+        )
 
     @property
     def coverage(self) -> dict | None:

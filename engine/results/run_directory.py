@@ -4,6 +4,7 @@ run.json        inputs with fingerprints, flags, versions, device, state ("runni
 .lock           held by the process that writes the run
 matrices.csv    one row per matrix; rows appear as their stack finishes, in model order once all have
 skipped.csv     name, reason
+layers.json     layers of the post that are other layers of the base; only where there are any
 summary.json    model level
 arrays/NNNN-MxN/  spectra and principal angles of one stack (zarr3), and names.json: which row is whose
 plots/          pictures
@@ -22,9 +23,17 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from polarax.loaders import Skipped
+from polarax.metrics.relation import MovedLayer
 from polarax.planning.stacks import Stack
 from polarax.results.arrays import write_array
-from polarax.results.directory import ARRAYS_FOLDER, MATRICES_FILE, NAMES_FILE, SKIPPED_FILE, DirectoryWriter
+from polarax.results.directory import (
+    ARRAYS_FOLDER,
+    LAYERS_FILE,
+    MATRICES_FILE,
+    NAMES_FILE,
+    SKIPPED_FILE,
+    DirectoryWriter,
+)
 from polarax.results.files import cell, write_csv, write_json, writing
 
 
@@ -109,6 +118,24 @@ class RunWriter(DirectoryWriter):
             with open(self.path / MATRICES_FILE, "a", newline="", encoding="utf-8") as file:
                 csv.writer(file).writerows(map(self._cells, rows))
         self._rows.extend(zip(places, map(self._cells, rows), strict=True))
+
+    def relate(self, relations: Mapping[str, str], layers: Sequence[MovedLayer], missing: Sequence[int]) -> None:
+        """Writes what was found when all had been measured; the rows of these matrices are written again.
+
+        Args:
+            relations: Name of a matrix -> what it is to the base.
+            layers: Layers that are other layers of the base.
+            missing: Layers of the base that are nowhere in the post.
+        """
+        name, relation = (self._columns.index(column) for column in ("name", "relation"))
+        for _, cells in self._rows:
+            cells[relation] = relations.get(cells[name], cells[relation])
+        with writing(self.path):
+            if relations:
+                write_csv(self.path / MATRICES_FILE, self._columns, (cells for _, cells in self._rows))
+            if layers:
+                moved = [layer._asdict() for layer in layers]
+                write_json(self.path / LAYERS_FILE, {"moved": moved, "missing": list(missing)})
 
     def finish(self, seconds: Mapping[str, float], summary: Mapping) -> None:
         """Puts the rows in model order, writes the summary, marks the run as finished and releases the lock."""

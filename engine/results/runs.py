@@ -163,9 +163,12 @@ class History(Runs):
         frame = super().frame()
         return frame.assign(step=frame["step"].astype(int))
 
-    def unusable(self) -> dict[int, str]:
-        """Steps that could not be compared, with the reason."""
-        return {int(step): reason for step, reason in self.description.get("unusable", {}).items()}
+    def unusable(self) -> dict[int | str, str]:
+        """Steps that could not be compared, with the reason; by its name what only looks like a step that was."""
+        return {
+            int(step) if step.isdigit() else step: reason
+            for step, reason in self.description.get("unusable", {}).items()
+        }
 
     def summary(self) -> dict:
         """steps: step -> `Run.summary`; reading: sentences on when effects came and went, and on the last step."""

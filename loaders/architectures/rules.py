@@ -25,6 +25,7 @@ class Rule(NamedTuple):
     axes: str = "o i"
     split: str = ""  # one of `polarax.loaders.matrices.splits.SPLITS`
     turn: tuple[int, int] = (0, 1)  # (1, 2): the second of two layers that share a number
+    interleaved: bool = False  # queries or keys whose rows are in Meta's order, not in Hugging Face's
 
 
 Table: TypeAlias = Mapping[str, str | Rule]

@@ -2,6 +2,7 @@
 
 from polarax.loaders.formats.format import Format, NoCheckpoint
 from polarax.loaders.formats.gguf_checkpoint import GgufFormat
+from polarax.loaders.formats.msgpack_checkpoint import MsgpackFormat
 from polarax.loaders.formats.orbax_checkpoint import OrbaxFormat
 from polarax.loaders.formats.parameter_tree import ParameterTreeFormat
 from polarax.loaders.formats.safetensors import SafetensorsFormat
@@ -10,6 +11,7 @@ __all__ = [
     "FORMATS",
     "Format",
     "NoCheckpoint",
+    "by_file",
     "by_folder",
     "by_name",
     "by_object",
@@ -18,7 +20,7 @@ __all__ = [
     "suffixes",
 ]
 
-FORMATS: list[Format] = [SafetensorsFormat(), OrbaxFormat(), GgufFormat(), ParameterTreeFormat()]
+FORMATS: list[Format] = [SafetensorsFormat(), OrbaxFormat(), GgufFormat(), MsgpackFormat(), ParameterTreeFormat()]
 """In the order in which they are asked. The first one opens a file that none recognises."""
 
 
@@ -30,6 +32,11 @@ def register(format: Format) -> None:
 def by_name(name: str) -> Format | None:
     """The format that a file, or the end of a URL, is of by its name; None if no name tells."""
     return next((format for format in FORMATS if format.recognises_name(name)), None)
+
+
+def by_file(path: str) -> Format | None:
+    """The format of a local file, by its name or by how it begins; None if it is of none."""
+    return next((format for format in FORMATS if format.recognises_file(path)), None)
 
 
 def by_folder(folder: str) -> Format | None:

@@ -1,4 +1,4 @@
-"""Weights in formats that are not read: they are named in messages, and not copied along with a checkpoint."""
+"""Weights in other formats than safetensors: they are not copied along with a checkpoint, and pickles never read."""
 
 from collections.abc import Iterable
 

@@ -82,6 +82,10 @@ class Format(abc.ABC):
         """Whether a file, or the end of a URL, is of this format by its name."""
         return name.endswith(self.suffixes)
 
+    def recognises_file(self, path: str) -> bool:
+        """Whether a local file is of this format, by its name or by how it begins."""
+        return self.recognises_name(os.path.basename(path))
+
     def recognises_folder(self, folder: str) -> bool:
         """Whether a local folder holds a checkpoint of this format, as far as names tell."""
         return bool(self.files_in(folder))

@@ -17,8 +17,9 @@ import ml_dtypes
 import numpy as np
 import tensorstore as ts
 
-from polarax.loaders.checkpoint import Checkpoint, CheckpointError, Read, TensorInfo, brief_reason
+from polarax.loaders.checkpoint import INTERLEAVED, Checkpoint, CheckpointError, Read, TensorInfo, brief_reason
 from polarax.loaders.formats.format import Format
+from polarax.loaders.formats.gguf_byte_order import in_native_order, open_reader, order_of
 from polarax.loaders.slices import Index, axis_slices
 from polarax.loaders.stores.store import local_path
 
@@ -66,7 +67,10 @@ class _Tensor(NamedTuple):
     kind: str  # GGUF's name of its type
     dtype: np.dtype | None  # in which it is read; None if it cannot be
     shape: tuple[int, ...]  # as NumPy has it: GGUF counts axes from the other end
-    heads: int | None  # of a reordered matrix; None if it is not
+    heads: int | None  # of a reordered matrix; None if it is not, or if how many there are is unknown
+    reordered: bool = False  # a reordered matrix whose rows cannot be put back
+    block_bytes: int = 0  # of a quantised type, where two bytes in its fields are to be exchanged
+    undecoded: str = ""  # of a quantised type that cannot be read: what it is, in words
 
 
 class GgufCheckpoint(Checkpoint):
@@ -88,6 +92,16 @@ class GgufCheckpoint(Checkpoint):
     def config(self) -> Mapping[str, Any]:
         """The number of heads and the like, from the file's own metadata."""
         return self._config
+
+    def row_order(self, name: str) -> str:
+        """See `Checkpoint.row_order`."""
+        self._info(name)
+        return INTERLEAVED if self._mapped[name].reordered else ""
+
+    def undecoded(self, name: str) -> str:
+        """See `Checkpoint.undecoded`."""
+        self._info(name)
+        return self._mapped[name].undecoded
 
     def read(self, name: str, index: Index = None) -> Read:
         """Reads a tensor, or part of it; see `Checkpoint.read`. Quantised ones are given as float32.
@@ -123,10 +137,10 @@ class GgufFormat(Format):
 
     def files_in(self, folder: str) -> list[str]:
         """The checkpoints in a local folder: of one in several shards, the first shard."""
-        models: dict[str, str] = {}
+        models: dict[tuple[str, ...], str] = {}
         for name in super().files_in(folder):
             shard = _SHARD.fullmatch(name)
-            models.setdefault(shard[1] if shard else name, name)
+            models.setdefault((shard[1], shard[3]) if shard else (name,), name)
         return list(models.values())
 
 
@@ -148,10 +162,11 @@ def open_gguf(source: str) -> GgufCheckpoint:
     for file in _shards(path):
         reader = _opened(gguf, file)
         config = config or _config(reader)
+        other_order = reader.byte_order == "S"
         for tensor in reader.tensors:
             if tensor.name in tensors:
                 raise CheckpointError(f"{file}: tensor {tensor.name!r} is also in {tensors[tensor.name].file}")
-            tensors[tensor.name] = _tensor(gguf, file, tensor, config)
+            tensors[tensor.name] = _tensor(gguf, file, tensor, config, other_order)
     return GgufCheckpoint(source, tensors, config)
 
 
@@ -172,7 +187,7 @@ def _opened(gguf: Any, file: str) -> Any:
     if not os.path.isfile(file):
         raise CheckpointError(f"{file}: no such file")
     try:
-        reader = gguf.GGUFReader(file)
+        reader = open_reader(gguf, file)
     except Exception as error:  # whatever the bytes happen to mean to it
         raise CheckpointError(f"{file}: is not a GGUF file, or is damaged: {brief_reason(error)}") from error
     size = os.path.getsize(file)
@@ -185,18 +200,32 @@ def _opened(gguf: Any, file: str) -> Any:
     return reader
 
 
-def _tensor(gguf: Any, file: str, tensor: Any, config: Mapping[str, Any]) -> _Tensor:
+def _tensor(gguf: Any, file: str, tensor: Any, config: Mapping[str, Any], other_order: bool) -> _Tensor:
     shape = tuple(int(size) for size in reversed(tensor.shape.tolist()))
-    heads = _heads_to_restore(tensor.name, config) if len(shape) == 2 else None
+    reordered = len(shape) == 2 and _is_reordered(tensor.name, config)
+    heads = _heads_to_restore(tensor.name, config) if reordered else None
     if heads is not None and (heads < 1 or shape[0] % (2 * heads)):
         raise CheckpointError(f"{file}: tensor {tensor.name!r}: {shape[0]} rows are no {heads} heads of even size")
-    return _Tensor(file, tensor.data, tensor.tensor_type.name, _read_dtype(gguf, tensor.tensor_type), shape, heads)
+    kind, dtype = tensor.tensor_type.name, _read_dtype(gguf, tensor.tensor_type)
+    entry = _Tensor(file, tensor.data, kind, dtype, shape, heads, reordered and heads is None)
+    if other_order and tensor.data.dtype == np.uint8 and dtype is not None:
+        _, block_bytes = gguf.GGML_QUANT_SIZES[tensor.tensor_type]
+        order = order_of(kind, tensor.data, block_bytes)
+        if order.reason:
+            return entry._replace(dtype=None, undecoded=order.reason)
+        return entry._replace(block_bytes=block_bytes if order.exchanged else 0)
+    return entry
+
+
+def _is_reordered(name: str, config: Mapping[str, Any]) -> bool:
+    """Whether the converter reordered the rows of a tensor of this name."""
+    return config.get("model_type") in _PERMUTED and _REORDERED.fullmatch(name) is not None
 
 
 def _heads_to_restore(name: str, config: Mapping[str, Any]) -> int | None:
-    """The heads whose rows the converter reordered; None if it left this tensor alone."""
+    """How many heads a reordered tensor has; None if the file does not say."""
     match = _REORDERED.fullmatch(name)
-    if match is None or config.get("model_type") not in _PERMUTED:
+    if match is None:
         return None
     heads = config.get("num_attention_heads")
     heads = config.get("num_key_value_heads", heads) if match[2] == "k" else heads
@@ -239,13 +268,16 @@ def _setting(reader: Any, key: str) -> Any:
 
 def _info(tensor: _Tensor) -> TensorInfo:
     plain = _PLAIN.get(tensor.kind)
-    return TensorInfo(tensor.shape, tensor.dtype, plain.name if plain else tensor.kind, tensor.data.nbytes)
+    words = tensor.undecoded or (plain.name if plain else tensor.kind)
+    return TensorInfo(tensor.shape, tensor.dtype, words, tensor.data.nbytes)
 
 
 def _values(data: np.ndarray, tensor: _Tensor, dtype: np.dtype) -> np.ndarray:
     """The numbers that stored rows mean."""
+    if tensor.block_bytes:
+        data = in_native_order(data, tensor.kind, tensor.block_bytes)
     if tensor.kind in _PLAIN:
-        return data.view(dtype) if data.dtype != dtype else data
+        return data.view(dtype) if data.dtype == np.uint8 else data.astype(dtype, copy=False)
     gguf = importlib.import_module("gguf")
     shape = (*data.shape[:-1], tensor.shape[-1])
     if not math.prod(shape):

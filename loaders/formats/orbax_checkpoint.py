@@ -5,12 +5,10 @@ after its keys, in a folder of its own or in the OCDBT database of the tree
 (orbax/checkpoint/_src/serialization/ocdbt_utils.py, orbax/checkpoint/_src/metadata/tree.py).
 """
 
-import json
 import math
 import os
-from collections import Counter
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import tensorstore as ts
@@ -18,18 +16,26 @@ import tensorstore as ts
 from polarax.loaders.checkpoint import Checkpoint, CheckpointError, Read, TensorInfo, brief_reason
 from polarax.loaders.config import read_config
 from polarax.loaders.dtypes import is_floating, is_integer
-from polarax.loaders.formats.format import Format
-from polarax.loaders.formats.orbax_folders import ITEMS, METADATA, UNFINISHED, find_tree, is_orbax
-from polarax.loaders.formats.parameter_tree import is_kernel, name_of
+from polarax.loaders.formats.foreign import listed
+from polarax.loaders.formats.format import Format, NoCheckpoint
+from polarax.loaders.formats.orbax_folders import (
+    ITEMS,
+    METADATA,
+    UNCOMMITTED,
+    UNFINISHED,
+    find_by_url,
+    folders_in,
+    is_uncommitted,
+    look_into,
+    unfinished_part,
+)
+from polarax.loaders.formats.orbax_steps import has_finished_step, steps_in
+from polarax.loaders.formats.orbax_tree import OCDBT_MANIFEST, Tree, read_tree
+from polarax.loaders.formats.parameter_tree import is_kernel
 from polarax.loaders.slices import Index, axis_slices
 from polarax.loaders.stores.store import Store, local_path
 
-# A tree's metadata takes some 500 bytes an array; this is enough for a million.
-_LARGEST_METADATA = 2**29
-
-_OCDBT_MANIFEST = "manifest.ocdbt"
-_ARRAYS = ("jax.Array", "np.ndarray", "scalar")  # what Orbax stores as an array, by its name for it
-_VALUE = "value"  # the key under which Flax NNX keeps a variable's array
+_OCDBT_DATA = "d"  # the folder of a database's nodes, beside its manifest
 
 # Data is read once: caching it only takes memory. The nodes of a database are read for every array in it.
 _NODE_CACHE_BYTES = 64 * 2**20
@@ -38,13 +44,12 @@ _CONTEXT_SPEC = {
     "cache_pool#nodes": {"total_bytes_limit": _NODE_CACHE_BYTES},
 }
 
+# Bytes of an array that has files of its own: a database keeps values of up to 1 KiB in its nodes.
+_PROBED_BYTES = 4096
 
-class _Leaf(NamedTuple):
-    """One entry of a tree's metadata."""
 
-    keys: tuple[str, ...]
-    kind: str  # Orbax's name for what it is
-    is_array: bool
+class _ArraysMissing(CheckpointError):
+    """A tree's metadata is there, but not all of its arrays are: the save was not finished, or the copy."""
 
 
 class OrbaxCheckpoint(Checkpoint):
@@ -54,7 +59,14 @@ class OrbaxCheckpoint(Checkpoint):
     `ParameterTree`; so is the key "value" that Flax NNX puts below every variable.
     """
 
-    def __init__(self, location: str, folder: str, arrays: Mapping[str, Any], others: Mapping[str, str]):
+    def __init__(
+        self,
+        location: str,
+        folder: str,
+        arrays: Mapping[str, Any],
+        others: Mapping[str, str],
+        notes: tuple[str, ...] = (),
+    ):
         """Lists arrays that have been opened.
 
         Args:
@@ -62,12 +74,19 @@ class OrbaxCheckpoint(Checkpoint):
             folder: The tree's path or URL, which ends in a slash.
             arrays: An open `tensorstore.TensorStore` for each name.
             others: Names of what is no array, with what it is.
+            notes: What to say of steps that were passed over.
         """
         infos = {name: _info(name, array) for name, array in arrays.items()}
         infos |= {name: TensorInfo((), None, kind, 0) for name, kind in others.items()}
         super().__init__(location, "Orbax", infos)
         self._folder = folder
         self._arrays = dict(arrays)
+        self._notes = notes
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Which later steps were passed over, and why."""
+        return self._notes
 
     @property
     def config(self) -> Mapping[str, Any] | None:
@@ -111,7 +130,7 @@ class OrbaxFormat(Format):
         return open_orbax(os.path.dirname(source) or "." if os.path.basename(source) == METADATA else source)
 
     def open_folder(self, source: str) -> OrbaxCheckpoint:
-        """Opens the tree of a folder, of an item in it, or of its latest step."""
+        """Opens the tree of a folder, of an item in it, or of its latest finished step."""
         return open_orbax(source)
 
     def recognises_name(self, name: str) -> bool:
@@ -119,8 +138,11 @@ class OrbaxFormat(Format):
         return os.path.basename(name) == METADATA or super().recognises_name(name)
 
     def recognises_folder(self, folder: str) -> bool:
-        """Whether the folder, an item or a step in it has a tree."""
-        return is_orbax(folder)
+        """Whether the folder, an item or a finished step in it has a tree, as far as names tell."""
+        if unfinished_part(folder) is not None:
+            return False
+        found = look_into(folder)
+        return not found.unfinished and (found.tree is not None or has_finished_step(folder))
 
     def is_unfinished(self, name: str) -> bool:
         """Whether Orbax had not renamed it yet, as it does with what is complete."""
@@ -136,34 +158,105 @@ def open_orbax(source: str) -> OrbaxCheckpoint:
 
     Raises:
         NoCheckpoint: If there is no tree.
-        CheckpointError: If its metadata or an array's header cannot be read.
+        CheckpointError: If it was not finished, or its metadata or an array's header cannot be read.
     """
-    folder = find_tree(source)
-    store = _store(folder)
-    metadata = _read_metadata(store)
-    leaves = _leaves(metadata, store.path(METADATA))
-    names = _names(leaves, folder)
-    ocdbt = metadata.get("use_ocdbt")
-    if ocdbt is None:
-        ocdbt = store.wait(store.read(_OCDBT_MANIFEST, 0, 1), _OCDBT_MANIFEST) is not None
-    driver = "zarr3" if metadata.get("use_zarr3") else "zarr"
+    folder = local_path(source)
+    part = unfinished_part(source if folder is None else folder)
+    if part is not None:
+        raise CheckpointError(f"{folder or source}: is not finished: Orbax was still writing {part}")
+    if folder is None:
+        tree = find_by_url(source)
+        return _open_tree(source, tree, (UNCOMMITTED,) if is_uncommitted(tree) else ())
+    found = look_into(folder)
+    if found.unfinished:
+        raise CheckpointError(
+            f"{folder}: is not finished: Orbax was still writing {listed(found.unfinished)}; name an item to open it"
+        )
+    return _open_latest(source, folder) if found.tree is None else _open_tree(source, found.tree)
+
+
+def _open_latest(source: str, folder: str) -> OrbaxCheckpoint:
+    """Opens the latest step that was finished."""
+    passed: list[str] = []
+    for step in steps_in(folder):
+        problem = step.problem
+        if step.tree is not None:
+            try:
+                return _open_tree(source, step.tree, _passed_over(step.name, passed))
+            except _ArraysMissing as error:
+                problem = str(error)
+        passed.append(f"{step.name} {problem}" if step.tree is None else problem)
+    if passed:
+        raise NoCheckpoint(folder, f"an Orbax {METADATA} in it, its items and steps", listed(passed))
+    raise NoCheckpoint(folder, f"an Orbax {METADATA} in it, its items and steps")
+
+
+def _passed_over(chosen: str, passed: list[str]) -> tuple[str, ...]:
+    return (f"{chosen} is the latest finished step: {listed(passed)}",) if passed else ()
+
+
+def _open_tree(source: str, folder: str, notes: tuple[str, ...] = ()) -> OrbaxCheckpoint:
+    """Opens the tree in a folder, which may end in a slash."""
+    folder = folder.rstrip("/") + "/"
+    tree = read_tree(_store(folder))
+    _check_files(folder, tree)
     context = ts.Context(_CONTEXT_SPEC)
-    opened = {}
-    for name, leaf in zip(names, leaves, strict=True):
-        if leaf.is_array:
-            spec = {"driver": driver, "kvstore": _kvstore(folder, ".".join(leaf.keys), bool(ocdbt))}
-            opened[name] = ts.open(spec, open=True, read=True, context=context)
-    arrays = {}
-    for name, future in opened.items():
-        try:
-            arrays[name] = future.result()
-        except Exception as error:
-            reason = brief_reason(error)
-            raise CheckpointError(
-                f"{folder}: array {name!r}, which {METADATA} lists, cannot be opened: {reason}"
-            ) from error
-    others = {name: leaf.kind for name, leaf in zip(names, leaves, strict=True) if not leaf.is_array}
-    return OrbaxCheckpoint(source, folder, arrays, others)
+    # A chunk that is not there is one of zeros, unless all were written.
+    options = {"fill_missing_data_reads": False} if tree.complete else {}
+    arrays: dict[str, Any] = {}
+    for name, leaf in tree.leaves.items():
+        if leaf.value is not None:
+            arrays[name] = ts.array(leaf.value)
+        elif leaf.array is not None:
+            spec = {"driver": tree.driver, "kvstore": _kvstore(folder, leaf.array, tree.ocdbt), **options}
+            arrays[name] = ts.open(spec, open=True, read=True, context=context)
+    for name, array in arrays.items():
+        if isinstance(array, ts.Future):
+            try:
+                arrays[name] = array.result()
+            except Exception as error:
+                reason = brief_reason(error)
+                kind = _ArraysMissing if "NOT_FOUND" in reason else CheckpointError
+                raise kind(
+                    f"{folder}: array {name!r}, which {tree.listed_by} lists, cannot be opened: {reason}"
+                ) from error
+    _probe(folder, tree, arrays)
+    others = {name: leaf.kind for name, leaf in tree.leaves.items() if name not in arrays}
+    return OrbaxCheckpoint(source, folder, arrays, others, notes)
+
+
+def _check_files(folder: str, tree: Tree) -> None:
+    """Refuses a local tree whose database has no nodes: of what is missing there tensorstore says other things."""
+    path = local_path(folder)
+    if path is None or not tree.ocdbt or not any(leaf.array is not None for leaf in tree.leaves.values()):
+        return
+    if not os.path.isfile(os.path.join(path, OCDBT_MANIFEST)):
+        raise _ArraysMissing(f"{folder}: its arrays are not there: expected {OCDBT_MANIFEST}, as {METADATA} says")
+    if _OCDBT_DATA not in folders_in(path):
+        raise _ArraysMissing(f"{folder}: its arrays are not there: expected the folder {_OCDBT_DATA} of its database")
+
+
+def _probe(folder: str, tree: Tree, arrays: Mapping[str, Any]) -> None:
+    """Reads one element of the smallest array that has files of its own, of a local database.
+
+    The nodes of a database may be there without the data, which each process wrote into a folder of its own.
+    """
+    if local_path(folder) is None or not tree.ocdbt:
+        return
+    sizes = {
+        name: array.size * array.dtype.numpy_dtype.itemsize
+        for name, array in arrays.items()
+        if tree.leaves[name].array is not None
+    }
+    name = min((name for name, size in sizes.items() if size > _PROBED_BYTES), key=sizes.__getitem__, default=None)
+    if name is None:
+        return
+    try:
+        arrays[name][(0,) * arrays[name].ndim].read().result()
+    except Exception as error:
+        raise _ArraysMissing(
+            f"{folder}: its arrays are not there: {name!r} cannot be read: {brief_reason(error)}"
+        ) from error
 
 
 def _store(folder: str) -> Store:
@@ -177,53 +270,6 @@ def _kvstore(folder: str, array: str, ocdbt: bool) -> Any:
         return {"driver": "file", "path": os.path.join(path, array) + "/"} if path is not None else f"{folder}{array}/"
     base: Any = {"driver": "file", "path": path + "/"} if path is not None else folder
     return {"driver": "ocdbt", "base": base, "path": array + "/", "cache_pool": "cache_pool#nodes"}
-
-
-def _read_metadata(store: Store) -> dict[str, Any]:
-    location = store.path(METADATA)
-    size = store.size(METADATA)
-    if size is not None and size > _LARGEST_METADATA:
-        raise CheckpointError(
-            f"{location}: {size} bytes are too many for a tree's metadata (limit {_LARGEST_METADATA})"
-        )
-    text = store.wait(store.read(METADATA), METADATA)
-    if text is None:
-        raise CheckpointError(f"{location}: no such file")
-    try:
-        metadata = json.loads(text.tobytes())
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{location}: expected JSON: {error}") from error
-    if not isinstance(metadata, dict) or not isinstance(metadata.get("tree_metadata"), dict):
-        raise CheckpointError(f"{location}: expected tree_metadata, an object that lists the arrays")
-    return metadata
-
-
-def _leaves(metadata: Mapping[str, Any], location: str) -> list[_Leaf]:
-    leaves = []
-    for entry, content in metadata["tree_metadata"].items():
-        try:
-            keys = tuple(str(key["key"]) for key in content["key_metadata"])
-            value = content["value_metadata"]
-            kind, skipped = str(value["value_type"]), bool(value.get("skip_deserialize", False))
-        except (KeyError, TypeError, AttributeError) as error:
-            raise CheckpointError(f"{location}: entry {entry!r}: expected key_metadata and value_metadata") from error
-        if not keys or any(part in ("", ".", "..") for key in keys for part in key.split("/")):
-            raise CheckpointError(f"{location}: entry {entry!r} has the keys {keys}; expected names inside the folder")
-        leaves.append(_Leaf(keys, kind, kind in _ARRAYS and not skipped))
-    return leaves
-
-
-def _names(leaves: list[_Leaf], folder: str) -> list[str]:
-    """A name for each leaf; of an NNX variable the one of the variable."""
-    children = Counter(leaf.keys[:-1] for leaf in leaves)
-    names = []
-    for leaf in leaves:
-        alone = len(leaf.keys) > 1 and leaf.keys[-1] == _VALUE and children[leaf.keys[:-1]] == 1
-        names.append(name_of(leaf.keys[:-1] if alone else leaf.keys))
-    if len(set(names)) < len(names):
-        name = Counter(names).most_common(1)[0][0]
-        raise CheckpointError(f"{folder}: two arrays are named {name!r}")
-    return names
 
 
 def _info(name: str, array: Any) -> TensorInfo:

@@ -1,63 +1,98 @@
-"""Where an Orbax checkpoint keeps its tree: in the folder itself, in an item of it, in the latest of several steps.
+"""Where an Orbax checkpoint keeps its tree: in the folder itself, in an item of it, in one of several steps.
 
-Orbax writes a tree as a folder with a file ``_METADATA``. A CheckpointManager puts such a folder, named after the item,
-into one named after the step; v1 names the item ``state`` (orbax/checkpoint/_src/path/step.py and
-handlers/pytree_checkpoint_handler.py). What is complete has been renamed: on the way it has another name.
-
-Orbax itself is not asked: to import it takes longer than to open a checkpoint (about a second), and what it tells of a
-step (`orbax.checkpoint.path.step`) rests on the same names, for local folders and with the manager's options at hand.
+Orbax writes a tree as a folder with a file ``_METADATA``, before that with a msgpack file ``checkpoint``. A
+CheckpointManager puts such a folder, named after the item, into one named after the step; v1 names the item ``state``
+(orbax/checkpoint/_src/path/step.py and handlers/pytree_checkpoint_handler.py). What is complete has been renamed: on
+the way it has another name.
 """
 
 import os
-import re
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from polarax.loaders.checkpoint import CheckpointError
 from polarax.loaders.formats.format import NoCheckpoint
-from polarax.loaders.stores.store import Store, local_path
+from polarax.loaders.formats.msgpack_files import is_msgpack
+from polarax.loaders.stores.store import Store
 
 METADATA = "_METADATA"
-UNFINISHED = "orbax-checkpoint-tmp"  # in the name of a folder until all of it is written
+AGGREGATED = "checkpoint"  # the msgpack file of a tree's structure, and of the values in it that have no array
+UNFINISHED = ".orbax-checkpoint-tmp"  # in the name of a folder until all of it is written; a number may follow
+COMMITTED = "commit_success.txt"  # written last where folders cannot be renamed, and by newer releases everywhere
+
+UNCOMMITTED = f"there is no {COMMITTED}, which Orbax writes last in a bucket: the save may not have been finished"
 
 # Names of items, the ones that hold parameters alone first.
 ITEMS = ("params", "default", "state", "model", "train_state", "items", "pytree")
 
-_STEP = re.compile(r"(?:.*[_-])?([0-9]{1,18})")  # "1000", "checkpoint_1000", "step-1000"; never a temporary folder
+
+class Folder(NamedTuple):
+    """A local folder, as far as the names in it tell."""
+
+    tree: str | None  # the folder of the tree, itself or an item; None if there is none
+    unfinished: tuple[str, ...]  # items that were still being written, by their names on the way
 
 
-def is_orbax(folder: str) -> bool:
-    """Whether a local folder has an Orbax tree in it, as far as names tell."""
-    return _tree_below(folder) is not None or any(_steps(folder))
+def look_into(folder: str) -> Folder:
+    """Finds the tree of a folder or of the items in it; of several items the one that is known to hold parameters.
+
+    Raises:
+        CheckpointError: If there are several items and none that is known.
+    """
+    if is_tree(folder):
+        return Folder(folder, ())
+    names = folders_in(folder)
+    items = [name for name in names if UNFINISHED not in name and is_tree(os.path.join(folder, name))]
+    items = [name for name in items if not _is_number(name)]
+    unfinished = tuple(name for name in names if UNFINISHED in name and not _is_number(name.partition(UNFINISHED)[0]))
+    # One that has been saved anew since is of no concern.
+    unfinished = tuple(name for name in unfinished if name.partition(UNFINISHED)[0] not in items)
+    return Folder(os.path.join(folder, _choose(folder, items)) if items else None, unfinished)
 
 
-def find_tree(source: str) -> str:
-    """The folder of the tree behind a path or URL, which ends in a slash.
+def is_tree(folder: str) -> bool:
+    """Whether a local folder is that of a tree, by the files that tell its structure."""
+    return os.path.isfile(os.path.join(folder, METADATA)) or is_msgpack(os.path.join(folder, AGGREGATED))
+
+
+def unfinished_part(folder: str) -> str | None:
+    """The folder that was still being written, of a path that leads to one or into it."""
+    above, name = os.path.split(folder.rstrip("/"))
+    return next((part for part in (os.path.basename(above), name) if UNFINISHED in part), None)
+
+
+def folders_in(folder: str) -> list[str]:
+    """The names of the folders in a local folder, sorted; none if it cannot be read."""
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entry.name for entry in entries if entry.is_dir())
+    except OSError:
+        return []
+
+
+def find_by_url(url: str) -> str:
+    """The folder of the tree at a URL, which ends in a slash: tries those of the items that are known.
+
+    A store may not be able to list what it has.
 
     Raises:
         NoCheckpoint: If there is none.
-        CheckpointError: If there are several items and none that is known to hold parameters.
     """
-    folder = local_path(source)
-    if folder is None:
-        return _find_by_url(source)
-    tree = _tree_below(folder)
-    if tree is None:
-        steps = _steps(folder)
-        tree = _tree_below(steps[-1]) if steps else None
-    if tree is None:
-        raise NoCheckpoint(folder, f"an Orbax {METADATA} in it, its items and steps")
-    return tree.rstrip("/") + "/"
+    url = url.rstrip("/")
+    for place in (url, *(f"{url}/{item}" for item in ITEMS)):
+        store = Store.of_url(place)
+        if store.wait(store.read(METADATA, 0, 1), METADATA) is not None:
+            return place + "/"
+    raise NoCheckpoint(url, f"an Orbax {METADATA}")
 
 
-def _tree_below(folder: str) -> str | None:
-    """The folder itself, or the item in it that has a tree."""
-    if os.path.isfile(os.path.join(folder, METADATA)):
-        return folder
-    items = [name for name in _folders(folder) if os.path.isfile(os.path.join(folder, name, METADATA))]
-    items = [name for name in items if not _STEP.fullmatch(name)]
-    if not items:
-        return None
-    return os.path.join(folder, _choose(folder, items))
+def is_uncommitted(url: str) -> bool:
+    """Whether a tree in a bucket of Google lacks the file that Orbax writes last there, in its folder or its step's."""
+    if not url.startswith("gs://"):
+        return False
+    places = (url, url.rstrip("/").rpartition("/")[0] + "/")
+    stores = [Store.of_url(place) for place in places]
+    return all(store.wait(store.read_head(COMMITTED, 1), COMMITTED) is None for store in stores)
 
 
 def _choose(folder: str, items: Sequence[str]) -> str:
@@ -69,26 +104,6 @@ def _choose(folder: str, items: Sequence[str]) -> str:
     return known[0]
 
 
-def _steps(folder: str) -> list[str]:
-    """The finished steps of a CheckpointManager's folder, latest last."""
-    steps = [(int(match[1]), name) for name in _folders(folder) if (match := _STEP.fullmatch(name)) is not None]
-    paths = [os.path.join(folder, name) for _, name in sorted(steps)]
-    return [path for path in paths if _tree_below(path) is not None]
-
-
-def _folders(folder: str) -> list[str]:
-    try:
-        with os.scandir(folder) as entries:
-            return sorted(entry.name for entry in entries if entry.is_dir())
-    except OSError:
-        return []
-
-
-def _find_by_url(url: str) -> str:
-    """Tries the folder and the items that are known: a store may not be able to list what it has."""
-    url = url.rstrip("/")
-    for place in (url, *(f"{url}/{item}" for item in ITEMS)):
-        store = Store.of_url(place)
-        if store.wait(store.read(METADATA, 0, 1), METADATA) is not None:
-            return place + "/"
-    raise NoCheckpoint(url, f"an Orbax {METADATA}")
+def _is_number(name: str) -> bool:
+    """Whether a folder is a step rather than an item."""
+    return name.rpartition("_")[2].rpartition("-")[2].isdigit()

@@ -1,6 +1,5 @@
 """The format safetensors: one file, or shards with or without an index."""
 
-import json
 import os
 from collections.abc import Iterable
 from concurrent.futures import Future
@@ -9,14 +8,23 @@ from typing import Any, TypeVar
 from polarax.loaders.checkpoint import CheckpointError
 from polarax.loaders.formats.format import Format
 from polarax.loaders.formats.safetensors_checkpoint import SafetensorsCheckpoint
+from polarax.loaders.formats.safetensors_folder import (
+    INDEX_SUFFIX,
+    SUFFIX,
+    MissingFile,
+    is_index,
+    is_training_state,
+    shard_set,
+)
 from polarax.loaders.formats.safetensors_header import (
     LENGTH_BYTES,
     MAX_HEADER_BYTES,
     Entry,
+    Header,
     header_length,
-    parse_header,
+    read_header,
 )
-from polarax.loaders.formats.safetensors_shards import INDEX_SUFFIX, SUFFIX, Shards, find_shards
+from polarax.loaders.formats.safetensors_shards import Shards, find_shards
 
 _T = TypeVar("_T")
 
@@ -38,31 +46,31 @@ class SafetensorsFormat(Format):
         return open_safetensors(source)
 
     def open_folder(self, source: str) -> SafetensorsCheckpoint:
-        """Opens what a local folder holds: an index goes before files, and several files are shards."""
+        """Opens what a local folder holds; see `polarax.loaders.formats.safetensors_folder`."""
         return open_safetensors(source)
+
+    def recognises_name(self, name: str) -> bool:
+        """Whether it is a file of tensors or an index."""
+        return super().recognises_name(name) or is_index(name)
+
+    def recognises_folder(self, folder: str) -> bool:
+        """Whether there is more in it than states of optimisers."""
+        return any(not is_training_state(name) for name in self.files_in(folder))
 
     def is_generic(self, name: str) -> bool:
         """Whether it is an index, or a name that says nothing."""
-        return name.endswith(".index.json") or super().is_generic(name)
+        return name.endswith(".index.json") or is_index(name) or super().is_generic(name)
 
     def missing(self, path: str) -> tuple[str, ...]:
-        """The shards that an index names and that are not there; see `Format.missing`."""
-        folder, names = (path, self.files_in(path)) if os.path.isdir(path) else os.path.split(path)
-        indexes = [name for name in ([names] if isinstance(names, str) else names) if name.endswith(INDEX_SUFFIX)]
-        if not indexes:
-            return super().missing(path)
-        shards = {shard for index in indexes for shard in _shards_of(os.path.join(folder, index))}
-        return tuple(shard for shard in sorted(shards) if not os.path.isfile(os.path.join(folder, shard)))
-
-
-def _shards_of(index: str) -> set[str]:
-    """The files that a local index names; none if it cannot be read: whoever opens it says what is wrong with it."""
-    try:
-        with open(index, encoding="utf-8") as file:
-            shards = set(json.load(file)["weight_map"].values())
-        return shards if all(isinstance(shard, str) for shard in shards) else set()
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return set()
+        """The shards that an index or their numbers promise and that are not there; see `Format.missing`."""
+        try:
+            shards = find_shards(path)
+        except MissingFile as error:
+            return (error.name,)
+        except CheckpointError:  # whoever opens it says what is wrong with it
+            return ()
+        folder = path if os.path.isdir(path) else os.path.dirname(path)
+        return tuple(file for file in shards.files if not os.path.isfile(os.path.join(folder, file)))
 
 
 def open_safetensors(source: str) -> SafetensorsCheckpoint:
@@ -73,22 +81,35 @@ def open_safetensors(source: str) -> SafetensorsCheckpoint:
     """
     shards = find_shards(source)
     entries: dict[str, tuple[str, Entry]] = {}
+    metadata: dict[str, str] = {}
     for file, header in zip(shards.files, _read_headers(shards), strict=True):
-        for entry in header:
+        metadata |= header.metadata
+        for entry in header.entries:
             if entry.name in entries:
-                raise CheckpointError(
-                    f"{shards.store.path(file)}: tensor {entry.name!r} is also in {entries[entry.name][0]}"
-                )
+                raise _clash(shards, entry.name, entries[entry.name][0], file)
             entries[entry.name] = (file, entry)
     for name, file in shards.weight_map.items():
         if name not in entries or entries[name][0] != file:
             raise CheckpointError(
                 f"{shards.store.path(file)}: has no tensor {name!r}, which {shards.index_file} says is there"
             )
-    return SafetensorsCheckpoint(source, shards.store, entries, shards.index_file)
+    # A tensor that is another one too is left out by safetensors.torch.save_model, which writes down its name.
+    aliases = {name: kept for name, kept in metadata.items() if name not in entries and kept in entries}
+    return SafetensorsCheckpoint(source, shards.store, entries, shards.index_file, notes=shards.notes, aliases=aliases)
 
 
-def _read_headers(shards: Shards) -> list[tuple[Entry, ...]]:
+def _clash(shards: Shards, name: str, first: str, second: str) -> CheckpointError:
+    """The error of two files that have one tensor: damaged, or of two models."""
+    one_set = shard_set(first, [second])
+    if shards.index_file is not None or (one_set is not None and second in one_set.files.values()):
+        return CheckpointError(f"{shards.store.path(second)}: tensor {name!r} is also in {first}")
+    return CheckpointError(
+        f"{shards.store.location.rstrip('/')}: has several safetensors checkpoints; name one of them: "
+        f"{first}, {second} (both have tensor {name!r})"
+    )
+
+
+def _read_headers(shards: Shards) -> list[Header]:
     """The checked headers of all files, each step for all files at once."""
     store, files = shards.store, shards.files
     known = [_size(shards, file) for file in files]
@@ -108,14 +129,14 @@ def _read_headers(shards: Shards) -> list[tuple[Entry, ...]]:
         ],
     )
     headers = [
-        parse_header((head.data + rest)[LENGTH_BYTES : LENGTH_BYTES + length], store.path(file), size)
+        read_header((head.data + rest)[LENGTH_BYTES : LENGTH_BYTES + length], store.path(file), size)
         for file, head, rest, length, size in zip(files, heads, rests, lengths, sizes, strict=True)
     ]
     # Where the size is unknown, the last byte that the header promises must be there.
     last = [
-        (file, header[-1].stop - 1, header[-1].stop)
+        (file, header.entries[-1].stop - 1, header.entries[-1].stop)
         for file, header, size in zip(files, headers, sizes, strict=True)
-        if size is None and header
+        if size is None and header.entries
     ]
     _read_all(shards, last)
     return headers

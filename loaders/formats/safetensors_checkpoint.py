@@ -1,6 +1,7 @@
 """Checkpoints in safetensors files: headers first, tensors by byte range."""
 
 import functools
+import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -8,7 +9,7 @@ import numpy as np
 
 from polarax.loaders.byte_runs import ByteRun, Extent, plan_byte_runs
 from polarax.loaders.checkpoint import Checkpoint, CheckpointError, Read, TensorInfo, Wanted, check_out
-from polarax.loaders.config import read_config
+from polarax.loaders.config import read_adapter_config, read_config
 from polarax.loaders.dtypes import dtype_of
 from polarax.loaders.formats.safetensors_header import LENGTH_BYTES, Entry
 from polarax.loaders.slices import ElementRun, Index, plan_run
@@ -24,12 +25,21 @@ REMOTE_GAP = 1 << 20
 # request to be worth it.
 _LONGEST_RUN = 32 << 20
 
+_OF_META = ".attention.wq"  # in names of Meta and Mistral, whose configuration is in another file
+
 
 class SafetensorsCheckpoint(Checkpoint):
     """The tensors of one or more safetensors files."""
 
     def __init__(
-        self, location: str, store: Store, entries: dict[str, tuple[str, Entry]], index_file: str | None = None
+        self,
+        location: str,
+        store: Store,
+        entries: dict[str, tuple[str, Entry]],
+        index_file: str | None = None,
+        *,
+        notes: tuple[str, ...] = (),
+        aliases: Mapping[str, str] | None = None,
     ):
         """Lists tensors whose headers have been read.
 
@@ -38,17 +48,42 @@ class SafetensorsCheckpoint(Checkpoint):
             store: Holds the files.
             entries: File and header entry of each tensor.
             index_file: The index, if there is one.
+            notes: What to say of the choice of files.
+            aliases: Names that are not stored, each with the stored tensor that has its values.
         """
         infos = {name: _info(entry) for name, (_, entry) in entries.items()}
         super().__init__(location, "safetensors", infos)
         self._store = store
         self._entries = entries
         self.index_file = index_file
+        self._notes = notes
+        self._aliases = dict(aliases or {})
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Which files beside those that are read were passed over, and why."""
+        return self._notes
+
+    @property
+    def aliases(self) -> Mapping[str, str]:
+        """What the writer left out as it was another tensor too, such as a head tied to its embedding."""
+        return self._aliases
 
     @functools.cached_property
     def config(self) -> Mapping[str, Any] | None:  # type: ignore[override]
-        """The object in config.json beside the files; None if there is none, or it cannot be read."""
-        return read_config(self._store)
+        """The object in config.json beside the files, or in params.json; None if there is none that can be read."""
+        return read_config(self._store, meta=any(_OF_META in name for name in self._tensors))
+
+    @functools.cached_property
+    def file_metadata(self) -> Mapping[str, str]:  # type: ignore[override]
+        """The strings in the headers of all files, which are read anew for them; of two for one key the last one."""
+        texts = (self.header(file) for file in self.shards())
+        return {key: value for text in texts for key, value in json.loads(text).get("__metadata__", {}).items()}
+
+    @functools.cached_property
+    def adapter_config(self) -> Mapping[str, Any] | None:  # type: ignore[override]
+        """The object in adapter_config.json beside the files; None if there is none, or it cannot be read."""
+        return read_adapter_config(self._store)
 
     def read(self, name: str, index: Index = None) -> Read:
         """Starts to read a tensor, or part of it; see `Checkpoint.read`. The array is read-only."""

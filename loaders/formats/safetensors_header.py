@@ -35,6 +35,13 @@ class Entry(NamedTuple):
     stop: int  # one past its last byte
 
 
+class Header(NamedTuple):
+    """What a header says."""
+
+    entries: tuple[Entry, ...]  # in the order of their data
+    metadata: dict[str, str]  # what the writer added
+
+
 def header_length(prefix: bytes, file: str, size: int | None) -> int:
     """Length of the header in bytes, from the first 8 bytes of a file.
 
@@ -63,7 +70,12 @@ def header_length(prefix: bytes, file: str, size: int | None) -> int:
 
 
 def parse_header(header: bytes, file: str, size: int | None) -> tuple[Entry, ...]:
-    """The tensors that a header describes, in the order of their data.
+    """The tensors that a header describes, in the order of their data; see `read_header`."""
+    return read_header(header, file, size).entries
+
+
+def read_header(header: bytes, file: str, size: int | None) -> Header:
+    """The tensors that a header describes, and the writer's metadata.
 
     Args:
         header: The JSON text that follows the first 8 bytes.
@@ -84,7 +96,7 @@ def parse_header(header: bytes, file: str, size: int | None) -> tuple[Entry, ...
     entries = [_entry(name, value, file, data_start) for name, value in table.items()]
     entries.sort(key=lambda entry: (entry.start, entry.stop))
     _check_cover(entries, file, data_start, size)
-    return tuple(entries)
+    return Header(tuple(entries), metadata)
 
 
 def parse_json_object(text: bytes, subject: str) -> dict[str, Any]:

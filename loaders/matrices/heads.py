@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 
 # Spellings of one setting; the first that is there counts.
 _HEADS = ("num_attention_heads", "n_head", "n_heads", "num_heads")
-_KEY_HEADS = ("num_key_value_heads", "num_kv_heads", "n_head_kv")
-_HIDDEN = ("hidden_size", "n_embd", "d_model", "n_embed")
+_KEY_HEADS = ("num_key_value_heads", "num_kv_heads", "n_head_kv", "n_kv_heads")
+_HIDDEN = ("hidden_size", "n_embd", "d_model", "n_embed", "dim")
 
 
 class Heads(NamedTuple):

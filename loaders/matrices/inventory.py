@@ -5,12 +5,13 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from polarax.loaders.architectures import Identity, Recognised, Rule, plain, recognise
-from polarax.loaders.checkpoint import Checkpoint
+from polarax.loaders.checkpoint import INTERLEAVED, Checkpoint
 from polarax.loaders.matrices.axes import Meaning, matrices
 from polarax.loaders.matrices.flax_kernels import is_kernel_name, kernel_axes, layer_stacks, layers_in
 from polarax.loaders.matrices.heads import heads_of, hidden_size, language_model
 from polarax.loaders.matrices.layer_numbers import number_layers
 from polarax.loaders.matrices.role_map import RoleMap
+from polarax.loaders.matrices.row_order import deinterleaved
 from polarax.loaders.matrices.splits import SPLITS, Part, Surroundings
 from polarax.loaders.matrices.view import View
 from polarax.loaders.roles import OTHER, ROLE, Side
@@ -57,6 +58,7 @@ class _Lister:
         self._checkpoint = checkpoint
         self._role_map = role_map
         self._given_config = config
+        self._unusable = checkpoint.unusable
         self._config: Mapping | None = None
         # Each of its words has one of these, and to look for that is quick: large models have some 90,000 names.
         self._names = tuple(
@@ -102,12 +104,14 @@ class _Lister:
             if isinstance(listed, str):
                 reasons[name] = listed
             else:
-                views[name] = listed
+                views[name] = self._in_one_order(name, listed)
         return Inventory(views, reasons, self._tied(views))
 
     def _list_tensor(self, name: str) -> tuple[View, ...] | str:
         if name not in self._recognised:
             return OPTIMIZER
+        if name in self._unusable:
+            return self._unusable[name]
         shape = self._checkpoint.shape(name)
         if self._role_map is not None:
             of_user = self._role_map.look_up(name)
@@ -187,6 +191,24 @@ class _Lister:
             self._has_expert_biases(name),
         )
         return SPLITS[found.rule.split](size, around)
+
+    def _in_one_order(self, name: str, views: tuple[View, ...]) -> tuple[View, ...]:
+        """The matrices with rows of queries and keys in Hugging Face's order, or marked as being in another one."""
+        order = self._checkpoint.row_order(name)
+        found = self._recognised.get(name)
+        of_meta = found is not None and found.rule is not None and found.rule.interleaved and name.endswith(".weight")
+        if not order and not of_meta:
+            return views
+        if self._role_map is not None and self._role_map.look_up(name) is not None:
+            return views
+        if order or self._has_norms(name):
+            return tuple(view._replace(row_order=INTERLEAVED) for view in views)
+        return tuple(deinterleaved(view, heads_of(self.config)) for view in views)
+
+    def _has_norms(self, name: str) -> bool:
+        """Whether queries and keys are normalised. Code that does has Meta's names and either order."""
+        module = name.removesuffix(".weight").rpartition(".")[0]
+        return any(f"{module}.{norm}.weight" in self._checkpoint for norm in ("q_norm", "k_norm"))
 
     def _has_expert_biases(self, name: str) -> bool:
         """As only gpt-oss has, whose experts are (in, out) and alternate gate and up."""

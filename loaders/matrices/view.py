@@ -27,6 +27,9 @@ class View(NamedTuple):
     cut: tuple[slice, ...] | None = None  # part of the factored array; None is all of it
     order: tuple[int, ...] | None = None  # its axes, outputs before inputs; None leaves them
     rows: int | None = None  # only the first rows of the matrix; None is all of them
+    row_order: str = (
+        ""  # `INTERLEAVED` of queries and keys left in that order; "" is Hugging Face's, or there is but one
+    )
 
     @property
     def name(self) -> str:

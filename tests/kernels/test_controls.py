@@ -92,6 +92,21 @@ def test_ratio_cv(shape):
     np.testing.assert_allclose(controls(base, 0.02).ratio_cv, np.sqrt(np.mean(cv**2)), rtol=0.1)
 
 
+@pytest.mark.parametrize("drift", [1e-3, 0.02, 0.3, 1.0])
+@pytest.mark.parametrize("condition", [1, 5, 100, 1e4])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_no_random_change_moves_singular_values_by_more_than_nss_says(shape, condition, drift):
+    """And by as much where it is small beside the gaps of singular values, or these are equal."""
+    base = with_condition(condition, shape)
+    values = np.linalg.svd(base, compute_uv=False)
+    moved = np.linalg.svd(base + draws(base, drift, 300), compute_uv=False) - values
+    sampled = np.sqrt(np.mean(np.sum(moved**2, axis=-1))) / np.linalg.norm(values)
+    control = controls(base, drift).nss
+    assert 0.3 * control < sampled < 1.05 * control
+    if drift * condition <= 0.01 or (condition == 1 and drift < 0.1):
+        np.testing.assert_allclose(control, sampled, rtol=0.06)
+
+
 def with_condition(condition, shape):
     """A base whose singular values fall geometrically; "equal" ones for 1."""
     values = np.geomspace(1, 1 / condition, min(shape))

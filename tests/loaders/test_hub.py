@@ -112,7 +112,9 @@ def test_where_the_cache_is(monkeypatch, tmp_path):
 
 def test_half_a_download_is_not_taken_for_a_model(cached):
     snapshot = cached(COMMIT, 1)
-    index = {"weight_map": {"w": "model.safetensors", "v": "missing.safetensors"}}
+    (snapshot / "model.safetensors").rename(snapshot / "model-00001-of-00002.safetensors")
+    shards = [f"model-0000{number}-of-00002.safetensors" for number in (1, 2)]
+    index = {"weight_map": {"w": shards[0], "v": shards[1]}}
     (snapshot / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(CheckpointError, match=rf"no whole copy of its weights; hf://{NAME} reads them"):
         open_checkpoint(NAME)

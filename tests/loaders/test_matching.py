@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from polarax.loaders import CheckpointError, Skipped, open_checkpoint, pair_checkpoints
+from polarax.loaders import CheckpointError, Pairing, Skipped, open_checkpoint, pair_checkpoints
 
 rng = np.random.default_rng(0)
 
@@ -109,7 +109,7 @@ def test_what_identity_cannot_tell_is_skipped_with_the_reason():
 
 
 def test_two_models_of_other_sizes_are_not_matched_by_identity():
-    with pytest.raises(CheckpointError, match="no tensor name in common"):
+    with pytest.raises(CheckpointError, match="no tensor in common"):
         pair_checkpoints(open_checkpoint(as_phi3(phi3(hidden=16))), open_checkpoint(as_maxtext(phi3())))
 
 
@@ -151,12 +151,33 @@ def test_a_head_that_is_the_embedding_is_compared_once():
 
 
 @pytest.mark.parametrize("said", [True, False, None])
-def test_a_head_that_the_configuration_ties(tmp_path, save, said):
-    save(tmp_path / "model.safetensors", {name: random(*shape) for name, shape in LLAMA.items()})
+@pytest.mark.parametrize("equal", [True, False])
+def test_bytes_decide_whether_a_head_is_tied(tmp_path, save, said, equal):
+    tensors = {name: random(*shape) for name, shape in LLAMA.items()}
+    if equal:
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].copy()
+    save(tmp_path / "model.safetensors", tensors)
     (tmp_path / "config.json").write_text(json.dumps({} if said is None else {"tie_word_embeddings": said}))
     checkpoint = open_checkpoint(tmp_path)
-    pairs, _ = pair_checkpoints(checkpoint, checkpoint)
-    assert ("head" in {pair.role for pair in pairs}) == (said is not True)
+    pairs, skipped, coverage = Pairing(checkpoint).pair(checkpoint)
+    tied = equal and said is True
+    assert ("head" in {pair.role for pair in pairs}) == (not tied)
+    assert skipped == ([Skipped("lm_head.weight", "tied to model.embed_tokens.weight")] if tied else [])
+    assert bool(coverage.notes) == (said is not None and said != equal)
+    assert all("lm_head.weight" in note and "both are compared" in note for note in coverage.notes)
+
+
+@pytest.mark.parametrize("place", [0, 700, 1023])
+def test_a_head_of_which_some_rows_were_trained_is_not_tied(tmp_path, save, place):
+    """Rows of added tokens are the last ones; a matrix of zeros says nothing until all of it was read."""
+    embedding = np.zeros((1024, 4), np.float32)
+    head = embedding.copy()
+    head[place] = 1
+    tensors = {"model.embed_tokens.weight": embedding, "lm_head.weight": head}
+    save(tmp_path / "model.safetensors", tensors | {"model.layers.0.mlp.up_proj.weight": random(6, 4)})
+    (tmp_path / "config.json").write_text(json.dumps({"tie_word_embeddings": True}))
+    checkpoint = open_checkpoint(tmp_path)
+    assert "lm_head.weight" in {pair.name for pair in pair_checkpoints(checkpoint, checkpoint)[0]}
 
 
 def test_copies_of_the_embedding_in_t5():

@@ -306,5 +306,5 @@ def test_over_http(tree, web, ocdbt):
 
 
 def test_nothing_over_http(web):
-    with pytest.raises(CheckpointError, match="looked for model.safetensors.index.json and model.safetensors, and for"):
+    with pytest.raises(CheckpointError, match="looked for model.safetensors and model.safetensors.index.json, and for"):
         open_checkpoint(web.url + "nothing")

@@ -49,8 +49,9 @@ def test_an_index_of_any_name(sharded):
 
 def test_an_index_goes_before_files_that_it_does_not_name(sharded, save):
     save(sharded / "consolidated.safetensors", {"a": matrix(9)})
-    save(sharded / "model.safetensors", {"a": matrix(9)})
-    assert values(open_checkpoint(sharded)) == {"a": 1, "b": 2, "c": 3}
+    checkpoint = open_checkpoint(sharded)
+    assert values(checkpoint) == {"a": 1, "b": 2, "c": 3}
+    assert checkpoint.notes == ("consolidated.safetensors: beside the model, and not read",)
 
 
 def test_shards_without_an_index(sharded):

@@ -70,7 +70,7 @@ def test_an_empty_file_in_a_folder_by_url(web):
 
 def test_nothing_there(web):
     refused(web.url + "no.safetensors", r"/no\.safetensors: no such file")
-    refused(web.url + "no", "no checkpoint there; looked for model.safetensors.index.json and")
+    refused(web.url + "no", "no checkpoint there; looked for model.safetensors and model.safetensors.index.json")
     refused(web.url + "no.safetensors.index.json", "no such file")
     refused(web.url + "pytorch_model.bin", "pickle")
 

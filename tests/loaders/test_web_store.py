@@ -338,7 +338,7 @@ def test_shards_take_one_request_each_however_long_their_headers_are(web, save):
     pairs, _ = pair_checkpoints(checkpoint, checkpoint)  # what a plan asks besides
     assert len(pairs) == 6
     requests = collections.Counter(request.path for request in web.requests)
-    files = ("model.safetensors.index.json", "config.json", *shards)
+    files = ("model.safetensors", "model.safetensors.index.json", "config.json", *shards)
     assert requests == {f"/{file}": 1 for file in files}
 
 

@@ -20,6 +20,9 @@ QUIET = {
     "cols": 48,
     "status": "ok",
     "rounding_share": 0.01,
+    "drift": 0.02,
+    "nss": 0.003,
+    "nss_null": 0.0029,
     "alpha": 1.0003,
     "alpha_null": 1.0002,
     "alpha_null_std": 1e-4,
@@ -95,7 +98,7 @@ class TestEffects:
             ({"coordination": 0.31}, "coordinated (coordination +0.31, control 0 ± 0.0034)."),
             ({"coordination": -0.31}, "discordant (coordination -0.31, control 0 ± 0.0034)."),
             (
-                {"budget_scaling": 0.4},
+                {"budget_scaling": 0.4, "nss": 0.0126},
                 "singular values changed, each by a factor of its own "
                 "(share of the change 40.0%, control 1.0% ± 0.4%).",
             ),
@@ -178,9 +181,13 @@ class TestWhatFollowsFromAnother:
 
     def test_of_uneven_values_the_scale_is_no_finding_where_it_explains_less_than_half(self):
         uneven = {"alpha": 1.01, "budget_scaling": 1.0}
-        assert "scaled up" in read(uneven | {"drift": 0.0102})[1]
-        assert "each by a factor of its own" in read(uneven | {"drift": 0.03})[1]
-        assert len(read(uneven | {"drift": 0.03})) == len(read(uneven | {"drift": 0.0102})) == 2
+        assert "scaled up" in read(uneven | {"drift": 0.0102, "nss": 0.0102})[1]
+        assert "each by a factor of its own" in read(uneven | {"drift": 0.03, "nss": 0.03})[1]
+        assert (
+            len(read(uneven | {"drift": 0.03, "nss": 0.03}))
+            == len(read(uneven | {"drift": 0.0102, "nss": 0.0102}))
+            == 2
+        )
 
     def test_two_effects_of_one_matrix_are_both_named(self):
         assert len(read({"alpha": 1.02, "coordination": 0.4})) == 3

@@ -29,6 +29,7 @@ TOLERANCES = {
     "budget_outside": (0, 1e-6),
     "unchanged": (1e-6, 0),  # float32
     "fit_error_null": (2e-3, 0),  # by quadrature
+    "nss_null": (2e-3, 0),
 }
 OTHERWISE = (1e-5, 1e-9)
 
@@ -176,6 +177,7 @@ def closed_form_controls(readings, s_base, norm, rows, cols):
         for j in range(i)
     )
     unfitted = (rotations + rank - 1 + entries - rank**2) * sd**2 + left_over
+    lifted = np.hypot(s_base, math.sqrt(max(rows, cols)) * sd) - s_base
     controls = {
         "nf_null": nf,
         "nf_null_std": nf_std,
@@ -190,6 +192,7 @@ def closed_form_controls(readings, s_base, norm, rows, cols):
         "budget_outside_null": 1 - rank**2 / entries,
         "coordination_null_std": 1 / math.sqrt(rotations + 1),
         "fit_error_null": math.sqrt(unfitted / (base_norm**2 + norm**2)),
+        "nss_null": math.sqrt(rank * sd**2 + left_over + np.sum(lifted**2)) / base_norm,
         "control_reach": s_base[0] / s_base[-1] * norm / base_norm,
     }
     controls["alpha_z"] = (readings["alpha"] - controls["alpha_null"]) / controls["alpha_null_std"]
