@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 a run that failed part-way, 2 bad input. `--verbosity=1` s
 import importlib
 import importlib.metadata
 import os
+import re
 import sys
 import traceback
 from collections.abc import Sequence
@@ -19,6 +20,10 @@ COMMANDS = {
     "report": "write the page and the pictures of a run",
     "plan": "say what compare would do, from the headers alone",
 }
+
+# Of a longer word (the name of a tensor may have thousands of characters) a message repeats the two ends.
+_WORD_END = 120
+_LONG_WORD = re.compile(rf"\S{{{3 * _WORD_END},}}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -114,7 +119,8 @@ def _without_secrets(text):
 
 
 def _one_line(error):
-    return " ".join(str(error).split())
+    text = " ".join(str(error).split())
+    return _LONG_WORD.sub(lambda word: f"{word[0][:_WORD_END]}...{word[0][-_WORD_END:]}", text)
 
 
 def _usage():

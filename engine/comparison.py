@@ -25,6 +25,7 @@ from polarax.planning.options import (
     DEFAULT_TOP_K,
     Options,
 )
+from polarax.planning.partners import coverage_between, describe_coverage
 from polarax.planning.request import Request, check_request, describe_request, describe_side
 from polarax.results.directory import BETWEEN_FOLDER, claim_directory
 from polarax.results.run import Run
@@ -49,6 +50,7 @@ def compare(
     memory_gib: float = DEFAULT_MEMORY_GIB,
     role_map: str | os.PathLike | Mapping[str, Any] | None = None,
     common_rows: bool = False,
+    allow_partial: bool = False,
     control_draws: int = DEFAULT_CONTROL_DRAWS,
     seed: int = DEFAULT_SEED,
     between: bool = True,
@@ -76,6 +78,7 @@ def compare(
             named on standard error before any work, and computed alone.
         role_map: A table of names of your own, or the JSON file it is in: see `polarax.loaders.parse_role_map`.
         common_rows: Compare embeddings and heads of different vocabularies on the rows that both have.
+        allow_partial: Compare what is paired even where more than half of either model's matrix weights has no partner.
         control_draws: Random changes of each kind to draw for every matrix, as sampled controls beside the closed
             forms; each takes about half the time of the comparison itself.
         seed: What they are drawn from, at least 0.
@@ -88,7 +91,7 @@ def compare(
         into memory together.
 
     Raises:
-        CheckpointError: A checkpoint cannot be read, or the two have nothing in common.
+        CheckpointError: A checkpoint cannot be read, or the two have nothing in common, or too little.
         UsageError: An argument cannot be met, or `out` holds a run of other inputs or arguments.
         RunError: The run failed part-way; finished stacks are kept in `out`.
     """
@@ -103,6 +106,7 @@ def compare(
         method=method,
         role_map=role_map,
         common_rows=common_rows,
+        allow_partial=allow_partial,
         control_draws=control_draws,
         seed=seed,
         memory_gib=memory_gib,
@@ -185,7 +189,15 @@ def _open_output(open_writers, request, described, sides, comparison, path, over
     """Opens the writer of one run directory."""
     *first, last = (sides[place] for place in comparison.posts)
     part = _part_between(request, *comparison.posts) if first else request.plan.parts[comparison.posts[0]]
-    description = {"base": described["base"], "post": last, **described, "matrices": len(part.names)}
+    posts = list(request.posts.values())
+    before, after = [request.base, *(posts[place] for place in comparison.posts)][-2:]
+    description = {
+        "base": described["base"],
+        "post": last,
+        **described,
+        "matrices": len(part.names),
+        "coverage": describe_coverage(part.coverage, before, after),
+    }
     if first:
         asked = {"metrics": comparison.measurement.groups, "control_draws": comparison.measurement.control_draws}
         description |= {"base": first[0], "flags": described["flags"] | asked, "changes_from": described["base"]}
@@ -199,7 +211,9 @@ def _open_output(open_writers, request, described, sides, comparison, path, over
 def _part_between(request, first, second):
     """What can be compared of two posts: what both have of the base, in one stack."""
     labels = list(request.posts)
-    names = {pair.name for stack in request.plan.stacks if {first, second} <= {*stack.posts} for pair in stack.pairs}
+    both = [stack.between(first, second) for stack in request.plan.stacks if {first, second} <= {*stack.posts}]
+    pairs = [pair for stack in both for pair in stack.pairs]
+    names = {pair.name for pair in pairs}
     reasons: dict[str, str] = {}
     for place in (first, second):
         for name, reason in request.plan.parts[place].skipped:
@@ -209,7 +223,8 @@ def _part_between(request, first, second):
             if name not in names:
                 reasons.setdefault(name, "compared with the base on different rows")
     ordered = tuple(name for name in request.plan.names if name in names)
-    return Part(ordered, tuple(Skipped(*row) for row in reasons.items()))
+    coverages = (request.plan.parts[place].coverage for place in (first, second))
+    return Part(ordered, tuple(Skipped(*row) for row in reasons.items()), coverage_between(*coverages, pairs))
 
 
 def _relate(request, outputs):

@@ -34,6 +34,7 @@ def history(
     memory_gib: float = DEFAULT_MEMORY_GIB,
     role_map: str | os.PathLike | Mapping[str, Any] | None = None,
     common_rows: bool = False,
+    allow_partial: bool = False,
     control_draws: int = DEFAULT_CONTROL_DRAWS,
     seed: int = DEFAULT_SEED,
     overwrite: bool = False,
@@ -69,6 +70,7 @@ def history(
         memory_gib: Memory that a run may take.
         role_map: A table of names of your own.
         common_rows: Compare embeddings of different vocabularies on their common rows.
+        allow_partial: Compare what is paired of a step even where that is less than half of it.
         control_draws: Random changes of each kind to draw for every matrix and step.
         seed: What they are drawn from.
         overwrite: Replace a run that is already at `out`.
@@ -90,6 +92,7 @@ def history(
         method=method,
         role_map=role_map,
         common_rows=common_rows,
+        allow_partial=allow_partial,
         control_draws=control_draws,
         seed=seed,
         memory_gib=memory_gib,

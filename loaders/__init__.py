@@ -3,7 +3,7 @@
 from polarax.loaders.adapters import on_base
 from polarax.loaders.architectures import Identity, identify
 from polarax.loaders.checkpoint import Checkpoint, CheckpointError, Read, Wanted
-from polarax.loaders.labels import model_name
+from polarax.loaders.labels import model_name, short_name
 from polarax.loaders.matrices import RoleMap, View, parse_role_map, read_views
 from polarax.loaders.opening import open_checkpoint
 from polarax.loaders.pairing import Coverage, LeftOut, Pair, Paired, Pairing, SideCoverage, Skipped, pair_checkpoints
@@ -35,5 +35,6 @@ __all__ = [
     "pair_checkpoints",
     "parse_role_map",
     "read_views",
+    "short_name",
     "write_checkpoint",
 ]

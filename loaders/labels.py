@@ -1,4 +1,4 @@
-"""What a model is called, from where it is."""
+"""What a model is called, from where it is; and how the name of a tensor is printed."""
 
 import re
 
@@ -18,6 +18,22 @@ def model_name(location: str) -> str:
     while len(parts) > 1 and _is_generic(parts[-1]):
         parts.pop()
     return formats.stem(parts[-1]) if parts else ""
+
+
+def short_name(name: str, most: int = 100) -> str:
+    """The name of a tensor as it may be printed: one line of at most `most` characters, its middle left out.
+
+    >>> short_name("model.layers.0.mlp.up_proj.weight"), short_name("a" * 5000 + ".weight", 20)
+    ('model.layers.0.mlp.up_proj.weight', 'aaaaaa...aaaa.weight')
+    """
+    if len(name) > most:
+        end = (most - 3) * 2 // 3  # it says more than the beginning
+        name = f"{name[: most - 3 - end]}...{name[-end:]}"
+    return (
+        name
+        if name.isprintable()
+        else "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in name)
+    )
 
 
 def _is_generic(name: str) -> bool:

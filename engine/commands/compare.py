@@ -1,16 +1,15 @@
 """Usage: polarax compare --base=BASE --post=POST [--post=POST ...] --out=RUN.
 
 Decomposes every 2-D weight of two checkpoints and writes a run directory: matrices.csv (one row per matrix, each
-headline number beside its control), spectra, summary, plots and a report. Prints the table by role and what stands out.
+headline number beside its control), spectra, summary, plots and a report. Prints how much of either model was compared,
+the table by role and what stands out.
 Of several posts it writes a run for each into a folder of its own, one for each two of them, and tables and a report
 that put them side by side; --post=LABEL=PATH names them. The same command again resumes an interrupted run.
 """
 
-import textwrap
-
 from absl import flags
 
-from polarax.commands.comparison_flags import define_comparison_flags, request_from_flags
+from polarax.commands.comparison_flags import define_comparison_flags, print_wrapped, request_from_flags
 from polarax.commands.report import write_pictures
 from polarax.comparison import run_request
 from polarax.errors import UsageError
@@ -42,10 +41,11 @@ def run(values: flags.FlagValues) -> int:
         enable_compilation_cache(values.compilation_cache)
     result = run_request(request_from_flags(values), values.out, overwrite=values.overwrite)
     summary = result.summary()
+    print_wrapped(result.account())
+    print()
     print(table_by_role(summary) if isinstance(result, Run) else table_of_posts(summary))
     print()
-    for sentence in summary["reading"]:
-        print(textwrap.fill(sentence, 110, subsequent_indent="  ", break_on_hyphens=False))
+    print_wrapped(summary["reading"])
     print()
     try:
         for line in write_pictures(result, plots=values.plots, page=values.plots and values.report):

@@ -1,7 +1,8 @@
-"""Flags that `compare`, `history` and `plan` share: the checkpoints, and what is asked of them."""
+"""What `compare`, `history` and `plan` share: the flags of checkpoints and options, and how lines are printed."""
 
 import dataclasses
-from collections.abc import Callable
+import textwrap
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from absl import flags
@@ -47,12 +48,15 @@ def options_from_flags(values: flags.FlagValues) -> Options:
     return Options(**given | {"role_map": values.role_map or None})
 
 
-def request_from_flags(values: flags.FlagValues, *, post_required: bool = True) -> Request:
+def request_from_flags(
+    values: flags.FlagValues, *, post_required: bool = True, refused: list[Exception] | None = None
+) -> Request:
     """Opens the checkpoints and checks the flags; reads headers alone.
 
     Args:
         values: The flags.
         post_required: Whether there must be a --post; otherwise the base stands in for one that is missing.
+        refused: Takes the errors of posts of which too little can be compared; without it they are raised.
 
     Raises:
         UsageError: A flag is missing or cannot be met.
@@ -62,4 +66,11 @@ def request_from_flags(values: flags.FlagValues, *, post_required: bool = True) 
         if values[name].value in (None, "", [], [""]):
             raise UsageError(f"--{name} is missing: the checkpoint to compare.")
     post = one_post(values.post) if values.post else values.base
-    return check_request(values.base, post, options_from_flags(values), between=values.between)
+    return check_request(values.base, post, options_from_flags(values), between=values.between, refused=refused)
+
+
+def print_wrapped(lines: Iterable[str], width: int = 110) -> None:
+    """Prints lines and sentences, each within the width of a terminal; what goes on is indented more."""
+    for line in lines:
+        indent = " " * (len(line) - len(line.lstrip()) + 2)
+        print(textwrap.fill(line, width, subsequent_indent=indent, break_on_hyphens=False))

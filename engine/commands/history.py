@@ -6,11 +6,9 @@ that are named after their steps. A step that cannot be read is left out, with t
 resumes an interrupted run.
 """
 
-import textwrap
-
 from absl import flags
 
-from polarax.commands.comparison_flags import define_option_flags, options_from_flags
+from polarax.commands.comparison_flags import define_option_flags, options_from_flags, print_wrapped
 from polarax.commands.report import write_pictures
 from polarax.comparison import run_request
 from polarax.errors import UsageError
@@ -50,10 +48,11 @@ def run(values: flags.FlagValues) -> int:
     request = check_history(given, values.base or None, options_from_flags(values))
     history = run_request(request, values.out, overwrite=values.overwrite)
     assert isinstance(history, History)
+    print_wrapped(history.account())
+    print()
     print(table_of_steps(history.frame()))
     print()
-    for sentence in history.summary()["reading"]:
-        print(textwrap.fill(sentence, 110, subsequent_indent="  ", break_on_hyphens=False))
+    print_wrapped(history.summary()["reading"])
     print()
     try:
         for line in write_pictures(history, plots=values.plots, page=values.plots and values.report):

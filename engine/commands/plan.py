@@ -1,19 +1,25 @@
 """Usage: polarax plan --base=BASE [--post=POST ...].
 
-Says what compare would do, from the headers alone: the stacks, what is skipped, bytes to read, floating-point
-operations, expected time, peak memory, and how the work divides over hosts. Takes the flags of compare. Without --post
-it plans for a post of the base's layout and dtypes.
+Says what compare would do, from the headers alone: what is matched with what and how, what is skipped, the stacks,
+bytes to read, floating-point operations, expected time, peak memory, and how the work divides over hosts. Takes the
+flags of compare. Where compare would refuse, the plan ends with its error. Without --post it plans for a post of the
+base's layout and dtypes.
 """
 
 import itertools
-from collections import Counter
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar
 
 from absl import flags
 
-from polarax.commands.comparison_flags import define_comparison_flags, request_from_flags
+from polarax.commands.comparison_flags import define_comparison_flags, print_wrapped, request_from_flags
+from polarax.commands.plan_names import pair_line, pair_patterns, skipped_line, skipped_patterns
 from polarax.errors import UsageError
+from polarax.findings.coverage import accounts
+from polarax.loaders.pairing import natural
 from polarax.planning.division import Share, balance, divide_stacks
+from polarax.planning.partners import describe_coverage
 from polarax.planning.rates import DECOMPOSITIONS_SHARE, DEVICES, PRODUCTS_SHARE, measure_rates
 from polarax.planning.request import Request, without_garbage_collection
 from polarax.planning.stacks import Stack
@@ -23,11 +29,15 @@ _THIS = "this"
 _MOST_HOSTS = 1 << 16
 _READ_RATE = 1e9  # bytes/s: about a fast network, or a good disk; a yardstick
 
+_Row = TypeVar("_Row")
+
 
 def define_flags(values: flags.FlagValues) -> None:
     """Defines the command's flags."""
     define_comparison_flags(values)
-    flags.DEFINE_boolean("names", False, "Also list every matrix and every skipped tensor.", flag_values=values)
+    flags.DEFINE_boolean(
+        "names", False, "List every matrix with its partner, and every skipped tensor.", flag_values=values
+    )
     flags.DEFINE_string(
         "device",
         _THIS,
@@ -50,25 +60,57 @@ def run(values: flags.FlagValues) -> int:
     if values.device not in (_THIS, _UNMEASURED, *DEVICES):
         known = ", ".join((_THIS, _UNMEASURED, *DEVICES))
         raise UsageError(f"Unknown device {values.device!r}. Expected one of {known}.")
+    refused: list[Exception] = []
     with without_garbage_collection():
-        _plan(values)
+        request = request_from_flags(values, post_required=False, refused=refused)
+        _print_names(request, values.names)
+        print()
+        if not values.post:
+            print("post       taken to have the base's layout and dtypes")
+        print(f"compare    {request.plan.matrices} matrices in {len(request.plan.stacks)} stacks")
+        print(f"skip       {len(request.plan.skipped)} tensors")
+        if request.plan.stacks:
+            _print_work(values, request)
+    if refused:
+        sys.stdout.flush()  # the error comes last
+        raise refused[0]
     return 0
 
 
-def _plan(values: flags.FlagValues) -> None:
-    request = request_from_flags(values, post_required=False)
+def _print_names(request: Request, names: bool) -> None:
+    """How much of either model is compared, which matrices with which, and what is left out; once for all posts."""
+    parts = dict(zip(request.posts, request.plan.parts, strict=True))
+    print_wrapped(
+        accounts(
+            {
+                label: describe_coverage(part.coverage, request.base, request.posts[label])
+                for label, part in parts.items()
+            },
+            verb="To compare",
+        )
+    )
+    pairs = [pair for stack in request.plan.stacks for of_post in stack.pairs_of_posts for pair in of_post]
+    pairs = list({(pair.name, pair.name_post, pair.matched_by): pair for pair in pairs}.values())
+    pairs.sort(key=lambda pair: natural(pair.name))
+    _print_rows("matched", pairs, pair_line if names else None, pair_patterns)
+    _print_rows("not compared", request.plan.skipped, skipped_line if names else None, skipped_patterns)
+
+
+def _print_rows(
+    title: str,
+    rows: Sequence[_Row],
+    line: Callable[[_Row], str] | None,
+    patterns: Callable[[Iterable[_Row]], Iterable[str]],
+) -> None:
+    if rows:
+        print(f"\n{title}")
+        for text in map(line, rows) if line is not None else patterns(rows):
+            print(f"    {text}")
+
+
+def _print_work(values: flags.FlagValues, request: Request) -> None:
+    """The stacks, and what they cost."""
     plan = request.plan
-    _print_stacks(plan.stacks, values.names)
-    print()
-    if not values.post:
-        print("post       taken to have the base's layout and dtypes")
-    print(f"compare    {plan.matrices} matrices in {len(plan.stacks)} stacks")
-    print(f"skip       {len(plan.skipped)} tensors")
-    for reason, count in Counter(row.reason for row in plan.skipped).most_common(None if values.names else 8):
-        print(f"             {count:>6}  {reason}")
-    if values.names:
-        for row in plan.skipped:
-            print(f"    {row.name}: {row.reason}")
     print(f"read       {_bytes(plan.bytes_to_read)}")
     each = "two SVDs with vectors and one without a matrix" + ", the base's once for all posts" * (len(plan.parts) > 1)
     print(f"operations {plan.operations / 1e9:.1f} GFLOP (nominal, {each})")
@@ -80,9 +122,11 @@ def _plan(values: flags.FlagValues) -> None:
         _print_shares(shares)
     if values.device != _UNMEASURED:
         _print_expected(values.device, values.dtype, request, shares)
+    print()
+    _print_stacks(plan.stacks)
 
 
-def _print_stacks(stacks: Sequence[Stack], names: bool) -> None:
+def _print_stacks(stacks: Sequence[Stack]) -> None:
     """One line for all stacks of a shape and a pair of dtypes, which one program computes."""
     print(f"{'first stack':<24}{'stacks':>7}{'matrices':>10}  {'dtype':<22}{'read':>10}  {'operations':>16}  roles")
     for (_, base, *posts), group in itertools.groupby(stacks, key=_program):
@@ -95,9 +139,6 @@ def _print_stacks(stacks: Sequence[Stack], names: bool) -> None:
             f"{_bytes(sum(stack.bytes_stored for stack in members)):>10}  "
             f"{sum(stack.operations for stack in members) / 1e9:>10.1f} GFLOP  {roles}"
         )
-        if names:
-            for pair in pairs:
-                print(f"    {pair.name}")
 
 
 def _program(stack):

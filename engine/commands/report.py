@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 
 from absl import flags
 
+from polarax.commands.comparison_flags import print_wrapped
 from polarax.errors import UsageError
 from polarax.results.directory import PLOTS_FOLDER
 from polarax.results.run import Run
@@ -31,7 +32,9 @@ def run(values: flags.FlagValues) -> int:
     """Reports; returns the exit code."""
     if not values.run:
         raise UsageError("--run is missing: the folder of a run.")
-    for line in write_pictures(open_run(values.run), plots=values.plots, page=True, matrices=values.matrix):
+    result = open_run(values.run)
+    print_wrapped(result.account())
+    for line in write_pictures(result, plots=values.plots, page=True, matrices=values.matrix):
         print(line)
     return 0
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from polarax.findings.coverage import not_compared, not_compared_of_steps
 from polarax.findings.effects import kinds
 from polarax.loaders import ROLES
 
@@ -15,8 +16,8 @@ def summarise_history(steps: Mapping[str, dict], unusable: Mapping[int | str, st
 
     Returns:
         steps: step -> `Run.summary`; effects: kind -> role -> step -> in how many matrices it was named, steps without
-        left out; unusable: step -> reason; reading: sentences on when effects came and went, on the last step, on what
-        could not be compared, and the thresholds they rest on.
+        left out; unusable: step -> reason; reading: sentences on what was not compared, if it is much; on when effects
+        came and went, on the last step, on steps that could not be compared, and the thresholds they rest on.
     """
     effects: dict[str, dict[str, dict[str, int]]] = {}
     for step, summary in steps.items():
@@ -25,9 +26,11 @@ def summarise_history(steps: Mapping[str, dict], unusable: Mapping[int | str, st
                 effects.setdefault(kind, {}).setdefault(role, {})[step] = count
     sentences = []
     if steps:
+        sentences += not_compared_of_steps({step: summary.get("coverage") for step, summary in steps.items()})
         sentences += _emergence(effects, steps)
         last, summary = list(steps.items())[-1]
-        sentences += [f"Step {last}: {sentence}" for sentence in summary["reading"][:-1]]
+        said = not_compared(summary.get("coverage"))
+        sentences += [f"Step {last}: {sentence}" for sentence in summary["reading"][:-1] if sentence != said]
         sentences += [f"{step_in_words(step, 'Step')} was not compared: {why}" for step, why in unusable.items()]
         sentences += summary["reading"][-1:]
     left_out = {str(step): reason for step, reason in unusable.items()}

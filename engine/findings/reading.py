@@ -5,6 +5,7 @@ from typing import Any
 
 import pandas as pd
 
+from polarax.findings.coverage import not_compared
 from polarax.findings.effects import (
     DEVIATIONS,
     find_effects,
@@ -18,7 +19,7 @@ from polarax.findings.effects import (
 )
 from polarax.findings.signature import FEWEST_LAYERS, Signature, output_signature
 from polarax.findings.strangers import NO_LAYERS, read_strangers
-from polarax.loaders import ROLES
+from polarax.loaders import ROLES, short_name
 from polarax.metrics import Effect, effects_told, metric_of
 from polarax.metrics.change import MOSTLY_ROUNDING
 from polarax.metrics.status import Status, is_changed, is_meaningless, status_labels
@@ -27,17 +28,24 @@ from polarax.metrics.tables import column
 _NAMED = 3  # matrices of one kind that are named one by one; more are counted by role
 
 
-def read_frame(frame: pd.DataFrame, draws: int = 0, layers: Mapping[str, Any] = NO_LAYERS) -> list[str]:
+def read_frame(
+    frame: pd.DataFrame,
+    draws: int = 0,
+    layers: Mapping[str, Any] = NO_LAYERS,
+    coverage: Mapping[str, Any] | None = None,
+) -> list[str]:
     """Plain sentences on a table of matrices.
 
     Args:
         frame: `Run.frame()`; groups that were not measured are passed over.
         draws: How many draws the sampled controls are made of, if the frame has any.
         layers: `Run.moved_layers()`.
+        coverage: How much of either model was compared, as run.json has it.
 
     Returns:
-        What is not the base, trained; where there is no more than drift; the output projections against the other
-        roles; every kind of effect; what could not be judged; rows that say little; and the thresholds behind it.
+        What was not compared, if it is much; what is not the base, trained; where there is no more than drift; the
+        output projections against the other roles; every kind of effect; what could not be judged; rows that say
+        little; and the thresholds behind it.
         Nothing for an empty table.
     """
     effects = find_effects(frame, draws)
@@ -50,6 +58,9 @@ def read_frame(frame: pd.DataFrame, draws: int = 0, layers: Mapping[str, Any] = 
         *_unjudged(frame),
         *_flagged(frame),
     ]
+    lacking = not_compared(coverage)
+    if lacking and len(frame):
+        sentences.insert(0, lacking)
     return [*sentences, _thresholds(draws)] if sentences else []
 
 
@@ -145,7 +156,8 @@ def _flagged(frame):
         if unknown:
             notes.append(f"how much of the change is quantisation is unknown in {_matrices(unknown)}")
     if notes:
-        yield f"Of all {len(frame)} matrices: {'; '.join(notes)}."
+        compared = "matrix" if len(frame) == 1 else f"{len(frame)} matrices"
+        yield f"Of the {compared} compared: {'; '.join(notes)}."
 
 
 def _thresholds(draws):
@@ -201,7 +213,7 @@ def _in_order(roles: Iterable[str]) -> list[str]:
 def _possessive(row):
     """The name of a matrix in a sentence: "layer 5's o", "embed", or its name where that is not enough."""
     if row["role"] == "other" or pd.isna(row["layer"]):
-        return matrix_label(row)
+        return short_name(matrix_label(row))
     expert = "" if pd.isna(row["expert"]) else f" of expert {row['expert']}"
     return f"layer {row['layer']}'s {row['role']}{expert}"
 

@@ -19,7 +19,11 @@ from polarax.metrics.status import JudgedBy, status_labels
 
 
 def summarise(
-    frame: pd.DataFrame, skipped: pd.DataFrame, draws: int = 0, layers: Mapping[str, Any] = NO_LAYERS
+    frame: pd.DataFrame,
+    skipped: pd.DataFrame,
+    draws: int = 0,
+    layers: Mapping[str, Any] = NO_LAYERS,
+    coverage: Mapping[str, Any] | None = None,
 ) -> dict:
     """Summary of a run, JSON-ready up to NaN.
 
@@ -28,15 +32,17 @@ def summarise(
         skipped: `Run.skipped()`.
         draws: How many draws the sampled controls are made of, if the frame has any.
         layers: `Run.moved_layers()`.
+        coverage: How much of either model was compared, as run.json has it; None of a run that was written without.
 
     Returns:
-        matrices: how many; status: how many of each; skipped: how many for each reason; roles: role -> metric -> count,
-        mean, std (population), min, median, max of those finite among its matrices, with `matrices`, `out_of_range`
-        (how many of them have a closed-form control that is only rough), `rounding` (how many changed by little more
-        than storage rounding) and `named` (how many have an effect that stands out, or are not the base, trained);
-        layers: layer -> the same of the headline metrics; flagged: counts of rows that are mostly rounding, and of
-        those whose nf has no control that holds; strangers: `summarise_strangers`; effects: kind -> role -> how many
-        matrices; signature: `Signature` as a dict, or None; reading: sentences; thresholds: what they rest on.
+        matrices: how many; status: how many of each; skipped: how many for each reason; coverage: as given; roles:
+        role -> metric -> count, mean, std (population), min, median, max of those finite among its matrices, with
+        `matrices`, `out_of_range` (how many of them have a closed-form control that is only rough), `rounding` (how
+        many changed by little more than storage rounding) and `named` (how many have an effect that stands out, or are
+        not the base, trained); layers: layer -> the same of the headline metrics; flagged: counts of rows that are
+        mostly rounding, and of those whose nf has no control that holds; strangers: `summarise_strangers`; effects:
+        kind -> role -> how many matrices; signature: `Signature` as a dict, or None; reading: sentences; thresholds:
+        what they rest on.
     """
     present = set(frame["role"])
     effects = find_effects(frame, draws)
@@ -47,6 +53,7 @@ def summarise(
         "matrices": len(frame),
         "status": dict(Counter(status_labels(frame))),
         "skipped": dict(Counter(re.sub(r"\(.*", "", reason).strip() for reason in skipped["reason"])),
+        "coverage": coverage,
         "roles": {
             role: _describe_role(frame[frame["role"] == role], outstanding[frame["role"] == role])
             for role in ROLES
@@ -62,7 +69,7 @@ def summarise(
             kind: dict(Counter(frame.loc[rows["row"], "role"])) for kind, rows in effects.groupby("kind", sort=False)
         },
         "signature": signature._asdict() if signature else None,
-        "reading": read_frame(frame, draws, layers),
+        "reading": read_frame(frame, draws, layers, coverage),
         "thresholds": thresholds() | limit,
     }
 

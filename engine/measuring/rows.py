@@ -54,6 +54,8 @@ def make_row(pair: Pair, readings: Mapping[str, np.ndarray], index: int, measure
         "dtype_base": pair.stored_base,
         "dtype_post": pair.stored_post,
         "status": message,
+        "name_post": pair.name_post,
+        "matched_by": pair.matched_by,
         **row,
         "control": JudgedBy.of_reach(row["control_reach"], bool(measurement.draws)).value,
     }

@@ -70,7 +70,8 @@ __all__ = [
 
 # Columns that every run has, in front.
 IDENTITY_COLUMNS = (
-    "name", "layer", "role", "expert", "rows", "cols", "dtype_base", "dtype_post", "status", "relation"
+    "name", "layer", "role", "expert", "rows", "cols", "dtype_base", "dtype_post", "status", "relation", "name_post",
+    "matched_by",
 )  # fmt: skip
 
 # Columns that every run has, at the end: they say how far the first-order controls can be trusted.
@@ -81,7 +82,9 @@ CONTROL_COLUMNS = {
 }
 
 # Of all these, those that hold words.
-TEXT_COLUMNS = frozenset({"name", "role", "dtype_base", "dtype_post", "status", "relation", "control"})
+TEXT_COLUMNS = frozenset(
+    {"name", "role", "dtype_base", "dtype_post", "status", "relation", "name_post", "matched_by", "control"}
+)
 
 
 def parse_metrics(given: str | Iterable[str] | None) -> tuple[str, ...]:

@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from polarax.errors import UsageError
-from polarax.loaders import Checkpoint, CheckpointError, Pair, Pairing, RoleMap, Skipped
+from polarax.loaders import Checkpoint, CheckpointError, Coverage, Pair, Pairing, RoleMap, Skipped, short_name
 from polarax.loaders.pairing import natural
 from polarax.planning.measurement import Measurement
+from polarax.planning.partners import after_selection, refusal
 from polarax.planning.selection import Selection
 from polarax.planning.stacks import (
     PLENTY_BYTES,
@@ -26,6 +27,7 @@ class Part(NamedTuple):
 
     names: tuple[str, ...]  # of the matrices, in model order
     skipped: tuple[Skipped, ...]
+    coverage: Coverage
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +100,7 @@ class Plan:
         most += program_bytes(self.memory_bytes)
         return (
             f"{len(large)} of {self.matrices} matrices need more than the {self.memory_bytes / 2**30:.3g} GiB of "
-            f"memory_gib and are taken one at a time: about {most / 2**30:.3g} GiB for {pair.name} "
+            f"memory_gib and are taken one at a time: about {most / 2**30:.3g} GiB for {short_name(pair.name)} "
             f"({pair.shape[0]} x {pair.shape[1]})."
         )
 
@@ -115,7 +117,9 @@ def plan_posts(
     role_map: RoleMap | None = None,
     common_rows: bool = False,
     between: bool = False,
+    allow_partial: bool = False,
     unusable: dict[str, str] | None = None,
+    refused: list[Exception] | None = None,
 ) -> Plan:
     """Plans the comparison of posts with one base, which is read and decomposed once for all that fit.
 
@@ -131,10 +135,12 @@ def plan_posts(
         common_rows: Compare embeddings of different vocabularies on the rows that both have.
         between: Compare the posts with each other too: all of a matrix's are then in one stack, whatever memory that
             takes; otherwise as many as fit.
+        allow_partial: Whether it is enough that something of a post and the base is paired.
         unusable: Takes the labels of posts that cannot be compared, with the reason, and they are left out.
+        refused: Takes the errors of posts of which too little can be compared, which are planned all the same.
 
     Raises:
-        CheckpointError: A post and the base have no name in common.
+        CheckpointError: A post and the base have nothing in common, or too little.
         UsageError: The selection leaves nothing of a post, or none of its matrices can be compared.
     """
     pairing = Pairing(base, role_map=role_map, common_rows=common_rows)
@@ -142,11 +148,11 @@ def plan_posts(
     members: dict[tuple, dict[int, Pair]] = {}
     for label, post in posts.items():
         try:
-            pairs, skipped, _ = pairing.pair(post)
-            chosen, left_out = selection.split(pairs)
-            skipped = [*skipped, *left_out]
-            if not chosen:
-                raise _nothing_left(label, skipped)
+            paired = pairing.pair(post)
+            problem = refusal(base, post, paired, label=label, allow_partial=allow_partial)
+            if problem is not None and refused is None:
+                raise problem
+            chosen, left_out = _split(selection, paired.pairs, refused_already=problem is not None)
         except (CheckpointError, UsageError) as error:
             if unusable is None:
                 raise
@@ -154,16 +160,24 @@ def plan_posts(
             continue
         for pair in chosen:
             members.setdefault((pair.name, pair.shape), {})[len(parts)] = pair
-        parts.append(Part(tuple(pair.name for pair in chosen), tuple(skipped)))
+        if refused is not None and problem is not None:
+            refused.append(problem)
+        names = tuple(pair.name for pair in chosen)
+        coverage = after_selection(paired.coverage, paired.pairs, chosen)
+        parts.append(Part(names, (*paired.skipped, *left_out), coverage))
     work_of = functools.partial(work_bytes, measurement.dtype, measurement.method, measurement.draws, between)
     stacks = make_stacks(members.values(), memory_bytes, work_of, devices, lanes, together=between)
     return Plan(tuple(stack._replace(draws=measurement.draws) for stack in stacks), tuple(parts), memory_bytes)
 
 
-def _nothing_left(label, skipped):
-    reasons = "; ".join(f"{row.name}: {row.reason}" for row in skipped[:3])
-    of_post = f" of {label}" if label else ""
-    return UsageError(f"No matrix{of_post} can be compared. All {len(skipped)} tensors are skipped: {reasons}.")
+def _split(selection, pairs, *, refused_already):
+    """What is selected and what is not; nothing where that is an error but another one comes first."""
+    try:
+        return selection.split(pairs)
+    except UsageError:
+        if not refused_already:
+            raise
+        return [], []
 
 
 def _in_order(lists: Sequence[Sequence[str]]) -> tuple[str, ...]:

@@ -40,6 +40,9 @@ class Options:
     common_rows: bool = _option(
         False, "Compare embeddings and heads of different vocabularies on the rows that both have."
     )
+    allow_partial: bool = _option(
+        False, "Compare what is paired even where more than half of either model's matrix weights has no partner."
+    )
     control_draws: int = _option(
         DEFAULT_CONTROL_DRAWS,
         "Random changes of each kind (isotropic, the change's spectrum in random directions, its entries shuffled) to "

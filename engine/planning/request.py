@@ -56,6 +56,7 @@ def check_request(
     *,
     between: bool = True,
     unusable: dict[str, str] | None = None,
+    refused: list[Exception] | None = None,
 ) -> Request:
     """Opens the checkpoints and plans the comparison; reads headers alone and writes nothing.
 
@@ -66,9 +67,11 @@ def check_request(
         between: Compare several posts with each other too.
         unusable: For steps of a history: takes the labels of those that cannot be compared, with the reason, and they
             are left out; without it they are errors.
+        refused: Takes the errors of posts of which too little can be compared, which are planned all the same; without
+            it they are raised.
 
     Raises:
-        CheckpointError: A checkpoint cannot be read, or the base and a post have nothing in common.
+        CheckpointError: A checkpoint cannot be read, or the base and a post have nothing in common, or too little.
         UsageError: An argument cannot be met, or no matrix is left to compare.
     """
     selection = Selection.parse(options.include, options.exclude, options.roles, options.layers)
@@ -91,7 +94,9 @@ def check_request(
             role_map=role_map,
             common_rows=options.common_rows,
             between=between,
+            allow_partial=options.allow_partial,
             unusable=unusable,
+            refused=refused,
         )
     usable = {label: opened for label, opened in posts.items() if label not in (unusable or ())}
     return Request(

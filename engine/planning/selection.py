@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
 from polarax.errors import UsageError
-from polarax.loaders import ROLES, Pair, Skipped, View
+from polarax.loaders import ROLES, Pair, Skipped, View, short_name
 
 _Matrix = TypeVar("_Matrix", Pair, View)
 
@@ -81,7 +81,7 @@ class Selection:
             spread = f"layers {layers[0]} to {layers[-1]}" if layers else "no numbered layers"
             raise UsageError(
                 f"The selection leaves no matrix of {len(pairs)}: there are roles {', '.join(roles)}; "
-                f"{spread}; names such as {pairs[0].name!r}."
+                f"{spread}; names such as {short_name(pairs[0].name)!r}."
             )
         return chosen, skipped
 

@@ -67,6 +67,7 @@ def history_page(history: "History", figures: "Mapping[str, Figure] | None" = No
         title=f"{last_part(history.description, 'base')}: {'step' if first == last else f'steps {first} to'} {last}",
         under=f"{len(steps)} step{'' if len(steps) == 1 else 's'} compared"
         + (f", {len(unusable)} left out." if unusable else "."),
+        account=history.account(),
         finished=history.finished,
         sections=sections,
         frame=frame,

@@ -139,31 +139,36 @@ def run_html(run: "Run") -> str:
     """The table by role and the reading as HTML; every text escaped."""
     summary = run.summary()
     title = f"polarax run {run.path}: {summary['matrices']} matrices"
-    return _html(title, run.finished, summary["reading"], *rows_by_role(summary))
+    return _html(title, run, summary["reading"], *rows_by_role(summary))
 
 
 def runs_html(runs: "Runs") -> str:
     """The table by role and post and the reading as HTML; every text escaped."""
     summary = runs.summary()
     title = f"polarax runs {runs.path}: {', '.join(runs.labels)}"
-    return _html(title, runs.finished, summary["reading"], *rows_of_posts(summary["posts"]))
+    return _html(title, runs, summary["reading"], *rows_of_posts(summary["posts"]))
 
 
 def history_html(history: "History") -> str:
     """The table by role and step and the reading as HTML; every text escaped."""
     title = f"polarax history {history.path}: {len(history)} steps"
-    return _html(title, history.finished, history.summary()["reading"], *rows_of_steps(history.frame()))
+    return _html(title, history, history.summary()["reading"], *rows_of_steps(history.frame()))
 
 
 def _html(
-    title: str, finished: bool, sentences: Sequence[str], rows: Sequence[Sequence[str]], notes: Sequence[str]
+    title: str,
+    shown: "Run | Runs",
+    sentences: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    notes: Sequence[str],
 ) -> str:
-    state = "finished" if finished else "interrupted"
+    state = "finished" if shown.finished else "interrupted"
+    account = "<br>".join(map(html.escape, shown.account()))
     reading = "".join(f"<li>{html.escape(sentence)}</li>" for sentence in sentences)
     header, *lines = rows
     body = "".join(f"<tr>{_cells('td', row)}</tr>" for row in lines)
     return (
-        f"<div><p><strong>{html.escape(f'{title}, {state}')}</strong></p><ul>{reading}</ul>"
+        f"<div><p><strong>{html.escape(f'{title}, {state}')}</strong></p><p>{account}</p><ul>{reading}</ul>"
         f"<table><thead><tr>{_cells('th', header)}</tr></thead><tbody>{body}</tbody></table>"
         f"<p><small>{html.escape(' '.join(notes))}</small></p></div>"
     )

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pandas as pd
 
 from polarax.errors import UsageError
+from polarax.loaders import short_name
 from polarax.report.plots.gallery import Picture
 from polarax.report.plots.style import printable, to_svg
 from polarax.report.table_data import script_json, table_data
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 NOTHING_YET = "No matrix has been measured yet."
 _SKIPPED_ROWS = 1000  # listed on a page; skipped.csv has them all
+_LONGEST_CELL = 300  # characters of a name or a reason that are shown
 
 
 class Drawing(str):
@@ -50,6 +52,7 @@ class Page(NamedTuple):
 
     title: str
     under: str  # one line below the title
+    account: Sequence[str]  # how much of either model was compared
     finished: bool
     sections: Sequence[Section]
     frame: pd.DataFrame  # of the table of all matrices
@@ -159,12 +162,16 @@ def skipped_section(
     """
     content = {
         "columns": list(skipped.columns),
-        "rows": skipped.head(_SKIPPED_ROWS).to_numpy().tolist(),
+        "rows": [[_cell(cell) for cell in row] for row in skipped.head(_SKIPPED_ROWS).to_numpy().tolist()],
         "count": len(skipped),
         "reasons": reasons or {},
         "left_out": left_out or {},
     }
     return Section("skipped-section", "Skipped", "Skipped", "skipped.html", content)
+
+
+def _cell(cell: Any) -> Any:
+    return short_name(cell, _LONGEST_CELL) if isinstance(cell, str) else cell
 
 
 def svg_of(figure: "Figure", name: str) -> Drawing:

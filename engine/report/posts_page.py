@@ -86,6 +86,7 @@ def posts_page(runs: "Runs", figures: "Mapping[str, Figure] | None" = None) -> P
     return Page(
         title=f"{last_part(runs.description, 'base')} → {', '.join(runs.labels)}",
         under=f"{counted}." if counted else "",
+        account=runs.account(),
         finished=runs.finished,
         sections=[*sections, skipped_section(skipped)],
         frame=runs.frame(),

@@ -8,6 +8,7 @@ import pandas as pd
 
 from polarax.findings.chosen import choose_matrices
 from polarax.findings.reading import matrix_label
+from polarax.loaders import short_name
 from polarax.metrics import Shown, shown_in
 from polarax.metrics.status import Status
 from polarax.report.page import (
@@ -38,6 +39,8 @@ _ONE_BY_ONE = (
     "(column) lies along each base vector (row), a diagonal where nothing turned; |Q_U - Q_V|: how differently left "
     "and right turned, which is what nf sums."
 )
+
+_LONGEST_NAME = 300  # characters of a name above its pictures
 
 
 def write_report(
@@ -102,6 +105,7 @@ def run_page(run: "Run", matrices: Sequence[str] = (), figures: "Mapping[str, Fi
     return Page(
         title=f"{last_part(run.description, 'base')} → {last_part(run.description, 'post')}",
         under=_counted(run, frame, summary, len(skipped)),
+        account=run.account(),
         finished=run.finished,
         sections=sections,
         frame=frame,
@@ -121,7 +125,7 @@ def _matrix(run, row, number):
     drawn = [draw(run, row["name"]) for draw in (plot_spectra, plot_rotation_maps, plot_cosines)]
     label = matrix_label(row)
     return {
-        "name": row["name"],
+        "name": short_name(row["name"], _LONGEST_NAME),
         "label": printable(row["name"] if label == row["name"] else f"{label}: {row['name']}"),
         "status": row["status"],
         "shape": f"{row['rows']} x {row['cols']}",

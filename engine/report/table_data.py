@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 
 from polarax.findings.effects import mostly_rounding
+from polarax.loaders import short_name
 from polarax.metrics import BETWEEN, GROUPS, IDENTITY_COLUMNS, Shown, shown_in
 from polarax.metrics.status import Status, is_out_of_range
 from polarax.results.files import jsonable
@@ -17,6 +18,7 @@ _LABELS = ("post", "other", "step")  # of several posts or steps, in front
 _ALL_COLUMNS_CELLS = 120_000
 # Rows that a page takes at all; beyond, it has those with the largest drift.
 MOST_ROWS = 20_000
+_LONGEST_NAME = 300  # characters of a name that the page has; matrices.csv has all
 _DIGITS = 5  # significant; of numbers about 1, such as alpha, what matters is their distance from it
 _DIGITS_ABOUT_ONE = 7
 
@@ -28,15 +30,15 @@ def table_data(frame: pd.DataFrame) -> dict[str, Any]:
         frame: `Run.frame()`.
 
     Returns:
-        columns: key, group, meaning and whether it is text; values: for each column, in order, one per row (names are
-        [pattern, numbers...]); patterns: names with a hole for each number in them; flags: for each row what to beware
-        of; matrices: how many the run has; rows left out are those with the smallest drift.
+        columns: key, group, meaning and whether it is text; values: for each column, in order, one per row (names of
+        either side are [pattern, numbers...]); patterns: names with a hole for each number in them; flags: for each row
+        what to beware of; matrices: how many the run has; rows left out are those with the smallest drift.
     """
     total = len(frame)
     if total > MOST_ROWS:
         largest = frame["drift"].nlargest(MOST_ROWS).index if "drift" in frame else frame.index[:MOST_ROWS]
         frame = frame.loc[sorted(largest)]
-    shown, headlines = list(frame.columns), _headlines()
+    shown, headlines = list(frame.columns), _headlines(frame)
     if frame.size > _ALL_COLUMNS_CELLS:
         shown = [column for column in shown if column in headlines]
     groups = [*GROUPS.values(), BETWEEN]
@@ -57,7 +59,10 @@ def table_data(frame: pd.DataFrame) -> dict[str, Any]:
             }
         )
         cells = frame[column].tolist()
-        values.append([_pattern(name, patterns) for name in cells] if column == "name" else list(map(_short, cells)))
+        if column == "name_post":  # nothing where it is the base's
+            cells = [other if other != name else "" for other, name in zip(cells, frame["name"], strict=True)]
+        is_name = column in ("name", "name_post")
+        values.append([_pattern(name, patterns) for name in cells] if is_name else list(map(_short, cells)))
     return {
         "columns": columns,
         "values": values,
@@ -67,9 +72,11 @@ def table_data(frame: pd.DataFrame) -> dict[str, Any]:
     }
 
 
-def _headlines() -> set[str]:
+def _headlines(frame: pd.DataFrame) -> set[str]:
     """Columns shown first; the others are a choice away."""
     of_matrix = {*_LABELS, "name", "layer", "role", "expert", "status"}
+    if "matched_by" in frame and not frame["matched_by"].isin(["name", ""]).all():
+        of_matrix |= {"name_post", "matched_by"}
     return of_matrix | {column for metric in shown_in(Shown.PAGE) for column in metric.page_columns}
 
 
@@ -81,6 +88,7 @@ def script_json(content: Any) -> str:
 
 def _pattern(name, patterns):
     """[number of the pattern, what fills its holes...]; names of a model repeat themselves up to numbers."""
+    name = short_name(name, _LONGEST_NAME)
     if "\0" in name:  # what marks a hole
         return [patterns.setdefault(name.replace("\0", "\N{REPLACEMENT CHARACTER}"), len(patterns))]
     pieces = re.split(r"(?<![0-9])(0|[1-9][0-9]{0,8})(?![0-9])", name)

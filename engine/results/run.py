@@ -121,8 +121,23 @@ class Run(Described):
 
         flags = self.description.get("flags", {})
         return summarise(
-            self.frame(), self.skipped(), draws=flags.get("control_draws") or 0, layers=self.moved_layers()
+            self.frame(), self.skipped(), flags.get("control_draws") or 0, self.moved_layers(), self.coverage
         )
+
+    @property
+    def coverage(self) -> dict | None:
+        """How much of either model was compared, and what was left out; None of a run that was written without.
+
+        base, post: tensors and weights (numbers) in all and of those compared, and `left_out`, by kind of reason;
+        matched_by: how many matrices were matched in which way; notes: what is remarkable of the two.
+        """
+        return self.description.get("coverage")
+
+    def account(self) -> tuple[str, ...]:
+        """What was compared and what happened to the rest: the lines before the table of the command line."""
+        from polarax.findings.coverage import account
+
+        return account(self.coverage)
 
     @functools.cached_property
     def _rows(self) -> dict[str, tuple[str, int]]:

@@ -112,6 +112,13 @@ class Runs(Described):
         """post, name and reason of every tensor that was not compared."""
         return _side_by_side([((label,), run.skipped()) for label, run in self.items()], (self.heading,))
 
+    def account(self) -> tuple[str, ...]:
+        """What was compared of the base and of each post: the lines before the table of the command line."""
+        from polarax.findings.coverage import accounts
+
+        heading = self.heading if self.heading != Runs.heading else ""
+        return accounts({label: run.coverage for label, run in self.items()}, heading=heading)
+
     def summary(self) -> dict:
         """posts: label -> `Run.summary`; between: the same of two posts; reading: sentences on all of them."""
         from polarax.findings.posts_summary import Compared, summarise_posts

@@ -481,7 +481,7 @@ class TestRefusals:
         assert not out.exists()
 
     def test_nothing_in_common(self, small):
-        with pytest.raises(CheckpointError, match="no tensor name in common"):
+        with pytest.raises(CheckpointError, match="no tensor in common"):
             compare(small.base, {"unheard.of": np.eye(3)})
 
     def test_nothing_that_can_be_compared(self):

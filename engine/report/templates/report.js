@@ -17,7 +17,7 @@
     patterns[pattern].map((piece, index) => piece + (numbers[index] ?? "")).join("");
   const keys = data.columns.map((column) => column.key);
   const values = Object.fromEntries(keys.map((key, index) => [key, data.values[index]]));
-  values.name = values.name.map(name);
+  for (const key of ["name", "name_post"]) if (values[key]) values[key] = values[key].map(name);
   values.flags = data.flags;
   const flags = { key: "flags", group: "matrix", headline: true, meaning: "what to beware of", text: true };
   const columns = [...data.columns, flags];

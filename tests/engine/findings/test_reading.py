@@ -310,11 +310,11 @@ class TestWhatIsMissing:
         what = "did not change at all" if status == "unchanged" else "could not be read (zero, NaN or Inf)"
         assert read(bad, bad) == [
             "q: no more than drift in all 4 matrices.",
-            f"Of all 6 matrices: 2 matrices {what}.",
+            f"Of the 6 matrices compared: 2 matrices {what}.",
         ]
 
     def test_nothing_but_rows_that_say_nothing(self):
-        assert read(*[{"status": "unchanged"}] * 6) == ["Of all 6 matrices: 6 matrices did not change at all."]
+        assert read(*[{"status": "unchanged"}] * 6) == ["Of the 6 matrices compared: 6 matrices did not change at all."]
 
     def test_rank_deficient_rows_are_judged(self):
         assert len(read({"status": "rank 5 of 8 in base", "coordination": 0.5})) == 2
@@ -331,5 +331,5 @@ class TestWhatIsMissing:
 
     def test_quantisation_is_flagged(self):
         assert read({"rounding_share": np.nan})[-1] == (
-            "Of all 6 matrices: how much of the change is quantisation is unknown in 1 matrix."
+            "Of the 6 matrices compared: how much of the change is quantisation is unknown in 1 matrix."
         )
