@@ -14,8 +14,10 @@ from polarax.loaders.checkpoint import Checkpoint
 OPTIMIZER = "optimizer state: not a parameter"
 
 # What training code calls its optimiser's state, and nobody a module.
-_STATES = ("opt_state", "opt_states", "optim_state", "optim_states", "optimizer_state", "optimizer_states")
-_STATES += ("optimizer_state_dict", "optim_state_dict", "optimiser_state")
+_STATES = tuple(
+    "opt_state opt_states optim_state optim_states optimizer_state optimizer_states optimiser_state "
+    "optimizer_state_dict optim_state_dict".split()
+)
 # What it may call either.
 _OPTIMIZERS = ("optimizer", "optimizers", "optim", "optimiser")
 _PARAM_STATES = "param_states"  # flax.optim and T5X: state.param_states.NAME.v_row
