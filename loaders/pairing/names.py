@@ -1,6 +1,6 @@
 """Which name of one checkpoint is which of the other: equal, spelt otherwise, or behind another prefix."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from polarax.loaders.architectures import plain
@@ -29,6 +29,8 @@ def match_names(
     post: Shapes,
     aliases_base: Mapping[str, str] | None = None,
     aliases_post: Mapping[str, str] | None = None,
+    places_base: Mapping[str, Hashable] | None = None,
+    places_post: Mapping[str, Hashable] | None = None,
 ) -> Matches:
     """Finds the post's name for each of the base's names that has one.
 
@@ -41,6 +43,9 @@ def match_names(
         post: The post's.
         aliases_base: Names that the base's files give to tensors that are stored under another name.
         aliases_post: The same of the post.
+        places_base: Where in the model a tensor is, as far as that is known. Tensors that are known to be in different
+            places are not paired because their names end alike.
+        places_post: The same of the post.
     """
     partners = {name: Match(name, NAME) for name in base if name in post}
     ambiguous: dict[str, tuple[str, ...]] = {}
@@ -60,7 +65,10 @@ def match_names(
     of_base = {key: names[0] for key, names in plain_base.items() if len(names) == 1}
     of_post = {key: names[0] for key, names in plain_post.items() if len(names) == 1}
     endings, unclear = match_endings(
-        {key: base[name] for key, name in of_base.items()}, {key: post[name] for key, name in of_post.items()}
+        {key: base[name] for key, name in of_base.items()},
+        {key: post[name] for key, name in of_post.items()},
+        {key: places_base[name] for key, name in of_base.items() if name in places_base} if places_base else {},
+        {key: places_post[name] for key, name in of_post.items() if name in places_post} if places_post else {},
     )
     partners |= {of_base[key]: Match(of_post[key_post], PREFIX) for key, key_post in endings.items()}
     ambiguous |= {of_base[key]: tuple(of_post[other] for other in others) for key, others in unclear[0].items()}

@@ -58,6 +58,11 @@ class _Half:
         taken = set(partners) | self.unread.keys() | self.tied.keys()
         return [view for name in self.names if name not in taken for view in self.inventory.views.get(name, ())]
 
+    def places(self) -> dict[str, tuple[int | None, str]]:
+        """Layer and role of the tensors that are one matrix of a known place."""
+        single = {name: views[0] for name, views in self.inventory.views.items() if len(views) == 1}
+        return {name: (view.layer, view.role) for name, view in single.items() if view.role != roles.OTHER}
+
     def why_unread(self, name: str) -> str | None:
         """Why a tensor is not compared, whatever the other side has; None if nothing is against it."""
         if name in self.unread:
@@ -87,13 +92,15 @@ class Pairer:
             {name: post.checkpoint.shape(name) for name in post.names},
             base.checkpoint.aliases,
             post.checkpoint.aliases,
+            base.places(),
+            post.places(),
         )
         matched = {match.name for match in matches.partners.values()}
         places = match_places(base.views_without(matches.partners), post.views_without(matched))
         taken = {view.name for view in places.partners.values()}
         ambiguous = dict(places.ambiguous)
         for name, others in matches.ambiguous.items():
-            ambiguous.setdefault(name, f"ambiguous: {_listed(others)} {'are' if len(others) > 1 else 'is'} like it")
+            ambiguous[name] = f"ambiguous: {_listed(others)} {'are' if len(others) > 1 else 'is'} like it"
         for name in base.names:
             match = matches.partners.get(name)
             if match is not None:

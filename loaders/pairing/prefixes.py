@@ -7,9 +7,10 @@ is needed: two names of one tensor end alike, and the rest of both is the same f
 Names are looked at as patterns, with their numbers left out, of which even a large model has a few hundred.
 """
 
+import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import NamedTuple, TypeAlias
 
 _DIGITS = re.compile(r"[0-9]+")
@@ -37,8 +38,9 @@ class _Rule(NamedTuple):
 class _Side:
     """The patterns of one checkpoint, and the names behind each."""
 
-    def __init__(self, shapes: _Shapes):
+    def __init__(self, shapes: _Shapes, places: Mapping[str, Hashable]):
         self.shapes = shapes
+        self.places = places
         self.names: dict[str, dict[_Numbers, str]] = {}
         for name in shapes:
             pattern = _DIGITS.sub(_NUMBER, name)
@@ -71,7 +73,10 @@ class _Side:
 
 
 def match_endings(
-    base: _Shapes, post: _Shapes
+    base: _Shapes,
+    post: _Shapes,
+    places_base: Mapping[str, Hashable],
+    places_post: Mapping[str, Hashable],
 ) -> tuple[dict[str, str], tuple[dict[str, tuple[str, ...]], dict[str, tuple[str, ...]]]]:
     """Pairs names of which one is the other behind another prefix.
 
@@ -80,12 +85,14 @@ def match_endings(
     Args:
         base: Names in their plain form, with the shapes of their tensors.
         post: The other side's.
+        places_base: Where in the model a tensor is, as far as that is known: names of different places are not paired.
+        places_post: The same of the other side.
 
     Returns:
         The post's name for each of the base's that has one; and, of either side, the names that several others are
         equally like, with those.
     """
-    matcher = _Matcher(_Side(base), _Side(post))
+    matcher = _Matcher(_Side(base, places_base), _Side(post, places_post))
     rules = _candidates(matcher.base, matcher.post)
     for _ in range(_MOST_ROUNDS):
         if not rules or not matcher.settle(rules):
@@ -196,11 +203,19 @@ def _pairs(rule: _Rule, pattern: str, base: _Side, post: _Side) -> dict[str, str
     names_post = post.names.get(_partner(rule, pattern), {})
     skip, skip_post = _leading_numbers(rule)
     if not skip and not skip_post:
-        return {name: names_post[numbers] for numbers, name in names.items() if numbers in names_post}
+        found = {name: names_post[numbers] for numbers, name in names.items() if numbers in names_post}
+        return {name: other for name, other in found.items() if not _contradict(name, other, base, post)}
     if len({numbers[:skip] for numbers in names}) > 1 or len({numbers[:skip_post] for numbers in names_post}) > 1:
         return {}
     by_rest = {numbers[skip_post:]: name for numbers, name in names_post.items()}
-    return {name: by_rest[numbers[skip:]] for numbers, name in names.items() if numbers[skip:] in by_rest}
+    found = {name: by_rest[numbers[skip:]] for numbers, name in names.items() if numbers[skip:] in by_rest}
+    return {name: other for name, other in found.items() if not _contradict(name, other, base, post)}
+
+
+def _contradict(name: str, other: str, base: _Side, post: _Side) -> bool:
+    """Whether two names are known to be of different places in the model."""
+    place, place_post = base.places.get(name), post.places.get(other)
+    return place is not None and place_post is not None and place != place_post
 
 
 def _leading_numbers(rule: _Rule) -> tuple[int, int]:
@@ -224,10 +239,12 @@ def _support(rule: _Rule, patterns: Iterable[str], base: _Side, post: _Side) -> 
 
 
 def _is_plausible(rule: _Rule, score: int, patterns: Sequence[str], base: _Side, post: _Side) -> bool:
-    """Whether a rule explains enough of what stands behind its prefixes, and by more than a common word."""
-    if score < _SHARE * min(base.behind(rule.base), post.behind(rule.post)):
-        return False
+    """Whether a rule explains enough of the part of the model that it is about, and by more than a common word."""
     endings = [pattern[len(rule.base) :] for pattern in patterns]
+    part = os.path.commonprefix(endings)
+    part = part[: part.rfind(".") + 1]
+    if score < _SHARE * min(base.behind(rule.base + part), post.behind(rule.post + part)):
+        return False
     return (
         len(endings) > 1
         or not rule.base
