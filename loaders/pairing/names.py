@@ -47,6 +47,13 @@ def match_names(
             places are not paired because their names end alike.
         places_post: The same of the post.
     """
+    given = {alias: base[name] for alias, name in (aliases_base or {}).items() if name in base and alias not in base}
+    given_post = {
+        alias: post[name] for alias, name in (aliases_post or {}).items() if name in post and alias not in post
+    }
+    if given or given_post:
+        found = match_names({**base, **given}, {**post, **given_post}, None, None, places_base, places_post)
+        return _without_aliases(found, given, given_post, aliases_base or {}, aliases_post or {})
     partners = {name: Match(name, NAME) for name in base if name in post}
     ambiguous: dict[str, tuple[str, ...]] = {}
     left_base = [name for name in base if name not in partners]
@@ -73,28 +80,35 @@ def match_names(
     partners |= {of_base[key]: Match(of_post[key_post], PREFIX) for key, key_post in endings.items()}
     ambiguous |= {of_base[key]: tuple(of_post[other] for other in others) for key, others in unclear[0].items()}
     ambiguous |= {of_post[key]: tuple(of_base[other] for other in others) for key, others in unclear[1].items()}
-    _add_aliases(partners, base, post, aliases_base or {}, aliases_post or {})
     return Matches(partners, {name: others for name, others in ambiguous.items() if name not in partners})
 
 
-def _add_aliases(
-    partners: dict[str, Match],
-    base: Shapes,
-    post: Shapes,
+def _shapes_of(aliases: Mapping[str, str], stored: Shapes) -> Shapes:
+    """The names that only metadata know, with the shapes of the tensors that they stand for."""
+    return {alias: stored[name] for alias, name in aliases.items() if name in stored and alias not in stored}
+
+
+def _without_aliases(
+    found: Matches,
+    given: Shapes,
+    given_post: Shapes,
     aliases_base: Mapping[str, str],
     aliases_post: Mapping[str, str],
-) -> None:
-    """Pairs a name with the tensor that the other side's metadata say has its values, prefixes seen through."""
-    plain_post = {plain(alias): stored for alias, stored in aliases_post.items() if stored in post}
-    for name in base if plain_post else ():
-        if name not in partners and plain(name) in plain_post:
-            partners[name] = Match(plain_post[plain(name)], ALIAS)
-    taken = {match.name for match in partners.values()}
-    plain_base = {plain(alias): stored for alias, stored in aliases_base.items() if stored in base}
-    for name in post if plain_base else ():
-        stored = plain_base.get(plain(name))
-        if name not in taken and stored is not None and stored not in partners:
-            partners[stored] = Match(name, ALIAS)
+) -> Matches:
+    """Matches of stored tensors, from those of the names that stand for some of them; their own names go first."""
+    partners = {
+        name: Match(aliases_post[match.name], ALIAS) if match.name in given_post else match
+        for name, match in found.partners.items()
+        if name not in given
+    }
+    for alias in given:
+        match = found.partners.get(alias)
+        if match is not None and match.name not in given_post and aliases_base[alias] not in partners:
+            partners[aliases_base[alias]] = Match(match.name, ALIAS)
+    ambiguous = {
+        name: others for name, others in found.ambiguous.items() if name not in given and name not in given_post
+    }
+    return Matches(partners, ambiguous)
 
 
 def _by_plain_name(names: Iterable[str]) -> dict[str, Sequence[str]]:
