@@ -17,7 +17,7 @@ from polarax.loaders.roles import OTHER, ROLES
 # the other by its place, with the same shape. Below it they are two models.
 _SHARE = 0.5
 
-_LABEL = re.compile(r"\[(?:(layer|expert)=([0-9]+)|([a-z_]+))\]")
+_LABEL = re.compile(r"\[(?:layer=([0-9]+)|expert=([0-9]+)|([a-z_]+))\]")
 
 
 class _Place(NamedTuple):
@@ -89,9 +89,11 @@ def place_of(view: View) -> _Place | None:
     if not found.tower:
         return None
     place = _Place(True, *found.identity)
-    for what, number, role in _LABEL.findall(view.label):
-        if what:
-            place = place._replace(**{what: int(number)})
+    for layer, expert, role in _LABEL.findall(view.label):
+        if layer:
+            place = place._replace(layer=int(layer))
+        elif expert:
+            place = place._replace(expert=int(expert))
         elif role in ROLES:
             place = place._replace(role=role)
     return place if place.role != OTHER else None
