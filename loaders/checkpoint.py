@@ -172,6 +172,7 @@ class Checkpoint(abc.ABC):
         """Names of tensors that are not stored, each with the stored tensor that has its values."""
         return {}
 
+    @property
     def file_metadata(self) -> Mapping[str, str]:
         """What the files say of themselves beside their tensors; empty where a format has no place for it."""
         return {}
@@ -183,6 +184,10 @@ class Checkpoint(abc.ABC):
     def undecoded(self, name: str) -> str:
         """What a quantised tensor is, in words, that is known as such and cannot be read; "" of others."""
         return ""
+
+    def why_no_array(self, name: str) -> str | None:
+        """Of something that is listed but is no array, what it is, as a reason to leave it out; None of an array."""
+        return None
 
     def shares_values(self, name: str, other: str) -> bool:
         """Whether two tensors are one array, as far as can be told without reading them."""

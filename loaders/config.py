@@ -37,8 +37,8 @@ def read_adapter_config(store: Store) -> Mapping[str, Any] | None:
 def read_config(store: Store, meta: bool = False) -> Mapping[str, Any] | None:
     """The object in a folder's config.json, of a model with Meta's names completed from params.json.
 
-    It only decides how fused matrices are split and rows are ordered, so one that cannot be read counts as none: servers
-    answer in many ways where they have no such file.
+    It only decides how fused matrices are split and rows are ordered, so one that cannot be read counts as none:
+    servers answer in many ways where they have no such file.
 
     Args:
         store: Of the folder.

@@ -30,8 +30,9 @@ def open_checkpoint(source: Any) -> Checkpoint:
         source: A path or URL (http, https, s3, gs, file) of a safetensors file, of an index, or of
             a folder with either; of an Orbax checkpoint, an item or a step of one, or the folder of
             a CheckpointManager, of which the latest finished step is opened; the path of a GGUF file, of a file of
-            `flax.serialization`, or of a folder with one; or parameters in memory: nested dicts and lists of arrays,
-            Flax Linen parameters, an `nnx.State` or `nnx.Module`. A `Checkpoint` is returned as it is.
+            `flax.serialization`, or of a folder with one; or parameters in memory: nested dicts, lists and
+            registered pytrees of arrays, Flax Linen parameters, an `nnx.State` or `nnx.Module`. A `Checkpoint` is
+            returned as it is.
 
     Returns:
         The checkpoint. Weights of one byte with scales beside them are read as float32, and their scales are not

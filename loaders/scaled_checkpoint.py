@@ -77,6 +77,10 @@ class ScaledCheckpoint(Checkpoint):
         """The other checkpoint's."""
         return self.stored.file_metadata
 
+    def why_no_array(self, name: str) -> str | None:
+        """See `Checkpoint.why_no_array`."""
+        return self.stored.why_no_array(self.stored_name(name))
+
     def row_order(self, name: str) -> str:
         """See `Checkpoint.row_order`."""
         return self.stored.row_order(self.stored_name(name))

@@ -8,6 +8,9 @@ import jax.numpy as jnp
 from polarax.errors import UsageError
 from polarax.tracking.tracker import Tracker, TrackerState
 
+# Of the last state that was made with each set of arguments: see `_outline`.
+_structures: dict[Any, Any] = {}
+
 
 class MonitorState(NamedTuple):
     """State of `monitor`; `optax.tree.get(state, "metrics")` finds the numbers in that of a whole chain."""
@@ -52,9 +55,17 @@ def monitor(tracker: Tracker | None = None, /, **arguments: Any) -> Any:
     if tracker is not None and arguments:
         raise UsageError(f"Give a tracker or its arguments, not both. Got {', '.join(arguments)} beside a tracker.")
     followed = Tracker(**arguments) if tracker is None else tracker
+    placeholder = _placeholder_type()
+    key = repr(sorted(arguments.items())) if tracker is None else tracker
+    seen: set[Any] = set()
 
     def init(params: Any) -> MonitorState:
-        return MonitorState(jnp.zeros((), jnp.int32), followed.init(params))
+        if isinstance(params, placeholder):
+            return MonitorState(jnp.zeros((), jnp.int32), _outline(seen, key))
+        state = MonitorState(jnp.zeros((), jnp.int32), followed.init(params))
+        _structures[key] = jax.tree.structure(state.tracker)
+        seen.add(_structures[key])
+        return state
 
     def update(updates: Any, state: MonitorState, params: Any = None, **_: Any) -> tuple[Any, MonitorState]:
         if params is None:
@@ -63,3 +74,29 @@ def monitor(tracker: Tracker | None = None, /, **arguments: Any) -> Any:
         return updates, MonitorState(optax.safe_increment(state.count), tracked)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _placeholder_type() -> type:
+    """What `optax.tree.map_params` gives to `init` in place of parameters, to see where in a state they are."""
+    import optax
+
+    given: list[type] = []
+
+    def init(params: Any) -> tuple[()]:
+        given.append(type(params))
+        return ()
+
+    optax.tree_utils.tree_map_params(init, lambda x: x, ())
+    return given[0]
+
+
+def _outline(seen: set[Any], key: Any) -> Any:
+    """A tracker's state for `optax.tree.map_params`, in which nothing has the structure of the parameters.
+
+    What is in it depends on the parameters, which a placeholder does not tell. So it is that of the state which this
+    transformation made before; or, where it made none, as the inner one of `optax.inject_hyperparams`, which is made
+    anew each time, that of the last one with the same arguments. Where there is none either, or several, the state
+    counts as one leaf.
+    """
+    structure = next(iter(seen)) if len(seen) == 1 else None if seen else _structures.get(key)
+    return 0 if structure is None else jax.tree.unflatten(structure, [0] * structure.num_leaves)

@@ -10,12 +10,13 @@ import numpy as np
 
 from polarax.tracking.layout import Label
 
+_ARRAYS = ("step", "full_step", "readings", "leading", "spectra", "finite")  # fields of Metrics that are not static
 _NO_LAYER = {"other"}  # roles that say nothing: their matrices go by their names
 
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["step", "full_step", "readings", "leading", "spectra", "finite"],
+    data_fields=_ARRAYS,
     meta_fields=["labels", "counts"],
 )
 @dataclasses.dataclass(frozen=True)
@@ -89,6 +90,40 @@ class Metrics:
 
     def _on_host(self) -> "Metrics":
         return jax.tree.map(_plain, jax.device_get(self), is_leaf=_is_variable)
+
+
+def register_with_flax() -> None:
+    """Lets `flax.serialization` write and read metrics: their arrays, by field; what is static stays as in the target.
+
+    NamedTuples, which the rest of a tracker's state is made of, it knows by itself.
+    """
+    from flax import serialization
+
+    if not serialization.is_serializable(Metrics):
+        serialization.register_serialization_state(Metrics, _to_state_dict, _from_state_dict)
+
+
+def _to_state_dict(metrics: Metrics) -> dict[str, Any]:
+    from flax import serialization
+
+    return {name: serialization.to_state_dict(getattr(metrics, name)) for name in _ARRAYS}
+
+
+def _from_state_dict(target: Metrics, state: dict[str, Any]) -> Metrics:
+    """Metrics with the arrays of `state` and the labels of `target`.
+
+    Raises:
+        ValueError: If the state is of something else.
+    """
+    from flax import serialization
+
+    if set(state) != set(_ARRAYS):
+        raise ValueError(
+            f"The fields of the state dict and of polarax.tracking.Metrics do not match, got {sorted(state)} and "
+            f"{sorted(_ARRAYS)} at path {serialization.current_path()}"
+        )
+    arrays = {name: serialization.from_state_dict(getattr(target, name), state[name], name=name) for name in _ARRAYS}
+    return dataclasses.replace(target, **arrays)
 
 
 def paths(labels: tuple[Label, ...]) -> list[str]:

@@ -12,14 +12,14 @@ from jax import lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from polarax.errors import UsageError
-from polarax.loaders.formats.parameter_tree import named_leaves
+from polarax.loaders.formats.parameter_tree import boxed_leaves, named_leaves, unboxed
 from polarax.loaders.matrices import RoleMapSource, parse_role_map
 from polarax.planning.selection import Selection
 from polarax.tracking import readings
 from polarax.tracking.adapters import Scale
 from polarax.tracking.costs import TrackingPlan, plan_tracking
 from polarax.tracking.layout import Layout, find_layout, matrix_reader
-from polarax.tracking.tracked_metrics import Metrics
+from polarax.tracking.tracked_metrics import Metrics, register_with_flax
 
 _PRECISIONS = ("highest", "high", "default")
 
@@ -29,7 +29,7 @@ Kept = dict[str, readings.Arrays]  # shape -> name -> (matrices of that shape, .
 class TrackerState(NamedTuple):
     """What a tracker keeps: arrays only, to be saved and restored with the training state."""
 
-    base: tuple[jax.Array, ...]  # the tracked parameters at init, copied
+    base: tuple[Any, ...]  # the tracked parameters at init, copied; in Linen's boxes if they were
     reference: Kept  # what was found of them
     last: Kept  # what the last measurement found: where the next one starts
     metrics: Metrics  # of the last measurement
@@ -106,6 +106,7 @@ class Tracker:
         self._selection = Selection.parse(include, exclude, roles, layers)
         self._role_map = parse_role_map(role_map)
         self._scale = lora_scale
+        register_with_flax()
         self._layouts: dict[Any, Layout] = {}
         self._start = jax.jit(_automatic(self._reference))
         self._measure_now = jax.jit(_automatic(functools.partial(self._measure, full=False)))
@@ -116,14 +117,17 @@ class Tracker:
         """The state before training; what is kept of the parameters is copied.
 
         Args:
-            params: Nested dicts and lists of arrays, Flax Linen parameters, an `nnx.State` or `nnx.Module`.
+            params: Nested dicts and lists of arrays, Flax Linen parameters, an `nnx.State` or `nnx.Module`, an Equinox
+                module or another registered pytree. What is in Linen's boxes, with the names of its axes, is kept in
+                such boxes.
 
         Raises:
             CheckpointError: It is no tree of parameters.
             UsageError: Nothing is selected, k is larger than a matrix, or an adapter does not fit its weight.
         """
         layout, leaves = self._look(params)
-        base = tuple(jnp.copy(leaves[name]) for name in layout.leaves)
+        boxes = boxed_leaves(params)
+        base = tuple(_copied(boxes[name]) for name in layout.leaves)
         return TrackerState(base, *self._start(leaves))
 
     def update(self, state: TrackerState, params: Any, step: int | jax.Array) -> tuple[TrackerState, Metrics]:
@@ -191,7 +195,8 @@ class Tracker:
                 + (" and ".join(changes) + " matrices" if changes else "the order of matrices changed")
                 + ". Start anew with init."
             )
-        for name, base in zip(layout.leaves, state.base, strict=True):
+        for name, kept in zip(layout.leaves, state.base, strict=True):
+            base = unboxed(kept)
             if base.shape != leaves[name].shape or base.dtype != leaves[name].dtype:
                 raise UsageError(
                     f"Parameter {name!r} was {base.dtype}{list(base.shape)} at init and now is "
@@ -233,7 +238,7 @@ class Tracker:
 
     def _measure(self, state, leaves, step, *, full):
         layout = self._layout_of(leaves)
-        base_leaves = dict(zip(layout.leaves, state.base, strict=True))
+        base_leaves = dict(zip(layout.leaves, map(unboxed, state.base), strict=True))
         last, columns, leading, finite, spectra = {}, [], [], [], {}
         for group in layout.groups:
             read, read_base = matrix_reader(group, leaves), matrix_reader(group, base_leaves)
@@ -320,6 +325,12 @@ def _automatic(function: Callable) -> Callable:
         return jax.sharding.auto_axes(function, out_sharding=jax.tree.map(sharding, results))(*arguments)
 
     return laid_out
+
+
+def _copied(leaf: Any) -> Any:
+    """A copy of a parameter: in its box where that is Linen's, from which partition specs are derived."""
+    copied = jnp.copy(unboxed(leaf))
+    return leaf.replace_boxed(copied) if hasattr(leaf, "replace_boxed") else copied
 
 
 def _described(leaves: dict[str, Any]) -> tuple[tuple[str, tuple[int, ...], str], ...]:

@@ -82,6 +82,11 @@ class AdaptedCheckpoint(Checkpoint):
         """The model's; see `Checkpoint.file_metadata`."""
         return self._model.file_metadata
 
+    def why_no_array(self, name: str) -> str | None:
+        """See `Checkpoint.why_no_array`."""
+        self._info(name)
+        return self._weights[name].checkpoint.why_no_array(self._weights[name].tensor)
+
     def row_order(self, name: str) -> str:
         """See `Checkpoint.row_order`."""
         self._info(name)

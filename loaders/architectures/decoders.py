@@ -22,6 +22,9 @@ _BLOCK_QKV = Rule("qkv", "p i", "blocks")
 # What models have in place of a head over the vocabulary: rewards and classes, spans of answers.
 _OTHER_HEADS = {"score": "head", "classifier": "head", "qa_outputs": "head"}
 
+_GATE_UP = Rule("gate_up", "p i", "halves")
+_FEED_FORWARD = ("gate", "up", "down")
+
 _EXPERTS: Table = {
     "gate": "router",
     "router": "router",
@@ -38,6 +41,15 @@ _EXPERTS: Table = {
     "shared_experts.up_proj": "up",
     "shared_experts.down_proj": "down",
     "shared_expert_gate": "shared_router",
+    # vLLM joins what is alike, and keeps the experts in one tensor.
+    "shared_expert.gate_up_proj": _GATE_UP,
+    "shared_experts.gate_up_proj": _GATE_UP,
+    "experts.w13_weight": Rule("gate_up", "E p i", "experts"),
+    "experts.w2_weight": Rule("down", "E o i"),
+    # MLX has the experts in one tensor for each of the three.
+    **{
+        f"{experts}.{role}_proj": Rule(role, "E o i") for experts in ("switch_mlp", "experts") for role in _FEED_FORWARD
+    },
 }
 
 # Experts in one tensor: (E, 2 x hidden, in) as transformers 5 has Mixtral, Qwen and DeepSeek in memory; (E, in, 2 x
@@ -65,11 +77,15 @@ LLAMA = Architecture(
         "self_attn.q_a_proj": "q_a",  # DeepSeek
         "self_attn.q_b_proj": "q_b",
         "self_attn.kv_a_proj_with_mqa": "kv_a",
-        "self_attn.kv_b_proj": "kv_b",
+        "self_attn.kv_b_proj": Rule("kv_b", "p i", "latent"),
+        "self_attn.fused_qkv_a_proj": Rule(OTHER, "p i", "latents"),  # vLLM
+        "self_attn.fused_qkv_a_proj_with_mqa": Rule(OTHER, "p i", "latents"),  # SGLang
+        "self_attn.embed_q": Rule("k_b", "o i o"),  # MLX, as GGUF
+        "self_attn.unembed_out": Rule("v_b", "o o i"),
         "mlp.gate_proj": "gate",
         "mlp.up_proj": "up",
         "mlp.down_proj": "down",
-        "mlp.gate_up_proj": Rule("gate_up", "p i", "halves"),  # Phi-3
+        "mlp.gate_up_proj": _GATE_UP,  # Phi-3
         "mlp.fc1": "up",  # Phi-2
         "mlp.fc2": "down",
         "feed_forward.gate_proj": "gate",  # Llama 4
@@ -113,8 +129,8 @@ OPT = Architecture(
 
 GPT_NEOX = Architecture(
     "GPT-NeoX",
-    prefixes=("", "gpt_neox."),
-    layers=("layers.",),
+    prefixes=("", "gpt_neox.", "model."),
+    layers=("layers.", "h."),  # h: MLX
     in_layer={
         "attention.query_key_value": _PER_HEAD_QKV,
         "attention.dense": "o",
@@ -139,19 +155,19 @@ FALCON = Architecture(
     tied=True,
 )
 
-# Conv1D keeps its weight as (in, out).
+# Conv1D keeps its weight as (in, out); the ordinary linear layers of vLLM and MLX under the same name have (out, in).
 GPT2 = Architecture(
     "GPT-2",
-    prefixes=("", "transformer."),
+    prefixes=("", "transformer.", "model."),
     layers=("h.",),
     in_layer={
-        "attn.c_attn": Rule("qkv", "i p", "thirds"),
-        "attn.c_proj": Rule("o", "i o"),
-        "crossattention.q_attn": Rule("cross_q", "i o"),
-        "crossattention.c_attn": Rule(OTHER, "i p", "cross_kv"),
-        "crossattention.c_proj": Rule("cross_o", "i o"),
-        "mlp.c_fc": Rule("up", "i o"),
-        "mlp.c_proj": Rule("down", "i o"),
+        "attn.c_attn": Rule("qkv", "i p|p i", "thirds"),
+        "attn.c_proj": Rule("o", "i o|o i"),
+        "crossattention.q_attn": Rule("cross_q", "i o|o i"),
+        "crossattention.c_attn": Rule(OTHER, "i p|p i", "cross_kv"),
+        "crossattention.c_proj": Rule("cross_o", "i o|o i"),
+        "mlp.c_fc": Rule("up", "i o|o i"),
+        "mlp.c_proj": Rule("down", "i o|o i"),
     },
     outside={"wte": "embed", "wpe": "position", "lm_head": "head", **_OTHER_HEADS},
     tied=True,

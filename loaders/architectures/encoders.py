@@ -24,6 +24,7 @@ BERT = Architecture(
         "attention.self.query": "q",
         "attention.self.key": "k",
         "attention.self.value": "v",
+        "attention.self.qkv_proj": Rule("qkv", "p i", "blocks"),  # vLLM
         "attention.attention.query": "q",  # ViT
         "attention.attention.key": "k",
         "attention.attention.value": "v",

@@ -14,7 +14,12 @@ def _attention(name: str) -> dict[str, str]:
     return {f"{name}.{part}": role for part, role in parts.items()}
 
 
-_LATENT_ATTENTION = {"wq_a": "q_a", "wq_b": "q_b", "wkv_a": "kv_a", "wkv_b": "kv_b"}
+_LATENT_ATTENTION: Table = {
+    "wq_a": "q_a",
+    "wq_b": "q_b",
+    "wkv_a": "kv_a",
+    "wkv_b": Rule("kv_b", "i o p", "latent"),
+}
 
 
 def _feed_forward(name: str) -> dict[str, str]:
@@ -76,20 +81,31 @@ MAXTEXT = Architecture(
     blocks=("decoder.layers.layers.",),
 )
 
-# The Gemma library of Google DeepMind, and the example in Flax's repository. Queries are (heads, in, size of a head).
+
+def _einsums(suffix: str) -> Table:
+    """Gemma's own kernels; queries are (heads, in, size of a head)."""
+    gate_up, down = Rule("gate_up", "p i o|p o i", "halves"), Rule("down", "i o")
+    return {
+        f"attn.q_einsum{suffix}.w": Rule("q", "o i o"),
+        f"attn.kv_einsum{suffix}.w": Rule("qkv", "p o i o", "kv"),
+        f"attn.qkv_einsum{suffix}.w": Rule("qkv", "p o i o", "thirds"),
+        f"attn.attn_vec_einsum{suffix}.w": Rule("o", "i i o"),
+        f"mlp{suffix}.gating_einsum": gate_up,
+        f"mlp{suffix}.gating_einsum.w": gate_up,
+        f"mlp{suffix}.linear": down,
+        f"mlp{suffix}.linear.w": down,
+    }
+
+
+# The Gemma library of Google DeepMind, the example in Flax's repository, big_vision, and openpi, whose layers have the
+# weights of a second model beside those of the first, with "_1" behind their names.
 GEMMA = Architecture(
     "Gemma in Flax",
     prefixes=("", "transformer.", "model."),
     layers=("layer.", "layers."),
     in_layer={
-        "attn.q_einsum.w": Rule("q", "o i o"),
-        "attn.kv_einsum.w": Rule("qkv", "p o i o", "kv"),
-        "attn.qkv_einsum.w": Rule("qkv", "p o i o", "thirds"),
-        "attn.attn_vec_einsum.w": Rule("o", "i i o"),
-        "mlp.gating_einsum": Rule("gate_up", "p i o|p o i", "halves"),
-        "mlp.gating_einsum.w": Rule("gate_up", "p i o|p o i", "halves"),
-        "mlp.linear": Rule("down", "i o"),
-        "mlp.linear.w": Rule("down", "i o"),
+        **_einsums(""),
+        **_einsums("_1"),
         "mlp.gate_proj": "gate",
         "mlp.up_proj": "up",
         "mlp.down_proj": "down",
@@ -144,6 +160,7 @@ COMMON = Architecture(
         **{name: role for attention in _ATTENTIONS for name, role in _attention(attention).items()},
         **{f"{attention}.{name}": role for attention in _ATTENTIONS for name, role in _PROJECTIONS.items()},
         **{f"{block}.{name}": role for block in _FEED_FORWARDS for name, role in _LINEARS.items()},
+        **{f"{block}.gate_up_proj": Rule("gate_up", "p i", "halves") for block in _FEED_FORWARDS},
         # Straight in the layer, where there is one of each.
         **_PROJECTIONS,
         **{name: role for name, role in _LINEARS.items() if name.endswith("_proj")},

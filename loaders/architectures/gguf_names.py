@@ -9,6 +9,7 @@ from polarax.loaders.architectures.rules import Architecture, Rule
 GGUF = Architecture(
     "GGUF",
     prefixes=("",),
+    anywhere=False,  # "v." and "a." before the names are the towers of a multimodal model
     layers=("blk.", "enc.blk.", "dec.blk."),
     in_layer={
         "attn_q": "q",

@@ -1,44 +1,45 @@
 """Looking a tensor's name up in the tables."""
 
+import functools
 import re
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections.abc import Mapping
 
-from polarax.loaders.architectures.rules import Architecture, Identity, Rule, plain
-from polarax.loaders.roles import OTHER
+from polarax.loaders.architectures.any_prefix import names_after_any_prefix
+from polarax.loaders.architectures.recognised import EXPERT, UNKNOWN, Recognised, in_layer
+from polarax.loaders.architectures.rules import Architecture, Identity, plain
+
+__all__ = ["EXPERT", "UNKNOWN", "Recognised", "recognise_in"]
 
 _NUMBER = re.compile(r"([0-9]{1,6})\.")
-EXPERT = re.compile(r"\b(?:experts|ffn_gate|ffn_up|ffn_down)\.([0-9]{1,6})(?=\.|$)")
 
 
-class Recognised(NamedTuple):
-    """What a name says of its tensor."""
+def recognise_in(architectures: tuple[Architecture, ...], name: str) -> Recognised:
+    """What the tables say of a name.
 
-    identity: Identity
-    rule: Rule | None  # None if no table has one for it
-    architecture: Architecture | None  # None if the name is in no table and in no layer of one
-    prefix: str = ""  # what stood before the name in the table
-    stacked: bool = False  # the tensor holds several layers
-    layers: str = ""  # which of the table's `layers` it is in; "" outside of them
-    first: int = 0  # of several layers: the number of the first
-    step: int = 1  # and from one to the next
-
-
-UNKNOWN = Recognised(Identity(None, OTHER, None), None, None)
-
-
-def recognise_in(architectures: Iterable[Architecture], name: str) -> Recognised:
-    """What the first table says that has a rule for a name; else the first of which it is in a layer."""
+    The first one decides that has a rule for the name after one of its own prefixes; else the first of which it is in a
+    layer; else the one that has the longest name for its end, whatever the prefix.
+    """
     name = plain(name)
     in_a_layer = None
+    for architecture, prefix in _by_first_word(architectures).get(name.partition(".")[0], ()):
+        if name.startswith(prefix):
+            found = _recognise(architecture, prefix, name[len(prefix) :])
+            if found is not None and found.rule is not None:
+                return found
+            in_a_layer = in_a_layer or found
+    return in_a_layer or names_after_any_prefix(architectures).recognise(name) or UNKNOWN
+
+
+@functools.lru_cache(64)
+def _by_first_word(architectures: tuple[Architecture, ...]) -> Mapping[str, list[tuple[Architecture, str]]]:
+    """The tables, each with one of its prefixes, that have names beginning with a word; in order."""
+    by_word: dict[str, list[tuple[Architecture, str]]] = {}
     for architecture in architectures:
         for prefix in architecture.prefixes:
-            if name.startswith(prefix):
-                found = _recognise(architecture, prefix, name[len(prefix) :])
-                if found is not None and found.rule is not None:
-                    return found
-                in_a_layer = in_a_layer or found
-    return in_a_layer or UNKNOWN
+            names = (*architecture.outside, *architecture.layers) if not prefix else ("",)
+            for word in {(prefix + name).partition(".")[0] for name in names}:
+                by_word.setdefault(word, []).append((architecture, prefix))
+    return by_word
 
 
 def _recognise(architecture: Architecture, prefix: str, name: str) -> Recognised | None:
@@ -55,13 +56,7 @@ def _recognise(architecture: Architecture, prefix: str, name: str) -> Recognised
         if expert is not None:
             inside = inside[: expert.start(1)] + "{expert}" + inside[expert.end(1) :]
         rule = architecture.in_layer.get(inside)
-        role, of_expert = rule.role if rule else OTHER, int(expert[1]) if expert else None
-        turn, turns = rule.turn if rule else (0, 1)
-        if number is None and rule is None:
-            continue
-        if number is None or layers in architecture.blocks:
-            first = turn if number is None else int(number[1])
-            return Recognised(Identity(None, role, of_expert), rule, architecture, prefix, True, layers, first, turns)
-        identity = Identity(int(number[1]) * turns + turn, role, of_expert)
-        return Recognised(identity, rule, architecture, prefix, layers=layers)
+        if number is not None or rule is not None:
+            numbers = int(number[1]) if number else None, int(expert[1]) if expert else None
+            return in_layer(architecture, rule, prefix, layers, *numbers)
     return None

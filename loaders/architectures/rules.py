@@ -37,7 +37,8 @@ class Architecture:
 
     Attributes:
         name: Of the family, for messages.
-        prefixes: What may stand before the names below; "" if nothing may.
+        prefixes: What the family itself has before the names below; "" for nothing. Where no table has a rule for a
+            name after one of these, they are looked for after any prefix.
         layers: What may stand before a layer's number.
         in_layer: Name inside a layer to rule; "{expert}" stands for an expert's number.
         outside: Name outside the layers to rule.
@@ -46,6 +47,7 @@ class Architecture:
         model_types: Where config.json says one of these, this table is asked first.
         layer_axis: Where the layers' axis is in a tensor that holds all layers.
         follows: One of `layers` to another, from whose last layer it counts on.
+        anywhere: False where the names have a meaning only after one of `prefixes`.
         blocks: Those of `layers` whose number is a place in a block of layers that repeats; the tensor holds the layers
             at that place in all blocks.
     """
@@ -64,6 +66,7 @@ class Architecture:
         layer_axis: int = 0,
         follows: Mapping[str, str] | None = None,
         blocks: tuple[str, ...] = (),
+        anywhere: bool = True,
     ):
         self.name = name
         self.prefixes = prefixes
@@ -76,22 +79,71 @@ class Architecture:
         self.layer_axis = layer_axis
         self.follows = dict(follows or {})
         self.blocks = blocks
+        self.anywhere = anywhere
 
 
 def _rules(table: Table) -> dict[str, Rule]:
     return {normal(name): Rule(rule) if isinstance(rule, str) else rule for name, rule in table.items()}
 
 
-# Added by tools around a model, whatever its architecture: distributed training, torch.compile,
-# Flax Linen, training states.
-_WRAPPERS = ("module.", "_orig_mod.", "params.", "state.", "train_state.")
+# Added by tools around a module, whatever its architecture, and so anywhere in a name: torch.compile, FSDP of PyTorch
+# and of fairscale, activation checkpointing, Lightning, DistributedDataParallel, DeepSpeed, Opacus, PEFT, Flax Linen.
+# PEFT keeps a module that is trained in full twice. `modules_to_save` holds the trained one; `original_module`, which
+# is as before, is no wrapper word, so that it does not take the other one's place.
+_WRAPPERS = (
+    "_orig_mod",
+    "_orig_module",
+    "_fsdp_wrapped_module",
+    "_fpw_module",
+    "_checkpoint_wrapped_module",
+    "_forward_module",
+    "_module",
+    "module",
+    "base_layer",
+    r"modules_to_save\.[^.]+",
+    r"base_model\.model",
+    "params",
+)
+_WRAPPED = re.compile(rf"(?:(?<=\.)|^)(?:(?:{'|'.join(_WRAPPERS)})\.)+")
+_STATES = ("state.", "train_state.")  # of training, of which the parameters are a part: in front alone
 _LEAVES = (".weight", ".kernel", ".embedding")
 _FLAX_NUMBER = re.compile(r"_([0-9]+)(?=\.|$)")  # "layers_0" where others write "layers.0"
+
+# Flax NNX keeps an array in a variable, whose only field this is; attention has values of its own.
+_VARIABLE = ".value"
+_VALUES = re.compile(r"(?:attn|attention|self|mha)[^.]*(?:\.[0-9]+)?\.value$", re.IGNORECASE)
 
 
 def normal(name: str) -> str:
     """A name with dots between its parts and before its numbers."""
     return _FLAX_NUMBER.sub(r".\1", name.replace("/", "."))
+
+
+def without_variable(name: str) -> str:
+    """A name without the field ".value" in which Flax NNX keeps an array.
+
+    >>> without_variable("layers.attn.q_einsum.w.value")
+    'layers.attn.q_einsum.w'
+    >>> without_variable("encoder.layer.0.attention.self.value")
+    'encoder.layer.0.attention.self.value'
+    """
+    if name.endswith(_VARIABLE) and not _VALUES.search(name):
+        return name.removesuffix(_VARIABLE)
+    return name
+
+
+def without_wrappers(name: str) -> str:
+    """A name in its normal form, without what tools around a model put into it, wherever that is.
+
+    >>> without_wrappers("_orig_mod.model.layers.3._checkpoint_wrapped_module.mlp.up_proj.base_layer.weight")
+    'model.layers.3.mlp.up_proj.weight'
+    """
+    name = without_variable(normal(name))
+    while True:
+        name = _WRAPPED.sub("", name)
+        if not name.startswith(_STATES):
+            return name
+        name = name.partition(".")[2]
 
 
 def plain(name: str) -> str:
@@ -100,9 +152,7 @@ def plain(name: str) -> str:
     >>> plain("params/layers_3/mlp/kernel")
     'layers.3.mlp'
     """
-    name = normal(name)
-    while name.startswith(_WRAPPERS):
-        name = name.partition(".")[2]
+    name = without_wrappers(name)
     for leaf in _LEAVES:
         if name.endswith(leaf):
             return name.removesuffix(leaf)

@@ -117,10 +117,9 @@ def in_native_order(data: np.ndarray, kind: str, block_bytes: int) -> np.ndarray
 
 def _spread(stored: np.ndarray, bfloat16: bool) -> float:
     """By how many powers of two numbers of 16 bits differ, as a standard deviation."""
-    if bfloat16:
-        values = (stored.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
-    else:
-        values = stored.view(np.float16).astype(np.float64)
+    with np.errstate(invalid="ignore"):  # some exchanged ones are no numbers
+        numbers = (stored.astype(np.uint32) << 16).view(np.float32) if bfloat16 else stored.view(np.float16)
+        values = numbers.astype(np.float64)
     values = np.abs(values)
     if not np.isfinite(values).all():
         return _INFINITE

@@ -40,9 +40,10 @@ _PLAIN = {
 # Architectures whose queries and keys llama.cpp's converter reorders, for rotary embeddings that turn neighbours
 # instead of halves: the classes in its conversion/*.py that call `permute` (or `_reverse_hf_permute`, the same), or
 # that leave LlamaModel's `undo_permute = True` and its `modify_tensors` as they are. Llama 4, Apertus, Afmoe and
-# DeepSeek from V2 on are not among them.
+# DeepSeek from V2 on are not among them. What is made of Mistral's own files is of the same architectures, and has its
+# rows in that order from the start.
 _PERMUTED = {
-    *("llama", "llama-embed", "mistral3", "arcee", "smollm3", "deci", "nanbeige"),
+    *("llama", "llama-embed", "eagle3", "mistral3", "arcee", "smollm3", "deci", "nanbeige"),
     *("granite", "granitemoe", "granitehybrid", "granite_swa"),
     *("baichuan", "xverse", "minicpm", "internlm2", "olmo", "arctic", "chameleon", "llada", "deepseek", "bailingmoe"),
 }

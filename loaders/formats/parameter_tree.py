@@ -1,7 +1,8 @@
-"""Checkpoints in memory: nested dicts and lists of arrays, Flax parameters, states and modules.
+"""Checkpoints in memory: nested dicts and lists of arrays, Flax states and modules, and every other pytree.
 
-Flax is never imported here: its types are recognised only if whoever made the object has imported
-it.
+A pytree is whatever is registered with JAX: dataclasses, `flax.struct`, Equinox modules, penzai layers. Its leaves go
+by the keys that JAX gives them. JAX, Flax and penzai are never imported here: their types are recognised only if
+whoever made the object has imported them.
 """
 
 import math
@@ -17,7 +18,7 @@ from polarax.loaders.dtypes import is_floating, is_integer
 from polarax.loaders.formats.format import Format
 from polarax.loaders.slices import Index, axis_slices
 
-_NODES = (Mapping, list, tuple)
+_CONTAINERS = (Mapping, list, tuple)
 _KERNEL = "kernel"  # Flax's name of a linear layer's weight, which it keeps as (in, out)
 
 
@@ -33,7 +34,7 @@ class ParameterTree(Checkpoint):
         """Lists the leaves of a tree.
 
         Args:
-            tree: Nested mappings, lists and tuples of arrays, an `nnx.State` or an `nnx.Module`.
+            tree: Nested mappings, lists, tuples and registered pytrees of arrays, an `nnx.State` or an `nnx.Module`.
             abstract: Leaves need no values: only what their names and shapes say will be asked for.
 
         Raises:
@@ -46,8 +47,15 @@ class ParameterTree(Checkpoint):
         for name, leaf in self._leaves.items():
             if type(leaf).__name__ == "ShapeDtypeStruct" and not abstract:
                 raise CheckpointError(f"{location}: tensor {name!r} is abstract: it has no values")
-        infos = {name: _info(leaf, is_kernel(name, getattr(leaf, "shape", ()))) for name, leaf in self._leaves.items()}
+        infos = {name: _info(name, leaf) for name, leaf in self._leaves.items()}
         super().__init__(location, "parameter tree", infos)
+
+    def why_no_array(self, name: str) -> str | None:
+        """Of a leaf that is no array, its class; None for an array."""
+        leaf = self._leaves[name]
+        if _is_array(leaf):
+            return None
+        return f"a Python object of class {type(leaf).__qualname__}: not looked into"
 
     def shares_values(self, name: str, other: str) -> bool:
         """Whether two names lead to one array; never of abstract leaves, which tell nothing of it."""
@@ -100,26 +108,33 @@ class ParameterTreeFormat(Format):
         return ParameterTree(source)
 
     def recognises_object(self, source: Any) -> bool:
-        """Whether it is a mapping, a list, a tuple or an NNX module."""
-        return isinstance(_state_of_module(source), _NODES)
+        """Whether it is a mapping, a list, a tuple, an NNX module or another pytree."""
+        return _is_tree(_state_of_module(source))
 
 
 def named_leaves(tree: Any) -> dict[str, Any]:
     """The leaves of a parameter tree by their names, in tree order; no value is looked at.
 
     Args:
-        tree: Nested mappings, lists and tuples of arrays, tracers or abstract arrays, an `nnx.State` or an
-            `nnx.Module`.
+        tree: Nested mappings, lists, tuples and registered pytrees of arrays, tracers or abstract arrays, an
+            `nnx.State` or an `nnx.Module`.
 
     Raises:
         CheckpointError: If it is no tree, or two of its leaves get one name.
     """
+    return {name: _as_array(unboxed(leaf)) for name, leaf in boxed_leaves(tree).items()}
+
+
+def boxed_leaves(tree: Any) -> dict[str, Any]:
+    """As `named_leaves`, but an array in a box stays in it: an NNX variable, or Linen's with the names of axes."""
     location = f"parameter tree ({type(tree).__name__})"
     tree = _state_of_module(tree)
-    if not isinstance(tree, _NODES):
-        raise CheckpointError(f"{location}: expected a path, a URL, a nested dict of arrays, or an nnx State or Module")
+    if not _is_tree(tree):
+        raise CheckpointError(
+            f"{location}: expected a path, a URL, a nested dict of arrays, another pytree, or an nnx State or Module"
+        )
     leaves: dict[str, Any] = {}
-    for keys, leaf in _leaves(tree, ()):
+    for keys, leaf in _leaves(tree, (), set()):
         name = name_of(keys)
         if name in leaves:
             raise CheckpointError(f"{location}: two arrays are named {name!r}")
@@ -127,21 +142,63 @@ def named_leaves(tree: Any) -> dict[str, Any]:
     return leaves
 
 
-def _leaves(node: Any, keys: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Every leaf of a tree with the keys that lead to it, in tree order; None is an empty tree."""
-    node = _unboxed(node)
-    if isinstance(node, Mapping):
-        children: Any = node.items()
-    elif isinstance(node, tuple) and hasattr(node, "_fields"):
-        children = zip(node._fields, node, strict=True)
-    elif isinstance(node, (list, tuple)):
-        children = enumerate(node)
-    else:
-        if node is not None:
-            yield keys, _as_array(node)
+def _leaves(node: Any, keys: tuple[str, ...], plain: set[type]) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Every leaf of a tree with the keys that lead to it, in tree order; None is an empty tree.
+
+    Args:
+        node: The tree.
+        keys: What leads to it.
+        plain: Classes that are known to be no trees; added to, since a large tree has few classes of leaves.
+    """
+    if type(node) in plain:
+        yield keys, node
         return
-    for key, child in children:
-        yield from _leaves(child, (*keys, str(key)))
+    node = _state_of_module(node)
+    held = unboxed(node)
+    children = _children(held)
+    if children is not None:
+        for key, child in children:
+            yield from _leaves(child, (*keys, key), plain)
+    elif held is not None:
+        if held is node:
+            plain.add(type(node))
+        yield keys, node
+
+
+def _children(node: Any) -> list[tuple[str, Any]] | None:
+    """What a node holds, each with its key; None of a leaf."""
+    if isinstance(node, Mapping):
+        return [(str(key), child) for key, child in node.items()]
+    if type(node) in (list, tuple):
+        return [(str(place), child) for place, child in enumerate(node)]
+    registered = _flattened_once(node)
+    if registered is not None:
+        return registered
+    if isinstance(node, tuple) and hasattr(node, "_fields"):
+        return list(zip(node._fields, node, strict=True))
+    if isinstance(node, (list, tuple)):
+        return [(str(place), child) for place, child in enumerate(node)]
+    return None
+
+
+def _flattened_once(node: Any) -> list[tuple[str, Any]] | None:
+    """The children of a node that is registered with JAX, by JAX's keys for them; None if it is not."""
+    jax = sys.modules.get("jax")
+    if jax is None or node is None:
+        return None
+    found, _ = jax.tree_util.tree_flatten_with_path(node, is_leaf=lambda child: child is not node)
+    if len(found) == 1 and not found[0][0]:  # it is its own leaf
+        return None
+    return [(jax.tree_util.keystr(path, simple=True), child) for path, child in found]
+
+
+def _is_tree(node: Any) -> bool:
+    return isinstance(node, _CONTAINERS) or _flattened_once(node) is not None
+
+
+def _is_array(leaf: Any) -> bool:
+    """Whether a leaf has a shape and a dtype, as arrays of all libraries and abstract ones have."""
+    return hasattr(leaf, "dtype") and isinstance(getattr(leaf, "shape", None), tuple)
 
 
 def _as_array(leaf: Any) -> Any:
@@ -155,14 +212,17 @@ def _state_of_module(tree: Any) -> Any:
     return nnx.state(tree) if nnx is not None and isinstance(tree, nnx.Module) else tree
 
 
-def _unboxed(node: Any) -> Any:
-    """What an NNX variable or a Linen box (an array with axis names) holds; others as they are."""
+def unboxed(node: Any) -> Any:
+    """What an NNX variable, a Linen box (an array with axis names) or a penzai variable holds; others as they are."""
     nnx = sys.modules.get("flax.nnx")
     if nnx is not None and isinstance(node, nnx.Variable):
         return node.get_value()
     meta = sys.modules.get("flax.core.meta")
     if meta is not None and isinstance(node, meta.AxisMetadata):
         return node.unbox()
+    variables = sys.modules.get("penzai.core.variables")
+    if variables is not None and isinstance(node, variables.AbstractVariable):
+        return node.freeze()
     return node
 
 
@@ -176,14 +236,15 @@ def is_kernel(name: str, shape: Sequence[int]) -> bool:
     return len(shape) == 2 and name.replace("/", ".").rpartition(".")[2] == _KERNEL
 
 
-def _info(leaf: Any, transposed: bool) -> TensorInfo:
-    shape = tuple(int(size) for size in getattr(leaf, "shape", ()))
-    shape = shape[::-1] if transposed else shape
-    stored = getattr(leaf, "dtype", None)
+def _info(name: str, leaf: Any) -> TensorInfo:
+    if not _is_array(leaf):
+        return TensorInfo((), None, type(leaf).__name__, 0)
+    shape = tuple(int(size) for size in leaf.shape)
+    shape = shape[::-1] if is_kernel(name, shape) else shape
     try:
-        dtype = np.dtype(stored) if stored is not None else None
+        dtype = np.dtype(leaf.dtype)
     except TypeError:  # a type of JAX's own, such as random keys
-        dtype = None
-    if dtype is None or not (is_floating(dtype) or is_integer(dtype) or dtype.kind in "fc"):
-        return TensorInfo(shape, None, str(stored or type(leaf).__name__), 0)
+        return TensorInfo(shape, None, str(leaf.dtype), 0)
+    if not (is_floating(dtype) or is_integer(dtype) or dtype.kind in "fc"):
+        return TensorInfo(shape, None, str(leaf.dtype), 0)
     return TensorInfo(shape, dtype, dtype.name, math.prod(shape) * dtype.itemsize)

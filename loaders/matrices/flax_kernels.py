@@ -15,7 +15,7 @@ from polarax.loaders.dtypes import is_floating
 from polarax.loaders.matrices.axes import Meaning
 from polarax.loaders.roles import ROLE, Side
 
-_KERNEL = re.compile(r"(?:^|[./])kernel$")
+_KERNEL = re.compile(r"(?:^|[./])kernel(?:[./]value)?$")  # the array itself, or Flax NNX's variable that has it
 _KEY = re.compile(r"[^./]+")
 _STACK = re.compile(r"(?:layers?|blocks?|stack|scan|encoderblock|^h$)", re.IGNORECASE)
 _SPREADS_OUT = {"query", "key", "value", "q", "k", "v", "wq", "wk", "wv", "q_proj", "k_proj", "v_proj"}
@@ -76,7 +76,7 @@ def kernel_axes(checkpoint: Checkpoint, name: str, role: str, stacked: bool, pla
 
     Args:
         checkpoint: Which has it, and perhaps its bias.
-        name: Ends in "kernel".
+        name: As `is_kernel_name` has it.
         role: Where a table gives one: attention's queries, keys, values and outputs tell the axes.
         stacked: Whether one axis is the layers'.
         place: Which one.
@@ -103,19 +103,27 @@ def kernel_axes(checkpoint: Checkpoint, name: str, role: str, stacked: bool, pla
 
 def _output_axes(checkpoint: Checkpoint, name: str, shape: tuple[int, ...], stacked: bool) -> int | None:
     """How many of the kernel's last axes its bias has; None without one that agrees."""
-    bias = name.removesuffix("kernel") + "bias"
+    module, leaf = _leaf(name)
+    bias = module + leaf.replace("kernel", "bias")
     if bias not in checkpoint:
         return None
     outputs = checkpoint.shape(bias)[1 if stacked else 0 :]
     return len(outputs) if outputs and shape[-len(outputs) :] == outputs else None
 
 
+def _leaf(name: str) -> tuple[str, str]:
+    """A kernel's name before "kernel", and that with what follows."""
+    start = name.rindex("kernel")
+    return name[:start], name[start:]
+
+
 def _module(name: str) -> tuple[str, str]:
     """The module that a kernel is of, and what stands before that in its name."""
-    module = name.removesuffix("kernel")[:-1]
+    module = _leaf(name)[0][:-1]
     name = (_KEY.findall(module) or [""])[-1]
     return name, module.removesuffix(name)
 
 
 def _has_queries(checkpoint: Checkpoint, parent: str) -> bool:
-    return any(f"{parent}{query}{joint}kernel" in checkpoint for query in _SPREADS_OUT for joint in "./")
+    kernels = (".kernel", "/kernel", ".kernel.value", "/kernel/value")
+    return any(f"{parent}{query}{kernel}" in checkpoint for query in _SPREADS_OUT for kernel in kernels)

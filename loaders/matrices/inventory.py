@@ -4,26 +4,33 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from polarax.loaders.architectures import Identity, Recognised, Rule, plain, recognise
+from polarax.loaders.architectures import (
+    NOBODY,
+    Architecture,
+    Identity,
+    Recognised,
+    Rule,
+    plain,
+    recognise,
+    without_variable,
+)
 from polarax.loaders.checkpoint import INTERLEAVED, Checkpoint
 from polarax.loaders.matrices.axes import Meaning, matrices
 from polarax.loaders.matrices.flax_kernels import is_kernel_name, kernel_axes, layer_stacks, layers_in
 from polarax.loaders.matrices.heads import heads_of, hidden_size, language_model
 from polarax.loaders.matrices.layer_numbers import number_layers
+from polarax.loaders.matrices.no_matrix import one_matrix, why_no_matrix
+from polarax.loaders.matrices.optimizer_state import OPTIMIZER, optimizer_names
 from polarax.loaders.matrices.role_map import RoleMap
 from polarax.loaders.matrices.row_order import deinterleaved
 from polarax.loaders.matrices.splits import SPLITS, Part, Surroundings
 from polarax.loaders.matrices.view import View
 from polarax.loaders.roles import OTHER, ROLE, Side
 
-OPTIMIZER = "optimizer state: not a parameter"
-
-# What training code calls the part of its state that is not the model: optax.adam's moments are beneath it, and the
-# copy that `polarax.Tracker` keeps of the parameters.
-_OPTIMIZER = re.compile(r"(?:^|[./])(?:opt_states?|optimizer|optimizer_state|optim|tracker)[./]")
 _VECTORS = ("bias", "scale")  # a number per unit, whatever axes the units have
 _VECTOR = re.compile(rf"(?:^|[._/])({'|'.join(_VECTORS)})$")
 _RELATIVE_BIAS = "relative_attention_bias"  # T5's is a table (buckets, heads)
+_VLLM_WEIGHT = "_weight"  # vLLM's experts: "w13_weight" beside "w13_bias"
 _OTHER = Rule(OTHER)
 _PLAIN = Meaning.parse("o i")
 
@@ -60,19 +67,16 @@ class _Lister:
         self._given_config = config
         self._unusable = checkpoint.unusable
         self._config: Mapping | None = None
-        # Each of its words has one of these, and to look for that is quick: large models have some 90,000 names.
-        self._names = tuple(
-            name
-            for name in checkpoint.names()
-            if ("opt" not in name and "tracker" not in name) or not _OPTIMIZER.search(name)
-        )
+        optimizer = optimizer_names(checkpoint)
+        self._names = tuple(name for name in checkpoint.names() if name not in optimizer)
         self._stacks = layer_stacks(checkpoint)
         recognised = {name: recognise(name) for name in self._names}
         if any(_asks_config(found) for found in recognised.values()):
             model_type = self.config.get("model_type")
             recognised = {name: recognise(name, model_type) for name in self._names}
         self._recognised = number_layers(recognised, checkpoint.shape)
-        self._inputs: dict[tuple[int | None, str], int] = {}
+        self._inputs: dict[tuple[str, int | None, str], int] = {}  # by prefix, layer and role
+        self._inputs_last: dict[Architecture, bool | None] = {}
         self._hidden: int | None = None
         self._embeddings: dict[str, str] = {}  # their names by their plain names
         for name, found in self._recognised.items():
@@ -88,12 +92,13 @@ class _Lister:
     def _note(self, name: str, found: Recognised) -> None:
         """Remembers what others may ask: sizes of the layer's output projections and of the residual stream."""
         shape = self._checkpoint.shape(name)
-        if found.identity.role == "embed":
+        role = found.identity.role
+        if role == "embed" and not found.tower:
             self._embeddings[plain(name)] = name
         if found.rule is not None and len(shape) == 2:
-            if ROLE[found.identity.role].rows is Side.RESIDUAL and found.identity.expert is None:
-                self._inputs[found.identity.layer, found.identity.role] = shape[1]
-            elif found.identity.role == "embed":
+            if ROLE[role].rows is Side.RESIDUAL and found.identity.expert is None:
+                self._inputs[found.prefix, found.identity.layer, role] = shape[1]
+            elif role == "embed" and not found.tower:
                 self._hidden = shape[1]
 
     def take(self) -> Inventory:
@@ -112,31 +117,42 @@ class _Lister:
             return OPTIMIZER
         if name in self._unusable:
             return self._unusable[name]
+
+        no_array = self._checkpoint.why_no_array(name)
+        if no_array is not None:
+            return no_array
         shape = self._checkpoint.shape(name)
         if self._role_map is not None:
             of_user = self._role_map.look_up(name)
             if of_user is not None:
-                return self._of_rule(name, shape, Recognised(*of_user, None))
-        vector = _VECTOR.search(name) if name.endswith(_VECTORS) else None
+                listed = self._of_rule(name, shape, Recognised(*of_user, None))
+                axes = of_user[1].axes
+                return f'{len(shape)}-D: --role_map gives the axes "{axes}"' if listed is None else listed
+        array = without_variable(name)
+        vector = _VECTOR.search(array) if array.endswith(_VECTORS) else None
         if vector is not None and len(shape) >= 2 and _RELATIVE_BIAS not in name:
             return f"{len(shape)}-D {vector[1]}: not a matrix"
-        return self._of_rule(name, shape, self._recognised[name])
+        listed = self._of_rule(name, shape, self._recognised[name])
+        return why_no_matrix(name, shape) if listed is None else listed
 
-    def _of_rule(self, name: str, shape: tuple[int, ...], found: Recognised) -> tuple[View, ...] | str:
+    def _of_rule(self, name: str, shape: tuple[int, ...], found: Recognised) -> tuple[View, ...] | str | None:
+        """The matrices of a tensor, or why it has none; None if its axes are not known."""
+        identity = NOBODY if found.tower else found.identity
         if len(shape) == 2 and not self._stacks and not found.stacked and (found.rule or _OTHER)[1:] == _OTHER[1:]:
-            return (View(name, (shape[0], shape[1]), "", *found.identity),) if 0 not in shape else "empty"
+            return (View(name, (shape[0], shape[1]), "", *identity),) if 0 not in shape else "empty"
         meaning = self._meaning(name, shape, found)
         if meaning is None:
-            return f"{len(shape)}-D: not a matrix"
+            return None
         if not meaning.is_matrix():
             return f"{len(shape) - 1}-D in each layer: not a matrix"
         if 0 in shape:
             return "empty"
-        role, layer, expert = found.identity.role, found.identity.layer, found.identity.expert
+        layer, role, expert = identity
         if found.rule is not None and len(meaning.axes) == 2 and not _may_be_matrix(found.rule):
             role = OTHER  # something else of the same name
         parts = self._parts(name, shape, meaning, found)
-        return tuple(matrices(name, shape, meaning, role, parts, layer, expert, found.first, found.step))
+        views = matrices(name, shape, meaning, role, parts, layer, expert, found.first, found.step)
+        return tuple(view._replace(layer=None, role=OTHER) if found.tower else view for view in views)
 
     def _meaning(self, name: str, shape: tuple[int, ...], found: Recognised) -> Meaning | None:
         rule, rank = found.rule, len(shape)
@@ -152,42 +168,71 @@ class _Lister:
                 meaning = meaning.stacked(place)
                 fitting += [meaning] if meaning.fits(shape) and not (kernel and rank == 3) else []
         if fitting:
-            return fitting[0] if len(fitting) == 1 else self._choose(fitting, name, shape, found.identity.role)
+            return fitting[0] if len(fitting) == 1 else self._choose(fitting, name, shape, found)
         if kernel and rank > 2:
             return kernel_axes(self._checkpoint, name, found.identity.role, stacked, place)
         if stacked and rank == 2:
             return Meaning.parse("L o")
         if rule is not None and rank == 2 and not stacked:
             return _PLAIN
-        return None
+        return one_matrix(name, shape) if not stacked else None
 
-    def _choose(self, fitting: list[Meaning], name: str, shape: tuple[int, ...], role: str) -> Meaning:
-        """Of several meanings the one whose residual side has the residual stream's size; the first if that ties."""
+    def _choose(self, fitting: list[Meaning], name: str, shape: tuple[int, ...], found: Recognised) -> Meaning:
+        """Of several meanings the one whose residual side has the residual stream's size.
+
+        If that ties, as for square matrices, the one that puts the inputs where other tensors of the table have them;
+        else the first.
+        """
         if self._has_expert_biases(name):
             fitting = [meaning for meaning in fitting if meaning.axes[-1] != "i"] or fitting
-        hidden = self._hidden or hidden_size(self.config)
-        if hidden is not None:
-            agreeing = [
-                meaning
-                for meaning in fitting
-                if (ROLE[role].columns is Side.RESIDUAL and meaning.inputs(shape) == hidden)
-                or (ROLE[role].rows is Side.RESIDUAL and meaning.outputs(shape) == hidden)
-            ]
-            if len(agreeing) == 1:
-                return agreeing[0]
+        agreeing = self._agreeing(fitting, shape, found.identity.role)
+        if len(agreeing) == 1:
+            return agreeing[0]
+        if found.architecture is not None:
+            last = self._has_inputs_last(found.architecture)
+            fitting = [meaning for meaning in fitting if last is (meaning.axes[-1] == "i")] or fitting
         return fitting[0]
+
+    def _agreeing(self, fitting: Iterable[Meaning], shape: tuple[int, ...], role: str) -> list[Meaning]:
+        """Those meanings whose residual side has the residual stream's size."""
+        hidden = self._hidden or hidden_size(self.config)
+        return [
+            meaning
+            for meaning in fitting
+            if (ROLE[role].columns is Side.RESIDUAL and meaning.inputs(shape) == hidden)
+            or (ROLE[role].rows is Side.RESIDUAL and meaning.outputs(shape) == hidden)
+        ]
+
+    def _has_inputs_last(self, architecture: Architecture) -> bool | None:
+        """Whether a table's tensors, of which that is not fixed, have their inputs last; None if no shape tells."""
+        if architecture not in self._inputs_last:
+            self._inputs_last[architecture] = self._find_inputs_last(architecture)
+        return self._inputs_last[architecture]
+
+    def _find_inputs_last(self, architecture: Architecture) -> bool | None:
+        for name, found in self._recognised.items():
+            if found.architecture is not architecture or found.rule is None or found.stacked:
+                continue
+            shape = self._checkpoint.shape(name)
+            meanings = [Meaning.parse(text) for text in found.rule.axes.split("|")]
+            fitting = [meaning for meaning in meanings if meaning.fits(shape)]
+            agreeing = self._agreeing(fitting, shape, found.identity.role)
+            if len(fitting) > 1 and len(agreeing) == 1:
+                return agreeing[0].axes[-1] == "i"
+        return None
 
     def _parts(self, name: str, shape: tuple[int, ...], meaning: Meaning, found: Recognised) -> tuple[Part, ...] | None:
         if found.rule is None or not found.rule.split or "p" not in meaning.axes:
             return None
         size = shape[meaning.axes.index("p")]
-        layer = found.identity.layer
+        layer = found.prefix, found.identity.layer
+        config = {} if found.tower else self.config  # which is the language model's
         around = Surroundings(
             meaning.inputs(shape),
-            self.config,
-            heads_of(self.config),
-            self._inputs.get((layer, "o")),
-            self._inputs.get((layer, "down")),
+            config,
+            heads_of(config),
+            self._inputs.get((*layer, "o")),
+            self._inputs.get((*layer, "down")),
             self._has_expert_biases(name),
         )
         return SPLITS[found.rule.split](size, around)
@@ -212,7 +257,9 @@ class _Lister:
 
     def _has_expert_biases(self, name: str) -> bool:
         """As only gpt-oss has, whose experts are (in, out) and alternate gate and up."""
-        return name + "_bias" in self._checkpoint
+        return name + "_bias" in self._checkpoint or (
+            name.endswith(_VLLM_WEIGHT) and name.removesuffix(_VLLM_WEIGHT) + "_bias" in self._checkpoint
+        )
 
     def _tied(self, views: Mapping[str, tuple[View, ...]]) -> dict[str, str]:
         """Heads and embeddings that are the same as another embedding, with its name."""
@@ -245,7 +292,7 @@ class _Lister:
 
     def _role(self, name: str) -> str:
         found = self._recognised.get(name)
-        return found.identity.role if found is not None else OTHER
+        return found.identity.role if found is not None and not found.tower else OTHER
 
 
 def _may_be_matrix(rule: Rule) -> bool:

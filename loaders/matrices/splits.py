@@ -124,6 +124,30 @@ def _up(size: int, around: Surroundings) -> tuple[Part, ...] | None:
     return _equal("gate", "up")(size, around) if around.hidden_units and size == 2 * around.hidden_units else None
 
 
+def _latent(size: int, around: Surroundings) -> tuple[Part, ...] | None:
+    """The second matrix of latent attention: of each head the keys that are not rotated, then the values."""
+    keys, values = (_setting(around, name) for name in ("qk_nope_head_dim", "v_head_dim"))
+    if keys is None or values is None or size % (keys + values):
+        return None
+    spans = {"k_b": slice(0, keys), "v_b": slice(keys, keys + values)}
+    heads = size // (keys + values)
+    if heads == 1:
+        return tuple(Part(role, span) for role, span in spans.items())
+    return tuple(Part(role, None, (heads, keys + values), (slice(None), span)) for role, span in spans.items())
+
+
+def _latents(size: int, around: Surroundings) -> tuple[Part, ...] | None:
+    """The first matrices of latent attention: the queries' latent vector, then that of keys and values."""
+    queries = _setting(around, "q_lora_rank")
+    return None if queries is None or queries >= size else _runs(("q_a", "kv_a"), (queries, size - queries))
+
+
+def _setting(around: Surroundings, name: str) -> int | None:
+    """A size in the configuration; None if there is none."""
+    value = around.config.get(name)
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
+
+
 SPLITS: Mapping[str, Split] = {
     "halves": _equal("gate", "up"),
     "kv": _equal("k", "v"),
@@ -134,5 +158,7 @@ SPLITS: Mapping[str, Split] = {
     "falcon": _falcon,
     "experts": _experts,
     "up": _up,
+    "latent": _latent,
+    "latents": _latents,
 }
 """From the number of rows, and what is around them, to the parts; None where these do not tell."""

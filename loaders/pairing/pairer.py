@@ -9,7 +9,7 @@ from polarax.loaders import roles
 from polarax.loaders.checkpoint import Checkpoint
 from polarax.loaders.dtypes import is_floating, is_integer
 from polarax.loaders.matrices import Inventory, View
-from polarax.loaders.matrices.inventory import OPTIMIZER
+from polarax.loaders.matrices.optimizer_state import OPTIMIZER
 from polarax.loaders.pairing.coverage import Account, Coverage, nearest_names
 from polarax.loaders.pairing.names import Match, match_names
 from polarax.loaders.pairing.places import match_places

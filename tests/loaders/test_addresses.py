@@ -116,7 +116,7 @@ def test_a_place_that_is_not_there(url):
 def test_checkpoints_that_have_nothing_in_common(web, save):
     for name in "ab":
         save(web.root / f"{name}.safetensors", {name: np.eye(3, dtype=np.float32)})
-    with pytest.raises(CheckpointError, match=r"\?\*\*\* and http.*\?\*\*\* have no tensor name in common") as caught:
+    with pytest.raises(CheckpointError, match=r"\?\*\*\* and http.*\?\*\*\* have no tensor in common") as caught:
         pair_checkpoints(*(open_checkpoint(secret(f"{web.url}{name}.safetensors")) for name in "ab"))
     clean(str(caught.value))
 

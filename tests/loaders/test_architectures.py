@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from polarax.loaders import ROLES, Identity, architectures, identify, open_checkpoint
-from polarax.loaders.architectures import ARCHITECTURES
+from polarax.loaders.architectures import ARCHITECTURES, without_wrappers
 from polarax.loaders.architectures.names import recognise_in
 from polarax.loaders.matrices import take_inventory
 
@@ -200,6 +200,29 @@ Q3 = Identity(3, "q", None)
         ("params/params/decoder/layers_3/self_attention_local/query/kernel", Identity(6, "q", None)),
         ("blk.3.attn_k_b.weight", Identity(3, "k_b", None)),
         ("dec.blk.3.cross_attn_q.weight", Identity(3, "cross_q", None)),
+        # After any prefix.
+        ("decoder.model.layers.3.self_attn.q_proj.weight", Q3),
+        ("mymodel.layers.3.self_attn.q_proj.weight", Q3),
+        ("base_model.model.model.layers.3.self_attn.q_proj.base_layer.weight", Q3),
+        ("thinker.model.layers.3.self_attn.q_proj.weight", Q3),
+        ("talker.model.layers.3.self_attn.q_proj.weight", Q3),
+        ("policy/params/llm/layers_3/self_attn/q_proj/kernel", Q3),
+        ("models.1.model.layers.3.self_attn.q_proj.weight", Q3),
+        ("student.bert.encoder.layer.3.attention.self.query.weight", Q3),
+        ("text_model.encoder.layers.3.self_attn.q_proj.weight", Q3),
+        ("actor.transformer.h.3.mlp.c_proj.weight", Identity(3, "down", None)),
+        ("student.model.layers.2.mlp.experts.17.down_proj.weight", Identity(2, "down", 17)),
+        ("student.model.embed_tokens.weight", Identity(None, "embed", None)),
+        ("PaliGemma.llm.embedder.input_embedding.value", Identity(None, "embed", None)),
+        ("student.lm_head.weight", Identity(None, "head", None)),
+        # A word like "classifier" or "output" says nothing behind a prefix that nobody knows.
+        ("router_loss.classifier.weight", None),
+        ("student.output.weight", None),
+        # GGUF's names do not stand behind prefixes, but for those of towers.
+        ("v.blk.3.attn_q.weight", None),
+        # Layers in a layer.
+        ("swin.layers.3.blocks.1.attn.q_proj.weight", None),
+        ("model.layers.3.inner.layers.1.self_attn.q_proj.weight", Identity(3, "other", None)),
         # Known layers with unknown tensors in them.
         ("model.layers.3.self_attn.q_norm.weight", Identity(3, "other", None)),
         ("encoder.layer.3.crossattention.output.LayerNorm.weight", Identity(3, "other", None)),
@@ -207,8 +230,11 @@ Q3 = Identity(3, "q", None)
         ("vision_tower.vision_model.encoder.layers.3.self_attn.q_proj.weight", None),
         ("model.vision_tower.encoder.layers.3.self_attn.q_proj.weight", None),
         ("model.visual.layers.3.self_attn.q_proj.weight", None),
-        ("decoder.model.layers.3.self_attn.q_proj.weight", None),
-        ("mymodel.layers.3.self_attn.q_proj.weight", None),
+        ("audio_tower.layers.3.self_attn.q_proj.weight", None),
+        ("thinker.audio_tower.layers.3.self_attn.q_proj.weight", None),
+        ("vision_model.embeddings.word_embeddings.weight", None),
+        ("PaliGemma.img.Transformer.encoderblock_3.MlpBlock_0.Dense_0.kernel", None),
+        ("qformer.encoder.layer.3.attention.attention.query.weight", None),
         ("model.layers.x.self_attn.q_proj.weight", None),
         ("model.layers.", None),
         ("model.layers.9999999.self_attn.q_proj.weight", None),
@@ -218,6 +244,41 @@ Q3 = Identity(3, "q", None)
 )
 def test_names(name, identity):
     assert identify(name) == (identity or Identity(None, "other", None))
+
+
+@pytest.mark.parametrize("prefix", ["", "student.", "visual.", "models.1."])
+def test_names_that_differ_in_a_number_mean_what_each_means_by_itself(prefix):
+    """They are looked up together."""
+    names = {name for model in PUBLISHED.values() for name in shapes_of(model) if ".experts." not in name}
+    for name in sorted(names)[::3]:
+        name = prefix + name
+        flax_first = architectures.FLAX if name.endswith(".kernel") else ()
+        assert architectures.recognise(name) == recognise_in((*flax_first, *ARCHITECTURES), name), name
+
+
+@pytest.mark.parametrize(
+    ("name", "bare"),
+    [
+        ("module.module.model.norm.weight", "model.norm.weight"),
+        ("_orig_mod.model.layers.0._checkpoint_wrapped_module.mlp.up_proj.weight", "model.layers.0.mlp.up_proj.weight"),
+        ("_fsdp_wrapped_module.layers.0._fsdp_wrapped_module.wq.weight", "layers.0.wq.weight"),
+        ("model.layers.0._orig_mod.mlp.up_proj.weight", "model.layers.0.mlp.up_proj.weight"),
+        ("_forward_module.model.norm.weight", "model.norm.weight"),
+        ("base_model.model.model.layers.0.q_proj.base_layer.weight", "model.layers.0.q_proj.weight"),
+        ("base_model.model.lm_head.modules_to_save.default.weight", "lm_head.weight"),
+        ("base_model.model.lm_head.original_module.weight", "lm_head.original_module.weight"),
+        ("train_state/params/params/layers_0/mlp/kernel", "layers.0.mlp.kernel"),
+        ("state.module.layers.0.attn.out.kernel.value", "layers.0.attn.out.kernel"),
+        ("PaliGemma.llm.layers.attn.q_einsum.w.value", "PaliGemma.llm.layers.attn.q_einsum.w"),
+        ("encoder.layer.0.attention.self.value.weight", "encoder.layer.0.attention.self.value.weight"),
+        ("encoder.layer.0.attention.self.value", "encoder.layer.0.attention.self.value"),
+        ("submodule.parameters.weight", "submodule.parameters.weight"),  # words that only look like one of these
+        ("model.state.weight", "model.state.weight"),
+        ("base_model.encoder.weight", "base_model.encoder.weight"),
+    ],
+)
+def test_wrapper_words_are_taken_out_of_a_name(name, bare):
+    assert without_wrappers(name) == bare
 
 
 def test_roles_are_those_of_the_tables():

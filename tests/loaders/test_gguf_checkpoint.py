@@ -257,3 +257,20 @@ def test_without_the_package(tmp_path, monkeypatch):
 def test_no_file(tmp_path):
     with pytest.raises(CheckpointError, match=r"m.gguf: no such file"):
         open_checkpoint(tmp_path / "m.gguf")
+
+
+def test_reordered_rows_of_unknown_heads_are_refused(llama, tmp_path):
+    """A file that does not say how many heads there are is compared with its like alone."""
+    writer = gguf.GGUFWriter(tmp_path / "m.gguf", "llama")
+    for name, array in converted(llama).items():
+        writer.add_tensor(name, array)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    checkpoint = open_checkpoint(tmp_path / "m.gguf")
+    pairs, skipped = pair_checkpoints(open_checkpoint(llama), checkpoint)
+    refused = {name for name, reason in skipped if "rows of queries and keys are in another order" in reason}
+    assert refused == {f"model.layers.{layer}.self_attn.{name}_proj.weight" for layer in range(LAYERS) for name in "qk"}
+    assert not {pair.name for pair in pairs} & refused
+    assert len(pair_checkpoints(checkpoint, checkpoint)[0]) == len(pairs) + len(refused)

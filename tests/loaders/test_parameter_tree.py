@@ -1,14 +1,20 @@
 import collections
+import dataclasses
+import pathlib
 import subprocess
 import sys
 
 import flax.core
 import flax.linen as nn
+import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
+import orbax.checkpoint as ocp
 import pytest
 from flax import nnx
+from flax.training import train_state
 
 from polarax.loaders import CheckpointError, open_checkpoint, pair_checkpoints
 
@@ -106,7 +112,7 @@ def test_nnx_states_are_paired(module):
     ]
     reasons = dict(skipped)
     assert reasons["layers.0.bias"] == "1-D: not a matrix"
-    assert reasons["dropout.rngs.key"] == "only in post"
+    assert reasons["dropout.rngs.key"] == "0-D: not a matrix"
 
 
 @pytest.mark.parametrize("make", [np.asarray, jnp.asarray])
@@ -205,3 +211,128 @@ open_checkpoint({"w": np.zeros((2, 2))}).fingerprint()
 assert "flax" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class Registered:
+    weight: object
+    bias: object
+    activation: object = dataclasses.field(default=jax.nn.relu, metadata={"static": True})
+
+
+@flax.struct.dataclass
+class Struct:
+    weight: object
+    bias: object
+    activation: object = flax.struct.field(pytree_node=False, default=jax.nn.relu)
+
+
+class Node(flax.struct.PyTreeNode):
+    weight: object
+    bias: object
+
+
+class Module:
+    """Registered with keys, as Equinox registers its modules: fields by GetAttrKey, static ones aside."""
+
+    def __init__(self, weight, bias):
+        self.weight, self.bias, self.activation = weight, bias, jax.nn.relu
+
+    def with_keys(self):
+        keys = jax.tree_util.GetAttrKey
+        return ((keys("weight"), self.weight), (keys("bias"), self.bias)), (self.activation,)
+
+
+jax.tree_util.register_pytree_with_keys(Module, Module.with_keys, lambda _, children: Module(*children))
+
+Fields = collections.namedtuple("Fields", "weight bias")
+CLASSES = [Registered, Struct, Node, Module, Fields, lambda weight, bias: {"weight": weight, "bias": bias}]
+
+
+class TestRegisteredPytrees:
+    @pytest.mark.parametrize("make", CLASSES, ids=["dataclass", "struct", "PyTreeNode", "keys", "namedtuple", "dict"])
+    def test_leaves_by_the_keys_that_lead_to_them(self, make):
+        layer = make(np.zeros((3, 4)), np.zeros(3))
+        whole = make([layer, {"inner": layer}], None)
+        assert open_checkpoint(layer).names() == ("weight", "bias")
+        assert open_checkpoint({"encoder": layer}).names() == ("encoder.weight", "encoder.bias")
+        checkpoint = open_checkpoint({"params": {"net": whole}})
+        expected = {f"net.weight.{place}.{name}" for place in ("0", "1.inner") for name in ("weight", "bias")}
+        assert set(checkpoint.names()) == expected  # no static field, no None
+        assert checkpoint.shape("net.weight.1.inner.weight") == (3, 4)  # (out, in) as it is
+
+    @pytest.mark.parametrize(
+        ("keys", "names"),
+        [
+            (jax.tree_util.DictKey, ("x.0", "x.1")),
+            (jax.tree_util.SequenceKey, ("x.0", "x.1")),
+            (lambda place: jax.tree_util.GetAttrKey(f"w{place}"), ("x.w0", "x.w1")),
+            (jax.tree_util.FlattenedIndexKey, ("x.0", "x.1")),
+            (None, ("x.0", "x.1")),
+        ],
+    )
+    def test_every_kind_of_key(self, keys, names):
+        class Pair:
+            children = (np.zeros((2, 2)), np.ones((2, 2)))
+
+        if keys is None:
+            jax.tree_util.register_pytree_node(Pair, lambda pair: (pair.children, None), lambda *_: Pair())
+        else:
+            jax.tree_util.register_pytree_with_keys(
+                Pair,
+                lambda pair: ([(keys(place), child) for place, child in enumerate(pair.children)], None),
+                lambda *_: Pair(),
+            )
+        assert open_checkpoint({"x": Pair()}).names() == names
+
+    def test_kernels_in_them_are_transposed(self):
+        Layer = collections.namedtuple("Layer", "kernel")
+        assert open_checkpoint(Struct(Layer(np.zeros((3, 4))), None)).shape("weight.kernel") == (4, 3)
+
+    def test_a_train_state(self, variables):
+        state = train_state.TrainState.create(apply_fn=None, params=variables["params"], tx=optax.adam(1e-3))
+        pairs, skipped = pair_checkpoints(open_checkpoint(variables["params"]), open_checkpoint(state))
+        assert {pair.name for pair in pairs} >= {"layers_0.kernel", "layers_1.kernel"}
+        assert dict(skipped)["opt_state.0.mu.layers_0.kernel"] == "optimizer state: not a parameter"
+
+    def test_nnx_modules_and_variables_in_containers(self, module):
+        inside = open_checkpoint({"net": module, "head": nnx.Param(jnp.zeros((2, 3))), "more": Struct(module, None)})
+        alone = open_checkpoint(module)
+        assert set(inside.names()) >= {f"net.{name}" for name in alone.names()} | {
+            "head",
+            "more.weight.layers.0.kernel",
+        }
+        assert inside.shape("net.layers.1.kernel") == alone.shape("layers.1.kernel")
+
+    def test_names_are_those_that_orbax_writes(self, tmp_path):
+        tree = {"encoder": Struct(jnp.zeros((3, 4)), {"inner": Registered(jnp.zeros((2, 3)), jnp.zeros(2))})}
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(tmp_path / "tree", tree)
+        assert set(open_checkpoint(tmp_path / "tree").names()) == set(open_checkpoint(tree).names())
+
+    def test_objects_that_are_no_pytrees_say_so(self):
+        @dataclasses.dataclass
+        class Unregistered:
+            weight: object
+
+        tree = {
+            "encoder": Unregistered(np.zeros((2, 2))),
+            "path": pathlib.PurePath("a"),
+            "activation": jax.nn.gelu,
+            "name": "bert",
+            "step": 3,
+            "none": None,
+            "w": np.zeros((2, 2)),
+        }
+        pairs, skipped = pair_checkpoints(open_checkpoint(tree), open_checkpoint(dict(tree)))
+        assert [pair.name for pair in pairs] == ["w"]
+        reasons = dict(skipped)
+        assert reasons.pop("step") == "0-D: not a matrix" and set(reasons) == {"encoder", "path", "activation", "name"}
+        assert all(reason.endswith("not looked into") for reason in reasons.values())
+        assert (
+            "Unregistered" in reasons["encoder"] and reasons["name"] == "a Python object of class str: not looked into"
+        )
+        for source in (tree["encoder"], tree["activation"]):
+            with pytest.raises(CheckpointError, match="expected a path, a URL, a nested dict"):
+                open_checkpoint(source)

@@ -1,5 +1,8 @@
 """Matrices are found in whatever tree they are in, and read from it as they are."""
 
+import collections
+import dataclasses
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -190,3 +193,35 @@ def test_an_adapter_moves_its_weight():
     change = np.asarray(layer.lora.lora_a.get_value() @ layer.lora.lora_b.get_value())
     expected = np.linalg.norm(change) / np.linalg.norm(layer.kernel.get_value())
     assert metrics.scalars()["spectra/other/kernel/drift"] == pytest.approx(expected, rel=1e-5)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class Linear:
+    weight: jax.Array
+    bias: jax.Array
+
+
+def test_modules_that_are_pytrees_are_followed_under_the_names_of_a_comparison():
+    Block = collections.namedtuple("Block", "attention")
+
+    def tree(scale):
+        layer = Linear(jnp.asarray(scale * _array(20, 16)), jnp.ones(20))
+        return {
+            "blocks": [Block({"q_proj": layer})],
+            "encoder": layer,
+            "head": {"kernel": jnp.eye(16)},
+            "f": jax.nn.relu,
+        }
+
+    base, post = tree(1.0), tree(2.0)
+    tracker = polarax.Tracker(every=1, metrics="change")
+    state = tracker.init(base)
+    compared = polarax.compare(base, post, progress=False).frame().set_index("name")
+    assert {label.name for label in state.metrics.labels} <= set(compared.index)
+    assert {"encoder.weight", "blocks.0.attention.q_proj.weight"} <= {label.name for label in state.metrics.labels}
+    _, metrics = jax.jit(tracker.update, static_argnames="step")(state, post | {"f": None}, step=0)
+    for label, drift in zip(metrics.labels, metrics.readings["drift"], strict=True):
+        assert drift == pytest.approx(compared.loc[label.name, "drift"], rel=1e-4)
+    matrices = read_all({"net": base["encoder"]})
+    np.testing.assert_array_equal(matrices["other/net.weight"], base["encoder"].weight)
