@@ -17,7 +17,7 @@ from polarax.commands.comparison_flags import define_comparison_flags, print_wra
 from polarax.commands.plan_names import pair_line, pair_patterns, skipped_line, skipped_patterns
 from polarax.errors import UsageError
 from polarax.findings.coverage import accounts
-from polarax.loaders.pairing import natural
+from polarax.loaders import Pair
 from polarax.planning.division import Share, balance, divide_stacks
 from polarax.planning.partners import describe_coverage
 from polarax.planning.rates import DECOMPOSITIONS_SHARE, DEVICES, PRODUCTS_SHARE, measure_rates
@@ -89,9 +89,12 @@ def _print_names(request: Request, names: bool) -> None:
             verb="To compare",
         )
     )
-    pairs = [pair for stack in request.plan.stacks for of_post in stack.pairs_of_posts for pair in of_post]
-    pairs = list({(pair.name, pair.name_post, pair.matched_by): pair for pair in pairs}.values())
-    pairs.sort(key=lambda pair: natural(pair.name))
+    partners: dict[str, dict[tuple[str, str], Pair]] = {name: {} for name in request.plan.names}
+    for stack in request.plan.stacks:
+        for of_post in stack.pairs_of_posts:
+            for pair in of_post:
+                partners[pair.name][pair.name_post, pair.matched_by] = pair
+    pairs = [pair for of_name in partners.values() for pair in of_name.values()]
     _print_rows("matched", pairs, pair_line if names else None, pair_patterns)
     _print_rows("not compared", request.plan.skipped, skipped_line if names else None, skipped_patterns)
 

@@ -17,7 +17,9 @@ def pair_patterns(pairs: Iterable[Pair]) -> Iterator[str]:
     """A line for all matrices whose names differ by numbers alone: the names of both sides, how many, matched how."""
     counts: Counter[tuple[str, str]] = Counter()
     for pair in pairs:
-        counts[_both(_pattern(pair.name), _pattern(pair.name_post)), pair.matched_by] += 1
+        name = _pattern(pair.name)
+        other = name if pair.name_post == pair.name else _pattern(pair.name_post)
+        counts[_both(name, other), pair.matched_by] += 1
     yield from _aligned(
         [(names, f"{count} {'matrix' if count == 1 else 'matrices'}, {way}") for (names, way), count in counts.items()]
     )

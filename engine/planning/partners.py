@@ -17,7 +17,7 @@ from polarax.loaders.pairing import natural
 MOST_UNPAIRED = 0.5
 
 NOT_SELECTED = "not selected"
-_NOT_IN_BOTH = "not compared with the base in both"
+_NOT_IN_BOTH = "not in both, or not compared with the base"
 _ONLY_IN = "only in"  # begins the kind of reason of what has no partner
 _NEAREST = 3  # names that an error lists
 _REASONS = 3  # tensors that an error lists with the reason

@@ -368,7 +368,7 @@ class TestHelp:
     )
     def test_a_command_lists_every_flag_with_its_default(self, cli, command, flags):
         shared = "base post include exclude roles layers role_map common_rows metrics dtype top_k method memory_gib"
-        shared += " control_draws seed between"
+        shared += " control_draws seed between allow_partial"
         done = cli(command, "--help")
         assert done.code == 0 and done.err == ""
         flags = {*shared.split(), *flags.split(), "verbosity"}
@@ -415,7 +415,10 @@ class TestCompare:
         done = compare(metrics="")
         assert done.code == 0
         summary = polarax.Run.open(tmp_path / "run").summary()
-        header, rule, row = done.out.splitlines()[:3]
+        account, rest, _, header, rule, row = done.out.splitlines()[:6]
+        # two matrices of 96 numbers each, and a vector of 8
+        assert account == "Compared: 2 of 3 tensors, 96.0% of the weights of either side."
+        assert rest == "  not compared: 1-D: not a matrix: 1 tensor, 4.0% of either side"
         assert header.split()[:3] == ["role", "matrices", "drift"] and set(rule) == {"-"}
         assert row.split()[:2] == ["q", "2"]
         assert f"{summary['roles']['q']['alpha']['median']:.5f}" in row
@@ -471,7 +474,7 @@ class TestShell:
             NO_CACHE,
         )
         assert done.returncode == 0, done.stderr
-        assert done.stdout.startswith("role") and f"Run: {out}" in done.stdout
+        assert done.stdout.startswith("Compared: 2 of 3 tensors") and f"Run: {out}" in done.stdout
         assert done.stderr.splitlines()[-1].startswith("2/2 matrices")
         assert len(done.stderr.splitlines()) == 1  # no warnings
         assert polarax.Run.open(out).finished

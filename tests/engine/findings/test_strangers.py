@@ -48,8 +48,9 @@ PLANTED = {
 
 
 def read(run):
-    """The sentences that are not on thresholds."""
-    return [sentence for sentence in run.summary()["reading"] if not sentence.startswith("Thresholds: ")]
+    """The sentences that are neither on thresholds nor on what was not compared."""
+    sentences = run.summary()["reading"]
+    return [one for one in sentences if not one.startswith("Thresholds: ") and "were not compared" not in one]
 
 
 def compare(base, post, **options):

@@ -58,7 +58,7 @@ def assert_holds(run, names, base):
 class TestFinished:
     def test_the_first_columns_are_those_of_the_design(self, llama_run):
         header = (llama_run.path / "matrices.csv").read_text(encoding="utf-8").splitlines()[0]
-        identity = "name,layer,role,expert,rows,cols,dtype_base,dtype_post,status,relation"
+        identity = "name,layer,role,expert,rows,cols,dtype_base,dtype_post,status,relation,name_post,matched_by"
         assert header.startswith(identity + ",")
         measured = [column for group in GROUPS.values() for column in group]
         assert header.split(",") == [*identity.split(","), *measured, *CONTROL_COLUMNS]

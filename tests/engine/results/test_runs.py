@@ -276,8 +276,13 @@ class TestCommand:
         done = cli("compare", f"--base={paths['base']}", f"--post={paths['sft']}", f"--post=b={paths['rl']}",
                    "--metrics=change,scaling", f"--out={tmp_path / 'out'}", "--noplots", NO_CACHE)  # fmt: skip
         assert done.code == 0, done.err
-        table = [line.split()[:3] for line in done.out.splitlines()[:10]]
-        assert table[0] == ["role", "post", "matrices"] and table[2:4] == [["q", "sft", "3"], ["q", "b", "2"]]
+        assert (
+            done.out.startswith("sft: Compared: 12 of 12 tensors, 100% of the weights")
+            and "\nb: Compared: 10 of " in done.out
+        )
+        lines = [line.split()[:3] for line in done.out.splitlines()]
+        table = lines[lines.index(["role", "post", "matrices"]) :]
+        assert table[2:4] == [["q", "sft", "3"], ["q", "b", "2"]]
         assert "sft and b changed the same way" in done.out
         assert (tmp_path / "out" / "b" / "matrices.csv").exists()
 
