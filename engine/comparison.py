@@ -223,8 +223,9 @@ def _part_between(request, first, second):
             if name not in names:
                 reasons.setdefault(name, "compared with the base on different rows")
     ordered = tuple(name for name in request.plan.names if name in names)
-    coverages = (request.plan.parts[place].coverage for place in (first, second))
-    return Part(ordered, tuple(Skipped(*row) for row in reasons.items()), coverage_between(*coverages, pairs))
+    of_first, of_second = (request.plan.parts[place].coverage for place in (first, second))
+    skipped = tuple(Skipped(*row) for row in reasons.items())
+    return Part(ordered, skipped, coverage_between(of_first, of_second, pairs))
 
 
 def _relate(request, outputs):
