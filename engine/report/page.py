@@ -171,7 +171,7 @@ def skipped_section(
 
 
 def _cell(cell: Any) -> Any:
-    return short_name(cell, _LONGEST_CELL) if isinstance(cell, str) else cell
+    return short_name(cell, _LONGEST_CELL) if isinstance(cell, str) and len(cell) > _LONGEST_CELL else cell
 
 
 def svg_of(figure: "Figure", name: str) -> Drawing:

@@ -125,7 +125,7 @@ def _matrix(run, row, number):
     drawn = [draw(run, row["name"]) for draw in (plot_spectra, plot_rotation_maps, plot_cosines)]
     label = matrix_label(row)
     return {
-        "name": short_name(row["name"], _LONGEST_NAME),
+        "name": short_name(row["name"], _LONGEST_NAME) if len(row["name"]) > _LONGEST_NAME else row["name"],
         "label": printable(row["name"] if label == row["name"] else f"{label}: {row['name']}"),
         "status": row["status"],
         "shape": f"{row['rows']} x {row['cols']}",

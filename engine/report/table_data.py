@@ -88,7 +88,7 @@ def script_json(content: Any) -> str:
 
 def _pattern(name, patterns):
     """[number of the pattern, what fills its holes...]; names of a model repeat themselves up to numbers."""
-    name = short_name(name, _LONGEST_NAME)
+    name = name if len(name) <= _LONGEST_NAME else short_name(name, _LONGEST_NAME)
     if "\0" in name:  # what marks a hole
         return [patterns.setdefault(name.replace("\0", "\N{REPLACEMENT CHARACTER}"), len(patterns))]
     pieces = re.split(r"(?<![0-9])(0|[1-9][0-9]{0,8})(?![0-9])", name)
