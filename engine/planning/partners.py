@@ -5,6 +5,7 @@ it is refused where most of either has no partner, unless it is asked for.
 """
 
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -23,6 +24,7 @@ _NEAREST = 3  # names that an error lists
 _REASONS = 3  # tensors that an error lists with the reason
 _LONGEST_REASON = 200
 _MUCH = 0.05  # of a side's weights: what is left out for another reason is then said, too
+_FIRST_WORDS = re.compile(r"(?<!-D)[:(]")
 _WHERE = "polarax plan --base=BASE --post=POST --names lists both sides"
 
 
@@ -44,7 +46,7 @@ def refusal(
         examples = f"the base has {_example(base)}, the post {_example(post)}"
         return CheckpointError(f"{sides} have no tensor in common: {examples}. {_WHERE}.")
     if not paired.pairs:
-        examples_of = {row.reason.partition("(")[0]: row for row in reversed(paired.skipped)}
+        examples_of = {_FIRST_WORDS.split(row.reason)[0]: row for row in reversed(paired.skipped)}
         rows = list(reversed(examples_of.values()))[:_REASONS]
         reasons = "; ".join(f"{short_name(row.name)}: {short_name(row.reason, _LONGEST_REASON)}" for row in rows)
         of_post = f" of {label}" if label else ""
@@ -79,7 +81,7 @@ def _nearest(coverage: Coverage) -> str:
 def _left_out(coverage: Coverage) -> str:
     """What much is left out for that is there, such as quantised weights."""
     much = [
-        f"{rest.weights / side.weights:.0%} of the {word} is {kind}"
+        f"{rest.weights / side.weights:.0%} of the {word} is left out: {kind}"
         for word, side in (("base", coverage.base), ("post", coverage.post))
         for kind, rest in side.left_out.items()
         if not kind.startswith(_ONLY_IN) and rest.weights >= _MUCH * side.weights > 0

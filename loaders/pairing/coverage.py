@@ -11,6 +11,15 @@ _DIGITS = re.compile(r"[0-9]+")
 _NEAREST = 5  # names that are listed
 _CONSIDERED = 200  # names of either side that they are chosen from
 _LENGTH = 200  # characters of a name that are looked at
+# Kinds of reason that begin alike and go on with a name.
+_KINDS = {
+    "tied": "tied",
+    "unsupported dtype": "unsupported dtype",
+    "quantised": "quantised",
+    "part of": "part of an adapter that is not added",
+    "LoRA factor of": "LoRA factors whose weight is not there",
+    "several trained copies of": "several trained copies, of which none is chosen",
+}
 
 
 class LeftOut(NamedTuple):
@@ -41,7 +50,7 @@ class Coverage(NamedTuple):
     matched_by: Mapping[str, int]  # pairs that were found in each way
     notes: tuple[str, ...]  # what is remarkable, a line each
     nearest: tuple[tuple[str, str], ...]  # names without a partner: the base's, and the post's that is most like it
-    has_common: bool  # whether any tensor found a partner, be it one that it cannot be compared with
+    has_common: bool  # whether any tensor found a partner, or several: be it one that it cannot be compared with
 
 
 def kind_of(reason: str) -> str:
@@ -49,10 +58,12 @@ def kind_of(reason: str) -> str:
 
     >>> kind_of("shapes differ: base (2, 3), post (4, 3)"), kind_of("1-D: not a matrix"), kind_of("tied to wte")
     ('shapes differ', '1-D: not a matrix', 'tied')
+    >>> kind_of("part of model.layers.0.q_proj.weight: unmerged LoRA factors of unknown scale: ...; only in post")
+    'part of an adapter that is not added'
     """
-    for word in ("tied", "unsupported dtype", "quantised"):
-        if reason.startswith(word):
-            return word
+    for beginning, kind in _KINDS.items():
+        if reason.startswith(beginning):
+            return kind
     head, _, rest = reason.partition(":")
     return head if rest and "matrix" not in rest else reason
 
@@ -87,7 +98,7 @@ class Account:
             tensors=len(self._weights),
             compared_tensors=len(self._compared),
             weights=sum(self._weights.values()),
-            compared_weights=sum(self._compared.values()),
+            compared_weights=sum(min(count, self._weights[name]) for name, count in self._compared.items()),
             matrix_weights=self.matrix_weights,
             unpaired_weights=self.unpaired_weights,
             layers=len(self.layers) or None,

@@ -14,7 +14,7 @@ from polarax.loaders.pairing.coverage import Account, Coverage, nearest_names
 from polarax.loaders.pairing.names import Match, match_names
 from polarax.loaders.pairing.places import match_places
 from polarax.loaders.pairing.records import ALIAS, ROLE, Pair, Skipped
-from polarax.loaders.pairing.tied import find_ties
+from polarax.loaders.pairing.tied import find_stand_ins, find_ties
 
 
 class Paired(NamedTuple):
@@ -43,6 +43,7 @@ class _Half:
         self.checkpoint, self.inventory, self.unread = side.checkpoint, side.inventory, side.unread
         self.names = side.names
         self.tied, self.notes = find_ties(side.checkpoint, side.inventory, side.config, word)
+        self.stand_ins = find_stand_ins(side.checkpoint, side.inventory, side.config)
         self.account = Account()
         for name in self.names:
             if self.inventory.reasons.get(name) != OPTIMIZER:
@@ -62,6 +63,10 @@ class _Half:
         """Layer and role of the tensors that are one matrix of a known place."""
         single = {name: views[0] for name, views in self.inventory.views.items() if len(views) == 1}
         return {name: (view.layer, view.role) for name, view in single.items() if view.role != roles.OTHER}
+
+    def is_tied(self, name: str) -> bool:
+        """Whether a tensor is another one of the same checkpoint, or another one is it."""
+        return name in self.tied or name in self.tied.values() or name in self.checkpoint.aliases.values()
 
     def why_unread(self, name: str) -> str | None:
         """Why a tensor is not compared, whatever the other side has; None if nothing is against it."""
@@ -83,6 +88,7 @@ class Pairer:
         self._pairs: list[Pair] = []
         self._skipped: list[Skipped] = []
         self._alone: tuple[list[str], list[str]] = ([], [])  # matrices without a partner
+        self._tie_notes: list[str] = []
 
     def pair(self) -> Paired:
         """Pairs what belongs together; every tensor that is not compared is in the rows that are skipped."""
@@ -96,27 +102,43 @@ class Pairer:
             post.places(),
         )
         matched = {match.name for match in matches.partners.values()}
-        places = match_places(base.views_without(matches.partners), post.views_without(matched))
+        left, left_post = base.views_without(matches.partners), post.views_without(matched)
+        places = match_places(left, left_post)
         taken = {view.name for view in places.partners.values()}
+        alone = [view for view in left if view.name not in places.partners]
+        tied_in_post = _stand_ins(alone, post)
+        tied_in_base = _stand_ins([view for view in left_post if view.name not in taken], base)
         ambiguous = dict(places.ambiguous)
         for name, others in matches.ambiguous.items():
             ambiguous[name] = f"ambiguous: {_listed(others)} {'are' if len(others) > 1 else 'is'} like it"
+        for half, other, found in ((base, post, tied_in_base), (post, base, tied_in_post)):
+            for view, stand_in in found.values():
+                role = "head" if view.role == "head" else "embedding"
+                self._tie_notes.append(
+                    f"{half.word}: {stand_in.tensor} is its {role}, too: "
+                    f"the {other.word}'s {view.tensor} is compared with it"
+                )
         for name in base.names:
             match = matches.partners.get(name)
             if match is not None:
                 self._pair_tensors(name, match)
+            elif name in tied_in_post:
+                self._add(*tied_in_post[name], ALIAS)
             else:
                 self._pair_views(name, places.partners, ambiguous)
         for name in post.names:
-            if name not in matched:
+            if name in tied_in_base:
+                view_post, view = tied_in_base[name]
+                self._add(view, view_post, ALIAS, name)
+            elif name not in matched:
                 self._skip_alone(post, name, taken, ambiguous)
-        has_common = bool(matches.partners or places.partners)
+        has_common = bool(matches.partners or places.partners or ambiguous)
         return Paired(self._pairs, self._skipped, self._coverage(has_common))
 
     def _coverage(self, has_common: bool) -> Coverage:
         sides = self._base.account.close(), self._post.account.close()
         matched_by = dict(Counter(pair.matched_by for pair in self._pairs))
-        notes = (*self._base.notes, *self._post.notes) if self._base.names else ()
+        notes = (*self._base.notes, *self._post.notes, *self._tie_notes) if self._base.names else ()
         return Coverage(*sides, matched_by, tuple(dict.fromkeys(notes)), nearest_names(*self._alone), has_common)
 
     def _pair_tensors(self, name: str, match: Match) -> None:
@@ -215,9 +237,11 @@ class Pairer:
             return unread[0] or unread[1]
         reason, reason_post = base.inventory.reasons.get(name), post.inventory.reasons.get(match.name)
         if reason is None and reason_post is None:
-            by_alias = match.matched_by == ALIAS
-            tied = by_alias or name in base.tied, by_alias or match.name in post.tied
-            return f"tied to {base.tied.get(name) or post.tied.get(match.name) or match.name}" if all(tied) else None
+            if match.matched_by == ALIAS:
+                tied = base.is_tied(name) and post.is_tied(match.name)
+            else:
+                tied = name in base.tied and match.name in post.tied
+            return f"tied to {base.tied.get(name) or post.tied.get(match.name) or match.name}" if tied else None
         shape, shape_post = base.checkpoint.shape(name), post.checkpoint.shape(match.name)
         return f"shapes differ: base {shape}, post {shape_post}" if shape != shape_post else reason or reason_post
 
@@ -242,7 +266,8 @@ class Pairer:
         words, words_post = base.dtype_name(view.tensor), post.dtype_name(view_post.tensor)
         return f"{problem} {words}" if words == words_post else f"{problem} base {words}, post {words_post}"
 
-    def _add(self, view: View, view_post: View, matched_by: str) -> None:
+    def _add(self, view: View, view_post: View, matched_by: str, name: str = "") -> None:
+        """Adds a pair; `name` is for a matrix that the base has no name of its own for."""
         base, post = self._base, self._post
         dtype, dtype_post = base.checkpoint.dtype(view.tensor), post.checkpoint.dtype(view_post.tensor)
         assert dtype is not None and dtype_post is not None  # else there were an obstacle
@@ -252,10 +277,10 @@ class Pairer:
         for half, of_half in ((base, view), (post, view_post)):
             half.account.compare(of_half.tensor, of_half.shape)
         # The two names of one matrix may be known to different tables, or one of them to none.
-        known = view_post if view.role == roles.OTHER else view
+        known = view_post if name or view.role == roles.OTHER else view
         self._pairs.append(
             Pair(
-                view.name,
+                name or view.name,
                 known.layer,
                 known.role,
                 known.expert,
@@ -272,6 +297,19 @@ class Pairer:
                 matched_by,
             )
         )
+
+
+def _stand_ins(alone: Iterable[View], other: _Half) -> dict[str, tuple[View, View]]:
+    """Heads and embeddings that are the other side's only one of the two, by name; with that one."""
+    found: dict[str, tuple[View, View]] = {}
+    for view in alone if other.stand_ins else ():
+        name = other.stand_ins.get(view.role)
+        if name is None or view.layer is not None or name in other.unread or view.name in other.checkpoint:
+            continue
+        stand_in = other.inventory.views[name][0]
+        if stand_in.shape == view.shape and is_floating(other.checkpoint.dtype(name)):
+            found[view.name] = view, stand_in
+    return found
 
 
 def _stored_bytes(checkpoint: Checkpoint, view: View) -> int:

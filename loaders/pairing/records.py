@@ -44,7 +44,8 @@ NAME, SPELLING, PREFIX, ALIAS, ROLE = MATCHED_BY = ("name", "spelling", "prefix"
 - name: the two names are equal;
 - spelling: without wrapper words ("_orig_mod.", "base_layer.") and leaves (".weight", ".kernel") they are;
 - prefix: they end alike, and so do the names around them;
-- alias: the file's metadata say that the name stands for another tensor of the file;
+- alias: the file's metadata say that the name stands for another tensor of the file, or it is a head where the other
+  side's head is its embedding;
 - role: they have the same layer, role and expert, as the parts of fused and stacked tensors do.
 """
 

@@ -1,10 +1,11 @@
-"""Whether a head is the embedding: config.json may say so, but the bytes decide."""
+"""Whether a head is the embedding: config.json may say so, but where both are stored the bytes decide."""
 
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from polarax.loaders.architectures import recognise
 from polarax.loaders.checkpoint import Checkpoint
 from polarax.loaders.matrices import Inventory
 from polarax.loaders.matrices.heads import language_model
@@ -51,6 +52,33 @@ def find_ties(
                     "both are compared"
                 )
     return tied, notes
+
+
+def find_stand_ins(checkpoint: Checkpoint, inventory: Inventory, config: Mapping[str, Any]) -> dict[str, str]:
+    """The tensor that is head and embedding at once, by the one of the two roles under which it is not stored.
+
+    Args:
+        checkpoint: Which is looked into; no tensor is read.
+        inventory: Its matrices.
+        config: The configuration; empty if there is none.
+    """
+    stored: dict[str, list[str]] = {role: [] for role in _ENDS}
+    for name, views in inventory.views.items():
+        if len(views) == 1 and views[0].role in stored and views[0].layer is None and name not in inventory.tied:
+            stored[views[0].role].append(name)
+    stand_ins: dict[str, str] = {}
+    for alias, name in checkpoint.aliases.items():
+        found = recognise(alias)
+        role = found.identity.role
+        if role in stored and not found.tower and not stored[role] and len(inventory.views.get(name, ())) == 1:
+            stand_ins.setdefault(role, name)
+    head, embed = _ENDS
+    if not stored[head] and len(stored[embed]) == 1 and not any(name in inventory.tied for name in inventory.views):
+        architecture = recognise(stored[embed][0]).architecture
+        default = architecture is not None and architecture.tied and "model_type" in config
+        if language_model(config).get("tie_word_embeddings", default) is True:
+            stand_ins.setdefault(head, stored[embed][0])
+    return stand_ins
 
 
 def same_bytes(checkpoint: Checkpoint, name: str, other: str) -> bool:

@@ -122,6 +122,15 @@ class TestNothing:
         assert_one_line(compare("nothing", *more), "no tensor in common", "'a'", "'model.layers.0.")
         assert not (tmp_path / "run").exists()
 
+    def test_is_chosen_where_two_are_as_good(self, cli, models, write, tmp_path):
+        twice = {f"{word}.{name}": w for word in ("policy", "reference") for name, w in BASE.items()}
+        post = write(tmp_path / "twice" / "model.safetensors", twice)
+        done = cli("compare", f"--base={models['base']}", f"--post={post}", f"--out={tmp_path / 'run'}")
+        name = "model.layers.0.mlp.other.weight"
+        assert_one_line(done, f"{name}: ambiguous: policy.{name}, reference.{name} are like it", "plan")
+        assert done.err.count("ambiguous") == 1
+        assert not (tmp_path / "run").exists()
+
     def test_is_lost_of_a_model_against_itself(self, compare):
         done = compare("base")
         assert done.code == 0
