@@ -333,7 +333,7 @@ class TestRowsThatSayLittle:
             metrics="change",
         )
         reasons = run.skipped().set_index("name")["reason"].to_dict()
-        assert reasons == {"old": "only in base", "new": "only in post", "empty": "only in post"}
+        assert reasons == {"old": "only in base", "new": "only in post", "empty": "empty"}
 
     def test_a_name_that_no_table_knows_is_analysed_as_other(self):
         base = {"blocks.0.mixer": np.diag([2.0, 1.0])}
