@@ -155,6 +155,20 @@ FALCON = Architecture(
     tied=True,
 )
 
+# ChatGLM 2 and 3 and GLM-4 in the code that came with them (modeling_chatglm.py).
+CHATGLM = Architecture(
+    "ChatGLM",
+    prefixes=("", "transformer."),
+    layers=("encoder.layers.",),
+    in_layer={
+        "self_attention.query_key_value": Rule("qkv", "p i", "chatglm"),
+        "self_attention.dense": "o",
+        "mlp.dense_h_to_4h": _GATE_UP,
+        "mlp.dense_4h_to_h": "down",
+    },
+    outside={"embedding.word_embeddings": "embed", "output_layer": "head"},
+)
+
 # Conv1D keeps its weight as (in, out); the ordinary linear layers of vLLM and MLX under the same name have (out, in).
 GPT2 = Architecture(
     "GPT-2",
@@ -190,4 +204,4 @@ GPT_BIGCODE = Architecture(
     model_types=("gpt_bigcode",),
 )
 
-TABLES = (LLAMA, OPT, GPT_NEOX, FALCON, GPT2, GPT_BIGCODE)
+TABLES = (LLAMA, OPT, GPT_NEOX, FALCON, CHATGLM, GPT2, GPT_BIGCODE)

@@ -18,12 +18,13 @@ def _feed_forward(name: str) -> Table:
 
 META = Architecture(
     "Llama as Meta and Mistral name it",
-    prefixes=("", "model.", "language_model."),
+    prefixes=("", "model.", "language_model.", "language_model.model."),
     layers=("layers.",),
     in_layer={
         "attention.wq": _QUERIES,
         "attention.wk": _KEYS,
         "attention.wv": "v",
+        "attention.wqkv": Rule("qkv", "p i", "internlm"),  # InternLM 2, whose other names are Meta's
         "attention.wo": "o",
         "attention.wq_a": "q_a",  # latent attention, whose rows transformers leaves as they are
         "attention.wq_b": "q_b",

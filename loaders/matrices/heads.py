@@ -8,6 +8,8 @@ _HEADS = ("num_attention_heads", "n_head", "n_heads", "num_heads")
 _KEY_HEADS = ("num_key_value_heads", "num_kv_heads", "n_head_kv", "n_kv_heads")
 _HIDDEN = ("hidden_size", "n_embd", "d_model", "n_embed", "dim")
 
+_LANGUAGE_MODELS = ("text_config", "llm_config")  # the latter of InternVL
+
 
 class Heads(NamedTuple):
     """How attention is divided into heads."""
@@ -26,8 +28,11 @@ def language_model(config: Mapping | None) -> Mapping:
     """The part of a configuration that describes the language model; empty if there is none."""
     if not isinstance(config, Mapping):
         return {}
-    text = config.get("text_config")
-    return {**config, **text} if isinstance(text, Mapping) else config
+    for name in _LANGUAGE_MODELS:
+        text = config.get(name)
+        if isinstance(text, Mapping):
+            return {**config, **text}
+    return config
 
 
 def hidden_size(config: Mapping) -> int | None:

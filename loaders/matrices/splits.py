@@ -106,6 +106,21 @@ def _falcon(size: int, around: Surroundings) -> tuple[Part, ...] | None:
     return _heads(size, around)
 
 
+def _chatglm(size: int, around: Surroundings) -> tuple[Part, ...] | None:
+    """Runs of all queries, keys and values where heads share keys; else head by head."""
+    groups = _setting(around, "multi_query_group_num")
+    if not around.config.get("multi_query_attention"):
+        return _heads(size, around)
+    if around.heads is None or groups is None:
+        return None
+    return _blocks(size, around._replace(heads=around.heads._replace(keys=groups)))
+
+
+def _internlm(size: int, around: Surroundings) -> tuple[Part, ...] | None:
+    """Groups in InternLM 2; other code has other orders under the same name."""
+    return _groups(size, around) if str(around.config.get("model_type", "")).startswith("internlm") else None
+
+
 def _experts(size: int, around: Surroundings) -> tuple[Part, ...] | None:
     """Gate and up of an expert: one after the other, but row by row in gpt-oss."""
     if not around.expert_biases:
@@ -156,6 +171,8 @@ SPLITS: Mapping[str, Split] = {
     "blocks": _blocks,
     "heads": _heads,
     "falcon": _falcon,
+    "chatglm": _chatglm,
+    "internlm": _internlm,
     "experts": _experts,
     "up": _up,
     "latent": _latent,

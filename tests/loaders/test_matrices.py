@@ -55,6 +55,8 @@ NEOX = {"hidden_size": HIDDEN, "num_attention_heads": HEADS}
 FALCON = {"model_type": "falcon", **NEOX}
 GROUPED = {**FALCON, "num_kv_heads": KEYS, "new_decoder_architecture": True}
 OLD_40B = {"model_type": "RefinedWeb", "hidden_size": HIDDEN, "n_head": HEADS, "n_head_kv": KEYS}
+INTERNLM = {"model_type": "internlm2", **NEOX, "num_key_value_heads": KEYS}
+CHATGLM = {**NEOX, "multi_query_attention": True, "multi_query_group_num": KEYS}
 BLOOM = {"model_type": "bloom", "n_embed": HIDDEN, "n_head": HEADS}
 
 
@@ -69,6 +71,10 @@ BLOOM = {"model_type": "bloom", "n_embed": HIDDEN, "n_head": HEADS}
         ("transformer.h.1.self_attention.query_key_value.weight", grouped, KEYS, OLD_40B),
         ("model.layers.1.self_attn.qkv_proj.weight", in_blocks, KEYS, {**NEOX, "num_key_value_heads": KEYS}),
         ("model.layers.1.self_attn.qkv_proj.weight", in_blocks, KEYS, {"text_config": {**NEOX, "num_kv_heads": KEYS}}),
+        ("model.layers.1.attention.wqkv.weight", grouped, KEYS, INTERNLM),
+        ("language_model.model.layers.1.attention.wqkv.weight", grouped, KEYS, {"llm_config": INTERNLM}),
+        ("transformer.encoder.layers.1.self_attention.query_key_value.weight", in_blocks, KEYS, CHATGLM),
+        ("transformer.encoder.layers.1.self_attention.query_key_value.weight", per_head, HEADS, NEOX),
         ("blk.1.attn_qkv.weight", in_blocks, KEYS, {**NEOX, "num_key_value_heads": KEYS}),
     ],
 )
@@ -84,7 +90,13 @@ def test_fused_queries_keys_and_values(name, fuse, keys, config):
     "config", [None, {}, {"num_attention_heads": 5, "hidden_size": 20}, {"num_attention_heads": 0}]
 )
 @pytest.mark.parametrize(
-    "name", ["gpt_neox.layers.1.attention.query_key_value.weight", "h.1.self_attention.query_key_value.weight"]
+    "name",
+    [
+        "gpt_neox.layers.1.attention.query_key_value.weight",
+        "h.1.self_attention.query_key_value.weight",
+        "transformer.encoder.layers.1.self_attention.query_key_value.weight",
+        "model.layers.1.attention.wqkv.weight",
+    ],
 )
 def test_what_cannot_be_split_is_whole_and_says_so(name, config):
     fused = random(36, 12)
