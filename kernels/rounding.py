@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from polarax.kernels.products import frobenius, promote
+from polarax.kernels.products import frobenius, promote, promote_pair
 from polarax.kernels.row_blocks import reduce_row_blocks
 
 
@@ -22,10 +22,17 @@ def unchanged_share(base: jax.Array, post: jax.Array) -> jax.Array:
     Returns:
         (...), float32 in [0, 1].
     """
-    if base.dtype == post.dtype:
+    alike = base.dtype == post.dtype
+    if alike:
         bits = jnp.dtype(f"uint{base.dtype.itemsize * 8}")
         base, post = base.view(bits), post.view(bits)
-    count = reduce_row_blocks(lambda *rows: jnp.sum(operator.eq(*rows), axis=(-2, -1), dtype=jnp.float32), base, post)
+
+    def count_equal(*rows):
+        # JAX compares floats of eight bits with no other dtype by itself.
+        equal = operator.eq(*(rows if alike else promote_pair(*rows)))
+        return jnp.sum(equal, axis=(-2, -1), dtype=jnp.float32)
+
+    count = reduce_row_blocks(count_equal, base, post)
     return count / math.prod(base.shape[-2:])
 
 

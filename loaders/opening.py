@@ -9,7 +9,7 @@ from polarax.loaders import formats
 from polarax.loaders.adapters import with_adapters
 from polarax.loaders.checkpoint import Checkpoint, CheckpointError
 from polarax.loaders.formats import Format, NoCheckpoint
-from polarax.loaders.formats.foreign import refuse_pickle
+from polarax.loaders.formats.foreign import listed, pickle_note, refuse_pickle
 from polarax.loaders.formats.parameter_tree import ParameterTree
 from polarax.loaders.hub_cache import resolve_hub_path
 from polarax.loaders.scaled_checkpoint import with_scales
@@ -60,12 +60,33 @@ def _open(source: Any) -> Checkpoint:
     if os.path.isdir(path):
         format = formats.by_folder(path)
         if format is None:
-            return _probe(path, lambda format: format.open_folder(source))
+            try:
+                return _probe(path, lambda format: format.open_folder(source))
+            except NoCheckpoint:
+                _refuse_folder_of_checkpoints(path)
+                raise
         return format.open_folder(source)
     if not os.path.exists(path):
         raise CheckpointError(f"{path}: no such file or folder")
     refuse_pickle(path, path)
     return (formats.by_file(path) or formats.FORMATS[0]).open(source)
+
+
+def _refuse_folder_of_checkpoints(folder: str) -> None:
+    """Refuses a folder whose folders hold checkpoints, as a trainer's has one for each step."""
+    with os.scandir(folder) as entries:
+        folders = {entry.name: entry.is_dir() for entry in entries}
+    names = [name for name, is_folder in sorted(folders.items()) if is_folder and _holds(os.path.join(folder, name))]
+    if names:
+        found = f"{folder}: no checkpoint there, but in folders in it; name one of them: {listed(names)}"
+        raise CheckpointError("; ".join(filter(None, (found, pickle_note(folders))))) from None
+
+
+def _holds(folder: str) -> bool:
+    try:
+        return formats.by_folder(folder) is not None
+    except CheckpointError:  # something is wrong with the one that is there
+        return True
 
 
 def _open_url(url: str) -> Checkpoint:

@@ -63,4 +63,4 @@ def _emergence(effects, steps):
                 most = max(named.values())
                 yield f"{role}: {said.phrase} {when}{broken}, in at most {most} matrices; not at the end."
     if not found and any(summary["reading"] for summary in steps.values()):
-        yield f"No effect stands out at any of {len(measured)} steps."
+        yield f"No effect stands out at {'the one step' if len(measured) == 1 else f'any of {len(measured)} steps'}."

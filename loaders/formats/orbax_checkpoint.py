@@ -81,6 +81,7 @@ class OrbaxCheckpoint(Checkpoint):
         super().__init__(location, "Orbax", infos)
         self._folder = folder
         self._arrays = dict(arrays)
+        self._others = dict(others)
         self._notes = notes
 
     @property
@@ -92,6 +93,11 @@ class OrbaxCheckpoint(Checkpoint):
     def config(self) -> Mapping[str, Any] | None:
         """The object in config.json beside the tree; None if there is none."""
         return read_config(_store(self._folder))
+
+    def why_no_array(self, name: str) -> str | None:
+        """Of an entry that is no array, what Orbax calls it; None for an array."""
+        kind = self._others.get(name)
+        return None if kind is None else f"{kind}: not an array"
 
     def is_transposed(self, name: str) -> bool:
         """Whether a tensor is a kernel of rank 2."""

@@ -21,6 +21,8 @@ LENGTH_BYTES = 8
 MAX_HEADER_BYTES = 100_000_000
 """The limit of the reference implementation (`MAX_HEADER_SIZE` in its tensor.rs)."""
 
+_LFS_POINTER = b"version "  # how the text begins that Git LFS puts in place of a file
+
 _MAX_AXES = 64  # NumPy 2 has arrays of up to 64 axes
 _MAX_BYTES = 2**63 - 1  # sizes and offsets beyond it are no longer machine integers
 
@@ -57,6 +59,8 @@ def header_length(prefix: bytes, file: str, size: int | None) -> int:
     if len(prefix) < LENGTH_BYTES:
         problem = "is empty" if not prefix else f"has only {len(prefix)} bytes"
         raise CheckpointError(f"{file}: {problem}; expected a safetensors file")
+    if prefix == _LFS_POINTER:
+        raise CheckpointError(f"{file}: is a pointer of Git LFS and not the file itself: fetch it by git lfs pull")
     length = int.from_bytes(prefix, "little")
     if length > MAX_HEADER_BYTES:
         raise CheckpointError(

@@ -142,6 +142,14 @@ def test_unchanged_is_by_value_in_two_dtypes():
     assert unchanged_share(post, base) == 0.5
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float8_e5m2"])
+def test_unchanged_of_eight_bits_and_others(dtype):
+    base = np.array([[1.0, 0.1, 0.0, 2.0]], ml_dtypes.float8_e4m3fn)
+    post = np.array([[1.0, 0.1, 0.0, 3.0]], ml_dtypes.finfo(dtype).dtype)
+    expected = np.mean(base.astype(np.float64) == post.astype(np.float64))
+    assert unchanged_share(base, post) == unchanged_share(post, base) == expected
+
+
 def test_unchanged_in_float64():
     with jax.enable_x64(True):
         base = jnp.ones((2, 3))

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import tensorstore as ts
+from safetensors.numpy import save_file
 
 import polarax
 from polarax.cli import main
@@ -153,3 +154,16 @@ def test_a_damaged_checkpoint_is_not_taken_for_none(tmp_path):
 )
 def test_endings(name, stem):
     assert formats.stem(name) == stem
+
+
+@pytest.mark.parametrize("pickled", [False, True])
+def test_a_folder_of_checkpoints_names_them(tmp_path, pickled):
+    for step in (500, 1000):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        save_file({"w": np.eye(2, dtype=np.float32)}, tmp_path / f"checkpoint-{step}" / "model.safetensors")
+    (tmp_path / "runs").mkdir()
+    if pickled:
+        (tmp_path / "training_args.bin").write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"name one of them: checkpoint-1000, checkpoint-500") as caught:
+        polarax.open_checkpoint(tmp_path)
+    assert "runs" not in str(caught.value) and ("pickle" in str(caught.value)) == pickled

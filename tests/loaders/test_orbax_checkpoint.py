@@ -279,6 +279,9 @@ def test_names_with_dots_and_what_is_no_array(tmp_path):
     assert checkpoint.shape("a.b.c") == (2, 3)
     assert checkpoint.dtype("name") is checkpoint.dtype("nothing") is None
     assert checkpoint.read("step").result() == 3
+    assert checkpoint.why_no_array("a.b.c") is checkpoint.why_no_array("step") is None
+    assert checkpoint.why_no_array("name") == "string: not an array"
+    assert "not an array" in checkpoint.why_no_array("nothing")
     with pytest.raises(CheckpointError, match="tensor 'name' is stored as string, which cannot be read"):
         checkpoint.read("name")
 

@@ -124,6 +124,7 @@ def test_an_unknown_dtype_is_listed():
     [
         (b"", 0, "is empty"),
         (b"\1\0\0", 3, "only 3 bytes"),
+        (b"version ", 133, "pointer of Git LFS"),
         ((100_000_001).to_bytes(8, "little"), None, "100000001 bytes long .limit 100000000"),
         (b"\xff" * 8, 1 << 50, "limit"),
         ((93).to_bytes(8, "little"), 100, "header ends at byte 101, the file at 100"),
