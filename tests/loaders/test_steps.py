@@ -113,6 +113,7 @@ def test_folders_of_a_step_that_hold_no_checkpoint(folder):
     unusable.pop("20.orbax-checkpoint-tmp-3")
     # By the step where it has no checkpoint, else by the name, which must not look like a step.
     assert set(unusable) == {"eval_100", f"{folder.name}/100", "global_step10", "200", "11"}
+    assert unusable.pop("eval_100").endswith("no checkpoint there, but in folders in it; name one of them: below")
     assert all("no checkpoint there; looked for" in reason for reason in unusable.values())
 
 
