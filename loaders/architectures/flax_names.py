@@ -102,7 +102,7 @@ def _einsums(suffix: str) -> Table:
 GEMMA = Architecture(
     "Gemma in Flax",
     prefixes=("", "transformer.", "model."),
-    layers=("layer.", "layers."),
+    layers=("layer.", "layers.", "block.", "blocks."),
     in_layer={
         **_einsums(""),
         **_einsums("_1"),
