@@ -8,7 +8,7 @@ import collections
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -67,6 +67,9 @@ class LayerSearch:
     def __init__(self, base: Checkpoint, role_map: RoleMap | None = None):
         self._base, self._role_map = base, role_map
         self._samples: dict[str, np.ndarray] = {}  # by name of the matrix
+        self._known: tuple[Mapping[str, Any] | None, list[View]] | None = (
+            None  # its matrices, by what config they rest on
+        )
 
     def find(
         self, post: Checkpoint, pairs: Sequence[Pair], skipped: Iterable[Skipped], strange: frozenset[str]
@@ -85,14 +88,14 @@ class LayerSearch:
         reasons = [row.reason for row in skipped]
         if not strange and not any(reason.startswith("only in ") for reason in reasons):
             return Moved({}, (), ())
-        views_base = _views(self._base, self._role_map, post)
+        views_base = self._views_of_base(post)
         targets = [
             _Target(pair.name, pair.post, pair.layer, pair.role, pair.expert) for pair in pairs if pair.name in strange
         ]
         paired = {pair.post.name for pair in pairs}
         targets += [
             _Target(None, view, view.layer, view.role, view.expert)
-            for view in _views(post, self._role_map, self._base)
+            for view in _views(post, self._role_map, self._base.config if post.config is None else None)
             if view.name not in paired and view.layer is not None
         ]
         known = {pair.base.name: pair for pair in pairs}
@@ -116,6 +119,13 @@ class LayerSearch:
             layers,
             _missing_layers(layers, views_base, matches, at_home) if layers and whole else (),
         )
+
+    def _views_of_base(self, post):
+        """The matrices of the base; listed anew only if that rests on a configuration which only the posts have."""
+        config = post.config if self._base.config is None else None
+        if self._known is None or self._known[0] != config:
+            self._known = config, _views(self._base, self._role_map, config)
+        return self._known[1]
 
     def _matches(self, post, targets, places):
         """Name in the post -> what it is in the base, of those whose sample says so and whose whole agrees."""
@@ -181,10 +191,10 @@ class LayerSearch:
         return None
 
 
-def _views(checkpoint, role_map, other):
+def _views(checkpoint, role_map, config):
     """The matrices of a checkpoint that can be read and whose role is known."""
     unread = quantised(checkpoint)
-    inventory = take_inventory(checkpoint, role_map, other.config if checkpoint.config is None else None)
+    inventory = take_inventory(checkpoint, role_map, config)
     return [
         view
         for name, views in inventory.views.items()

@@ -12,7 +12,7 @@ from typing import Any
 
 from polarax.errors import UsageError
 from polarax.loaders import Checkpoint, CheckpointError, Coverage, LeftOut, Pair, Paired, SideCoverage, View, short_name
-from polarax.loaders.pairing import natural
+from polarax.loaders.pairing import nothing_in_common
 
 # The share of either model's matrix weights that may be without a partner before a comparison is refused.
 MOST_UNPAIRED = 0.5
@@ -43,8 +43,7 @@ def refusal(
     coverage = paired.coverage
     sides = f"{base.location} and {post.location}"
     if not coverage.has_common:
-        examples = f"the base has {_example(base)}, the post {_example(post)}"
-        return CheckpointError(f"{sides} have no tensor in common: {examples}. {_WHERE}.")
+        return CheckpointError(f"{nothing_in_common(base, post)}. {_WHERE}.")
     if not paired.pairs:
         examples_of = {_FIRST_WORDS.split(row.reason)[0]: row for row in reversed(paired.skipped)}
         rows = list(reversed(examples_of.values()))[:_REASONS]
@@ -87,11 +86,6 @@ def _left_out(coverage: Coverage) -> str:
         if not kind.startswith(_ONLY_IN) and rest.weights >= _MUCH * side.weights > 0
     ]
     return f" {'; '.join(much)}." if much else ""
-
-
-def _example(checkpoint: Checkpoint) -> str:
-    names = checkpoint.names()
-    return repr(short_name(min(names, key=natural))) if names else "no tensors"
 
 
 def after_selection(coverage: Coverage, pairs: Sequence[Pair], chosen: Sequence[Pair]) -> Coverage:

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from polarax.loaders.architectures import Architecture
+
 # Spellings of one setting; the first that is there counts.
 _HEADS = ("num_attention_heads", "n_head", "n_heads", "num_heads")
 _KEY_HEADS = ("num_key_value_heads", "num_kv_heads", "n_head_kv", "n_kv_heads")
@@ -38,6 +40,17 @@ def language_model(config: Mapping | None) -> Mapping:
 def hidden_size(config: Mapping) -> int | None:
     """Size of the residual stream; None if the configuration does not tell."""
     return _first(config, _HIDDEN)
+
+
+def ties_embeddings(config: Mapping, architecture: Architecture | None) -> bool:
+    """Whether the head of a model is its embedding: config.json leaves out what is its family's default.
+
+    Args:
+        config: Of the language model; empty if there is none.
+        architecture: The table that knows the embedding's name, if there is one.
+    """
+    default = architecture is not None and architecture.tied and "model_type" in config
+    return config.get("tie_word_embeddings", default) is True
 
 
 def heads_of(config: Mapping) -> Heads | None:

@@ -17,7 +17,7 @@ from polarax.loaders.architectures import (
 from polarax.loaders.checkpoint import INTERLEAVED, Checkpoint
 from polarax.loaders.matrices.axes import Meaning, matrices
 from polarax.loaders.matrices.flax_kernels import is_kernel_name, kernel_axes, layer_stacks, layers_in
-from polarax.loaders.matrices.heads import heads_of, hidden_size, language_model
+from polarax.loaders.matrices.heads import heads_of, hidden_size, language_model, ties_embeddings
 from polarax.loaders.matrices.layer_numbers import number_layers
 from polarax.loaders.matrices.no_matrix import one_matrix, why_no_matrix
 from polarax.loaders.matrices.optimizer_state import OPTIMIZER, optimizer_names
@@ -285,10 +285,8 @@ class _Lister:
     def _ties_by_config(self, head: str, embedding: str) -> bool:
         if self._checkpoint.shape(head) != self._checkpoint.shape(embedding):
             return False
-        # config.json leaves out what is its family's default.
-        architecture = self._recognised[embedding].architecture  # a name like "lm_head" is in many a table
-        default = architecture is not None and architecture.tied and "model_type" in self.config
-        return self.config.get("tie_word_embeddings", default) is True
+        # The embedding's: a name like "lm_head" is in many a table.
+        return ties_embeddings(self.config, self._recognised[embedding].architecture)
 
     def _role(self, name: str) -> str:
         found = self._recognised.get(name)

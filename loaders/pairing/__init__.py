@@ -8,11 +8,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from polarax.loaders.checkpoint import Checkpoint, CheckpointError
+from polarax.loaders.labels import short_name
 from polarax.loaders.matrices import RoleMapSource, parse_role_map, take_inventory
 from polarax.loaders.pairing.coverage import Coverage, LeftOut, SideCoverage
 from polarax.loaders.pairing.names import Match, Matches, match_names
 from polarax.loaders.pairing.pairer import Paired, Pairer, Side
 from polarax.loaders.pairing.records import MATCHED_BY, Pair, Skipped, natural
+from polarax.loaders.pairing.tied import find_ties
 from polarax.loaders.quantisation import quantised
 
 __all__ = [
@@ -28,6 +30,7 @@ __all__ = [
     "Skipped",
     "match_names",
     "natural",
+    "nothing_in_common",
     "pair_checkpoints",
 ]
 
@@ -60,10 +63,7 @@ def pair_checkpoints(
     """
     paired = Pairing(base, role_map=role_map, common_rows=common_rows).pair(post)
     if not paired.coverage.has_common:
-        raise CheckpointError(
-            f"{base.location} and {post.location} have no tensor in common: "
-            f"the base has {_example(base)}, the post {_example(post)}"
-        )
+        raise CheckpointError(nothing_in_common(base, post))
     return paired.pairs, paired.skipped
 
 
@@ -108,9 +108,16 @@ class Pairing:
         names = tuple(sorted(checkpoint.names(), key=natural))
         inventory = take_inventory(checkpoint, self._table, config)
         kinds = {name: f"quantised: {kind}" for name, kind in quantised(checkpoint).items()}
-        return Side(checkpoint, inventory, kinds | dict(checkpoint.unusable), names, config or checkpoint.config or {})
+        ties = find_ties(checkpoint, inventory, config or checkpoint.config or {})
+        return Side(checkpoint, inventory, kinds | dict(checkpoint.unusable), names, ties)
+
+
+def nothing_in_common(base: Checkpoint, post: Checkpoint) -> str:
+    """What is said of two checkpoints none of whose tensors belong together, with a name of each."""
+    examples = f"the base has {_example(base)}, the post {_example(post)}"
+    return f"{base.location} and {post.location} have no tensor in common: {examples}"
 
 
 def _example(checkpoint: Checkpoint) -> str:
     names = checkpoint.names()
-    return repr(min(names, key=natural)) if names else "no tensors"
+    return repr(short_name(min(names, key=natural))) if names else "no tensors"

@@ -47,10 +47,7 @@ def match_names(
             places are not paired because their names end alike.
         places_post: The same of the post.
     """
-    given = {alias: base[name] for alias, name in (aliases_base or {}).items() if name in base and alias not in base}
-    given_post = {
-        alias: post[name] for alias, name in (aliases_post or {}).items() if name in post and alias not in post
-    }
+    given, given_post = _shapes_of(aliases_base or {}, base), _shapes_of(aliases_post or {}, post)
     if given or given_post:
         found = match_names({**base, **given}, {**post, **given_post}, None, None, places_base, places_post)
         return _without_aliases(found, given, given_post, aliases_base or {}, aliases_post or {})

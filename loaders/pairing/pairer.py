@@ -2,19 +2,20 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Container, Iterable, Mapping
+from typing import NamedTuple
 
 from polarax.loaders import roles
 from polarax.loaders.checkpoint import Checkpoint
 from polarax.loaders.dtypes import is_floating, is_integer
+from polarax.loaders.formats.foreign import listed
 from polarax.loaders.matrices import Inventory, View
 from polarax.loaders.matrices.optimizer_state import OPTIMIZER
 from polarax.loaders.pairing.coverage import Account, Coverage, nearest_names
 from polarax.loaders.pairing.names import Match, match_names
 from polarax.loaders.pairing.places import match_places
 from polarax.loaders.pairing.records import ALIAS, ROLE, Pair, Skipped
-from polarax.loaders.pairing.tied import find_stand_ins, find_ties
+from polarax.loaders.pairing.tied import Ties
 
 
 class Paired(NamedTuple):
@@ -32,7 +33,7 @@ class Side(NamedTuple):
     inventory: Inventory
     unread: Mapping[str, str]  # tensors that are not read, with the reason
     names: tuple[str, ...]  # of its tensors, in natural order
-    config: Mapping[str, Any]  # that the inventory rests on; empty if there is none
+    ties: Ties
 
 
 class _Half:
@@ -42,8 +43,8 @@ class _Half:
         self.word = word  # "base" or "post"
         self.checkpoint, self.inventory, self.unread = side.checkpoint, side.inventory, side.unread
         self.names = side.names
-        self.tied, self.notes = find_ties(side.checkpoint, side.inventory, side.config, word)
-        self.stand_ins = find_stand_ins(side.checkpoint, side.inventory, side.config)
+        self.tied, self.stand_ins = side.ties.tied, side.ties.stand_ins
+        self.notes = tuple(f"{word}: {note}" for note in side.ties.notes)
         self.account = Account()
         for name in self.names:
             if self.inventory.reasons.get(name) != OPTIMIZER:
@@ -110,7 +111,7 @@ class Pairer:
         tied_in_base = _stand_ins([view for view in left_post if view.name not in taken], base)
         ambiguous = dict(places.ambiguous)
         for name, others in matches.ambiguous.items():
-            ambiguous[name] = f"ambiguous: {_listed(others)} {'are' if len(others) > 1 else 'is'} like it"
+            ambiguous[name] = f"ambiguous: {listed(others)} {'are' if len(others) > 1 else 'is'} like it"
         for half, other, found in ((base, post, tied_in_base), (post, base, tied_in_post)):
             for view, stand_in in found.values():
                 role = "head" if view.role == "head" else "embedding"
@@ -178,9 +179,8 @@ class Pairer:
                     self._leave_out_views(obstacle, view, partner)
         self._skip_alone(self._base, name, partners, ambiguous)
 
-    def _skip_alone(self, half: _Half, name: str, taken: Iterable[str], ambiguous: Mapping[str, str]) -> None:
+    def _skip_alone(self, half: _Half, name: str, taken: Container[str], ambiguous: Mapping[str, str]) -> None:
         """A row for each matrix that has no partner: one for the tensor where none of its matrices has."""
-        taken = taken if isinstance(taken, (set, Mapping)) else set(taken)
         views = half.inventory.views.get(name, ())
         alone = [view for view in views if view.name not in taken]
         if views and not alone:
@@ -319,9 +319,4 @@ def _stored_bytes(checkpoint: Checkpoint, view: View) -> int:
 
 
 def _labels(views: Iterable[View]) -> str:
-    return _listed([view.label or "one matrix" for view in views])
-
-
-def _listed(words: Iterable[str]) -> str:
-    words = list(words)
-    return ", ".join(words[:3]) + (f" and {len(words) - 3} more" if len(words) > 3 else "")
+    return listed([view.label or "one matrix" for view in views])

@@ -1,14 +1,14 @@
 """Whether a head is the embedding: config.json may say so, but where both are stored the bytes decide."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from polarax.loaders.architectures import recognise
 from polarax.loaders.checkpoint import Checkpoint
 from polarax.loaders.matrices import Inventory
-from polarax.loaders.matrices.heads import language_model
+from polarax.loaders.matrices.heads import language_model, ties_embeddings
 
 _SAMPLES = 64  # places in a matrix
 _PAGE = 4096  # bytes of each
@@ -16,52 +16,44 @@ _ENDS = ("head", "embed")
 _CHUNK = 1 << 24  # bytes at a time, where all is read
 
 
-def find_ties(
-    checkpoint: Checkpoint, inventory: Inventory, config: Mapping[str, Any], word: str
-) -> tuple[dict[str, str], list[str]]:
-    """The tensors that are another one of the same checkpoint, by their bytes.
+class Ties(NamedTuple):
+    """Heads and embeddings of one checkpoint that are one matrix."""
+
+    tied: Mapping[str, str]  # stored tensors whose bytes are those of another one, with that one
+    stand_ins: Mapping[str, str]  # the only tensor of the two, by the role under which it is not stored
+    notes: tuple[str, ...]  # a line for each contradiction of configuration and bytes
+
+
+def find_ties(checkpoint: Checkpoint, inventory: Inventory, config: Mapping[str, Any]) -> Ties:
+    """What is tied in a checkpoint; of two that are both stored, their bytes are looked at.
 
     Args:
         checkpoint: Which is looked into.
         inventory: Its matrices, and what its configuration says is tied.
         config: The configuration; empty if there is none.
-        word: What to call the checkpoint.
-
-    Returns:
-        The other tensor, by name; and a line for each contradiction of configuration and bytes.
 
     Raises:
         CheckpointError: If the store fails.
     """
+    config = language_model(config)
     tied: dict[str, str] = {}
     notes: list[str] = []
     for name, other in inventory.tied.items():
         if same_bytes(checkpoint, name, other):
             tied[name] = other
         else:
-            notes.append(
-                f"{word}: {name} is stored apart from {other}, to which config.json ties it: both are compared"
-            )
-    if language_model(config).get("tie_word_embeddings") is False:
-        roles = {view.role: view for views in inventory.views.values() for view in views if view.role in _ENDS}
-        head, embedding = (roles.get(role) for role in _ENDS)
-        if head is not None and embedding is not None and head.tensor not in tied and head.tensor in checkpoint:
-            if head.tensor != embedding.tensor and same_bytes(checkpoint, head.tensor, embedding.tensor):
-                notes.append(
-                    f"{word}: {head.tensor} is {embedding.tensor}, though config.json does not tie them: "
-                    "both are compared"
-                )
-    return tied, notes
+            notes.append(f"{name} is stored apart from {other}, to which config.json ties it: both are compared")
+    if config.get("tie_word_embeddings") is False:
+        ends = {view.role: view.tensor for views in inventory.views.values() for view in views if view.role in _ENDS}
+        head, embedding = (ends.get(role) for role in _ENDS)
+        if head is not None and embedding is not None and head != embedding and head not in tied:
+            if same_bytes(checkpoint, head, embedding):
+                notes.append(f"{head} is {embedding}, though config.json does not tie them: both are compared")
+    return Ties(tied, _stand_ins(checkpoint, inventory, config), tuple(notes))
 
 
-def find_stand_ins(checkpoint: Checkpoint, inventory: Inventory, config: Mapping[str, Any]) -> dict[str, str]:
-    """The tensor that is head and embedding at once, by the one of the two roles under which it is not stored.
-
-    Args:
-        checkpoint: Which is looked into; no tensor is read.
-        inventory: Its matrices.
-        config: The configuration; empty if there is none.
-    """
+def _stand_ins(checkpoint: Checkpoint, inventory: Inventory, config: Mapping[str, Any]) -> dict[str, str]:
+    """The tensor that is head and embedding at once, by the one of the two roles under which it is not stored."""
     stored: dict[str, list[str]] = {role: [] for role in _ENDS}
     for name, views in inventory.views.items():
         if len(views) == 1 and views[0].role in stored and views[0].layer is None and name not in inventory.tied:
@@ -74,9 +66,7 @@ def find_stand_ins(checkpoint: Checkpoint, inventory: Inventory, config: Mapping
             stand_ins.setdefault(role, name)
     head, embed = _ENDS
     if not stored[head] and len(stored[embed]) == 1 and not any(name in inventory.tied for name in inventory.views):
-        architecture = recognise(stored[embed][0]).architecture
-        default = architecture is not None and architecture.tied and "model_type" in config
-        if language_model(config).get("tie_word_embeddings", default) is True:
+        if ties_embeddings(config, recognise(stored[embed][0]).architecture):
             stand_ins.setdefault(head, stored[embed][0])
     return stand_ins
 

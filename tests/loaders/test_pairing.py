@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 import polarax
 from polarax.loaders import CheckpointError, Pair, Pairing, Skipped, View, open_checkpoint, pair_checkpoints, pairing
 from polarax.loaders.matrices import take_inventory
+from polarax.loaders.pairing.tied import find_ties
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
 F32 = np.dtype(np.float32)
@@ -219,6 +220,20 @@ class TestSeveralPosts:
         found = [shared.pair(post) for post in posts]
         assert taken == [base, *posts]
         assert [tuple(one[:2]) for one in found] == [pair_checkpoints(base, post) for post in posts]
+
+    def test_the_bytes_of_tied_tensors_of_the_base_are_looked_at_once(self, monkeypatch):
+        looked_at = []
+
+        def find(checkpoint, *args):
+            looked_at.append(checkpoint)
+            return find_ties(checkpoint, *args)
+
+        monkeypatch.setattr(pairing, "find_ties", find)
+        base, posts = of_names("layers.0.q"), [of_names("layers.0.q") for _ in range(3)]
+        shared = Pairing(base)
+        for post in posts:
+            shared.pair(post)
+        assert looked_at == [base, *posts]
 
     def test_in_a_comparison_of_several_posts(self, taken):
         base = of_names("layers.0.q", "layers.1.q")
