@@ -16,6 +16,7 @@ from polarax.loaders.adapters.factor_names import Factors, Found, find_factors, 
 from polarax.loaders.checkpoint import Checkpoint
 from polarax.loaders.config import ADAPTER_CONFIG
 from polarax.loaders.dtypes import is_floating
+from polarax.loaders.formats.foreign import listed
 from polarax.loaders.quantisation import quantised
 
 # Where the weight of an adapted module is: in what it wraps, beside the factors, or in the module that it is made for.
@@ -149,8 +150,8 @@ class _Merger:
             # That is the reason which pairing gives for it.
             result: Addition | str = f"LoRA factors of a weight of type {self._checkpoint.dtype_name(weight)}"
         elif len(several) > 1:
-            listed = ", ".join(factors.adapter or "without a name" for factors in several[:3])
-            result = self._unusable[weight] = f"several unmerged LoRA adapters, of which none is chosen: {listed}"
+            adapters = listed(factors.adapter or "without a name" for factors in several)
+            result = self._unusable[weight] = f"several unmerged LoRA adapters, of which none is chosen: {adapters}"
         else:
             result = scaled_addition(several[0], self._checkpoint, config, weight, self._checkpoint.shape(weight))
             if isinstance(result, str):
@@ -195,9 +196,9 @@ class _Merger:
         for (module, rest), several in copies.items():
             original, name = f"{module}.original_module.{rest}", f"{module}.{rest}"
             if len(several) > 1 or name in self._weights:
-                listed = ", ".join(match["adapter"] for match in several[:3])
+                adapters = listed(match["adapter"] for match in several)
                 for tensor in [original, *(match.string for match in several)]:
-                    self._unusable[tensor] = f"several trained copies of {name}, of which none is chosen: {listed}"
+                    self._unusable[tensor] = f"several trained copies of {name}, of which none is chosen: {adapters}"
                 continue
             self._weights[name] = self._weights.pop(several[0].string)
             self._weights.pop(original, None)
