@@ -13,7 +13,7 @@ import numpy as np
 from polarax import kernels
 from polarax.kernels.align import difference_of_factors
 from polarax.kernels.polar import polar_from_svd
-from polarax.kernels.subspace_iteration import OVERSAMPLING, leading_svd, restarted
+from polarax.kernels.leading_svd import OVERSAMPLING, leading_svd, restarted
 from polarax.metrics.budget import budget_columns
 from polarax.metrics.controlled import controlled
 from polarax.metrics.rotation import rotation_columns
@@ -25,7 +25,7 @@ METRICS = ("change", "scaling", "shape", "overlap", "leading", "budget", "rotati
 DEFAULT_METRICS = METRICS[:5]
 _FROM_LEADING = frozenset({"scaling", "shape", "overlap", "leading"})
 
-# Cycles of subspace iteration: at init the vectors are unknown; later two are the rule.
+# Cycles of block Lanczos: at init the vectors are unknown; later two are the rule.
 _FIRST_CYCLES, _LATER_CYCLES = 100, 12
 
 # Error of the base's leading vectors, in radians. What is read of the change in their frame errs by as much as they do;
