@@ -12,8 +12,8 @@ import numpy as np
 
 from polarax import kernels
 from polarax.kernels.align import difference_of_factors
-from polarax.kernels.polar import polar_from_svd
 from polarax.kernels.leading_svd import OVERSAMPLING, leading_svd, restarted
+from polarax.kernels.polar import polar_from_svd
 from polarax.metrics.budget import budget_columns
 from polarax.metrics.controlled import controlled
 from polarax.metrics.rotation import rotation_columns

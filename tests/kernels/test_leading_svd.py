@@ -135,7 +135,8 @@ def test_residuals_certify_values_whether_they_converged_or_not(kind, cycles):
     found = find(x, _random_start(x.shape), k=K, cycles=cycles)
     exact = x.astype(np.float64).T @ found.left[:, :K] - np.asarray(found.right[:, :K], np.float64) * found.values[:K]
     rounding = 16 * np.finfo(np.float32).eps
-    np.testing.assert_allclose(found.residuals, np.linalg.norm(exact, axis=0) / found.values[0], rtol=1e-3, atol=rounding)
+    of_largest = np.linalg.norm(exact, axis=0) / found.values[0]
+    np.testing.assert_allclose(found.residuals, of_largest, rtol=1e-3, atol=rounding)
     nearest = np.min(np.abs(values[:, None] - np.asarray(found.values, np.float64)[:K]), axis=0) / found.values[0]
     assert np.all(nearest <= np.asarray(found.residuals) + rounding)
 
