@@ -35,6 +35,7 @@ def history(
     role_map: str | os.PathLike | Mapping[str, Any] | None = None,
     common_rows: bool = False,
     allow_partial: bool = False,
+    quick: bool = False,
     control_draws: int = DEFAULT_CONTROL_DRAWS,
     seed: int = DEFAULT_SEED,
     overwrite: bool = False,
@@ -71,6 +72,7 @@ def history(
         role_map: A table of names of your own.
         common_rows: Compare embeddings of different vocabularies on their common rows.
         allow_partial: Compare what is paired of a step even where that is less than half of it.
+        quick: A first look at every step, without decomposing.
         control_draws: Random changes of each kind to draw for every matrix and step.
         seed: What they are drawn from.
         overwrite: Replace a run that is already at `out`.
@@ -93,6 +95,7 @@ def history(
         role_map=role_map,
         common_rows=common_rows,
         allow_partial=allow_partial,
+        quick=quick,
         control_draws=control_draws,
         seed=seed,
         memory_gib=memory_gib,

@@ -77,7 +77,7 @@ class Runs(Described):
     def each(self) -> Iterator[Run]:
         """Every run that has been begun: of each post, then of each two."""
         yield from (run for _, run in self.items())
-        yield from (self.between(*pair) for pair in self.pairs if self._begun(*pair))
+        yield from (self.between(*pair) for pair in self.pairs if self.has_begun(*pair))
 
     def between(self, first: str, second: str) -> Run:
         """The run of two posts, the first in place of the base.
@@ -102,10 +102,11 @@ class Runs(Described):
 
     def between_frame(self) -> "pd.DataFrame":
         """One row per two posts and matrix: `post` and `other`, then the columns of `Run.frame`."""
-        runs = [(pair, self.between(*pair)) for pair in self.pairs if self._begun(*pair)]
+        runs = [(pair, self.between(*pair)) for pair in self.pairs if self.has_begun(*pair)]
         return _side_by_side([(pair, run.frame()) for pair, run in runs], ("post", "other"))
 
-    def _begun(self, first, second):
+    def has_begun(self, first: str, second: str) -> bool:
+        """Whether a run has been begun of these two posts."""
         return (self.path / BETWEEN_FOLDER / first / second / RUN_FILE).is_file()
 
     def skipped(self) -> "pd.DataFrame":
