@@ -1,7 +1,14 @@
 """The leading subspaces, and intruder vectors (arXiv:2410.21228)."""
 
+import math
+
+import jax
+import jax.numpy as jnp
+
 from polarax import kernels
-from polarax.metrics.catalogue import OVERLAP, Metric, Shown, register
+from polarax.metrics.catalogue import OVERLAP, Control, Metric, Shown, register
+from polarax.metrics.known_spectrum import known_spectrum, overlap_null
+from polarax.metrics.leading_pair import LeadingPair
 from polarax.metrics.matrix_pair import MatrixPair, Readings
 
 
@@ -9,9 +16,55 @@ def read_overlap(pair: MatrixPair) -> Readings:
     """The columns of `OVERLAP`, and the cosines of the principal angles, (..., k)."""
     overlap = kernels.overlap_of_frames(pair.vectors, k=pair.top_k)
     names = ("intruders_left", "intruders_right", "cosines_left", "cosines_right")
-    return {f"overlap_{side}": getattr(overlap, side) for side in ("left", "right")} | {
-        name: getattr(overlap, name) for name in names
+    k, spectra = min(pair.top_k, min(pair.shape)), pair.spectra
+    known = known_spectrum(spectra.s_base, shape=pair.shape)
+    sd = spectra.change_norm / math.sqrt(math.prod(pair.shape))
+    return {
+        **_columns(overlap.left, overlap.right, overlap_null(known, sd, jnp.minimum(pair.vectors.rank_base, k), k=k)),
+        **{name: getattr(overlap, name) for name in names},
     }
+
+
+def read_overlap_quickly(pair: LeadingPair) -> Readings:
+    """The columns of `OVERLAP` that leading vectors give, and the cosines of the principal angles, (k,)."""
+    base, post, k = pair.base, pair.post, pair.top_k
+    across = {
+        side: _across(getattr(base, side), getattr(post, side), base.rank, post.rank) for side in ("left", "right")
+    }
+    overlaps = (_share(x, base.rank, post.rank).astype(pair.sd.dtype) for x in across.values())
+    cosines = jnp.clip(kernels.singular_values(jnp.stack([*across.values()]), method="lapack"), 0, 1)
+    return {
+        **_columns(*overlaps, overlap_null(pair.spectrum, pair.sd, base.rank, k=k)),
+        **{f"cosines_{side}": values for side, values in zip(across, cosines.astype(pair.sd.dtype), strict=True)},
+    }
+
+
+def subspace_overlap(base: jax.Array, post: jax.Array, rank_base: jax.Array, rank_post: jax.Array) -> jax.Array:
+    """||U_b,k^T U_p,k||_F^2 over k, or over the larger rank where that is smaller; ().
+
+    Args:
+        base: The k leading singular vectors of one side, or more of them, (m, b).
+        post: The post's, (m, k).
+        rank_base: How many of the k values are not zero, (): vectors beyond are not determined, and have no overlap.
+        rank_post: The same of the post.
+    """
+    return _share(_across(base[:, : post.shape[1]], post, rank_base, rank_post), rank_base, rank_post)
+
+
+def _across(base, post, rank_base, rank_post):
+    """U_b,k^T U_p,k, (k, k)."""
+    index = jnp.arange(base.shape[-1])
+    across = jnp.matmul(base.T, post, precision=jax.lax.Precision.HIGHEST)
+    return jnp.where((index < rank_base)[:, None] & (index < rank_post), across, 0)
+
+
+def _share(across, rank_base, rank_post):
+    determined = jnp.clip(jnp.maximum(rank_base, rank_post), 1, across.shape[-1])
+    return jnp.minimum(jnp.sum(across**2) / determined, 1)
+
+
+def _columns(left: jax.Array, right: jax.Array, nulls: tuple[jax.Array, jax.Array]) -> Readings:
+    return {"overlap_left": left, "overlap_left_null": nulls[0], "overlap_right": right, "overlap_right_null": nulls[1]}
 
 
 register(
@@ -21,9 +74,11 @@ register(
             Metric(
                 f"overlap_{side}",
                 f"overlap of the leading {side} subspaces, 1 for the same",
+                Control(null=f"control of overlap_{side}"),
                 shown=Shown.STEPS | Shown.FACTS,
                 format="{:.4f}",
                 heading=f"overlap, {side}",
+                quick=True,
             )
             for side in ("left", "right")
         ),
@@ -33,4 +88,5 @@ register(
         ),
     ],
     read_overlap,
+    quick=read_overlap_quickly,
 )
