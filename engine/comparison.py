@@ -15,6 +15,7 @@ from polarax.measuring.execution import Output, Work, run_stacks
 from polarax.measuring.moved_layers import LayerSearch
 from polarax.measuring.progress import Progress
 from polarax.metrics import columns
+from polarax.metrics.look import with_look
 from polarax.metrics.relation import is_rearranged, looks_strange
 from polarax.planning.comparison_plan import Part
 from polarax.planning.measurement import Measurement
@@ -34,7 +35,6 @@ from polarax.results.run import Run
 from polarax.results.run_directory import RunWriter
 from polarax.results.runs import Runs, open_run
 from polarax.results.runs_directory import RunsWriter, write_side_by_side
-from polarax.results.tables import with_look
 
 
 def compare(

@@ -7,6 +7,7 @@ from typing import Any
 from polarax.comparison import run_request
 from polarax.errors import UsageError
 from polarax.loaders import find_steps
+from polarax.planning.as_typed import history_as_typed
 from polarax.planning.options import (
     DEFAULT_CONTROL_DRAWS,
     DEFAULT_MEMORY_GIB,
@@ -107,6 +108,7 @@ def history(
 
 def check_history(checkpoints: Any, base: Any, options: Options) -> Request:
     """Finds the steps and plans; reads headers alone. Arguments and errors as for `history` and `check_request`."""
+    as_typed = history_as_typed(checkpoints, base, options)
     passed_over: dict[str, str] = {}
     steps = find_steps(checkpoints, passed_over)
     if base is None:
@@ -120,4 +122,4 @@ def check_history(checkpoints: Any, base: Any, options: Options) -> Request:
     if not request.posts:
         step, reason = next(iter(unusable.items()))
         raise UsageError(f"None of {len(unusable)} steps can be compared. Step {step}: {reason}")
-    return request._replace(unusable={**passed_over, **unusable})
+    return request._replace(unusable={**passed_over, **unusable}, as_typed=as_typed)

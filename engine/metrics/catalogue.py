@@ -97,6 +97,7 @@ class Effect:
     where: "Callable[[pd.DataFrame], pd.Series] | None" = None  # of which rows it can be said at all
     needs: tuple[str, ...] = ()  # columns, of other metrics, without which nothing is said
     unless: tuple[str, ...] = ()  # metrics whose effects explain this one: it then says nothing of its own
+    first_look: bool = False  # said of first looks alone: a full analysis has more to tell
     told: int = 0  # place among the effects; those of one place come as the catalogue has them
 
 

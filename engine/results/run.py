@@ -22,14 +22,14 @@ from polarax.results.directory import (
     NAMES_FILE,
     RUN_FILE,
     SKIPPED_FILE,
-    is_first_look,
     read_run_file,
 )
-from polarax.results.tables import LOOK, read_table
+from polarax.results.tables import read_table
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from polarax.findings.closer import Closer
     from polarax.report.notebook import RunPlots
 
 _INTEGER = re.compile(r"-?[0-9]+")
@@ -128,12 +128,21 @@ class Run(Described):
         """Model level: per role every headline number beside its control, and what stands out in plain words."""
         from polarax.findings.summary import summarise
 
-        return summarise(self.frame(), self.skipped(), self.draws, self.moved_layers(), self.coverage)
+        return summarise(self.frame(), self.skipped(), self.draws, self.moved_layers(), self.coverage, self.top_k)
+
+    def closer(self) -> "Closer":
+        """Which matrices of a first look stand out and were not analysed in full, and the command that does it.
+
+        `closer().include` selects them: `polarax.compare(base, post, out=run.path, include=run.closer().include)`.
+        """
+        from polarax.findings.closer import find_closer
+
+        return find_closer([self.frame()], self.draws, *self.first_command)
 
     @property
-    def first_look(self) -> bool:
-        """Whether it is a first look (`quick`), of which some matrices may have been looked at closer."""
-        return is_first_look(self.description)
+    def top_k(self) -> int:
+        """Leading singular values and vectors that were asked for; 0 if that is not known."""
+        return self.description.get("flags", {}).get("top_k") or 0
 
     @property
     def draws(self) -> int:
@@ -199,7 +208,7 @@ def _typed(column, cells):
 
     if column in ("layer", "expert"):
         return pd.array([int(cell) if cell else pd.NA for cell in cells], dtype="Int64")
-    if column in TEXT_COLUMNS or column == LOOK:
+    if column in TEXT_COLUMNS:
         return pd.Series(cells, dtype=str)
     if cells and all(map(_INTEGER.fullmatch, cells)):
         return np.array(cells, dtype=np.int64)

@@ -23,6 +23,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from polarax.loaders import Skipped
+from polarax.metrics.look import FIRST, LOOK
 from polarax.metrics.relation import MovedLayer
 from polarax.planning.stacks import Stack
 from polarax.results.arrays import write_array
@@ -36,7 +37,7 @@ from polarax.results.directory import (
     DirectoryWriter,
 )
 from polarax.results.files import cell, write_csv, write_json, writing
-from polarax.results.tables import FIRST, LOOK, Table, read_table
+from polarax.results.tables import Table, read_table
 
 
 class RunWriter(DirectoryWriter):

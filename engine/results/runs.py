@@ -13,6 +13,7 @@ from polarax.results.run import Run
 if TYPE_CHECKING:
     import pandas as pd
 
+    from polarax.findings.closer import Closer
     from polarax.report.notebook import HistoryPlots, RunsPlots
 
 
@@ -128,6 +129,14 @@ class Runs(Described):
         pairs = {pair: self.between(*pair) for pair in self.pairs if set(pair) <= set(posts)}
         return summarise_posts(posts, {pair: Compared(run.frame(), run.summary()) for pair, run in pairs.items()})
 
+    def closer(self) -> "Closer":
+        """Which matrices of first looks stand out in any post. As `Run.closer`; one analysis is of all posts."""
+        from polarax.findings.closer import find_closer
+
+        runs = list(self.each())
+        draws = min(filter(None, (run.draws for run in runs)), default=0)
+        return find_closer((run.frame() for run in runs), draws, *self.first_command)
+
     @property
     def plot(self) -> "RunsPlots":
         """Pictures of all posts as matplotlib figures: `runs.plot.alpha()`, `runs.plot.drift_budget()` and so on."""
@@ -180,7 +189,7 @@ class History(Runs):
     @property
     def plot(self) -> "HistoryPlots":  # type: ignore[override]
         """Pictures over the steps as matplotlib figures: `history.plot.alpha()`, `history.plot.drift_budget()`."""
-        from polarax.report.notebook import HistoryPlots
+            from polarax.report.notebook import HistoryPlots
 
         return HistoryPlots(self)
 

@@ -6,10 +6,7 @@ import pathlib
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-# Column of a first look, behind another one: which rows are of it, and which of a full analysis in their place.
-LOOK = "look"
-FIRST, FULL = "first", "full"
-_BEFORE_LOOK = "matched_by"
+from polarax.metrics.look import FULL, LOOK
 
 
 class Table(NamedTuple):
@@ -37,12 +34,6 @@ def read_table(path: pathlib.Path) -> Table:
     whole = text[: text.rfind("\n") + 1]
     header, *rows = list(csv.reader(io.StringIO(whole, newline=""))) or [[]]
     return Table(tuple(header), [row for row in rows if len(row) == len(header)])
-
-
-def with_look(columns: Sequence[str]) -> tuple[str, ...]:
-    """The columns of a first look, with `LOOK`."""
-    place = list(columns).index(_BEFORE_LOOK) + 1
-    return (*columns[:place], LOOK, *columns[place:])
 
 
 def joint_columns(headers: Iterable[Sequence[str]]) -> tuple[str, ...]:
