@@ -48,6 +48,7 @@ class LeadingSvd(NamedTuple):
     right: jax.Array  # (n, b), orthonormal columns
     cycles: jax.Array  # (), int32
     growth: jax.Array  # (), largest relative growth of the k values in the last cycle
+    residuals: jax.Array  # (k,): ||W^T u_i - s_i v_i|| / s_1: a singular value of W lies within that, times s_1, of s_i
     angle: jax.Array  # (), largest error of the k vectors before the last cycle, in radians; inf unless asked for
 
 
@@ -147,7 +148,9 @@ def leading_svd(
     order = jnp.argsort(-values)  # Ritz values are in order; the lengths may differ from them by rounding
     right, image, values = right[:, order], image[:, order], values[order]
     left = jnp.where(values > 0, image / jnp.where(values > 0, values, 1), 0)
-    return LeadingSvd(left, values * unit, right, count, growth, angle)
+    largest = jnp.where(values[0] > 0, values[0], 1)
+    residuals = _lengths(pulled_back(left[:, :k]) - values[:k] * right[:, :k]) / largest
+    return LeadingSvd(left, values * unit, right, count, growth, residuals, angle)
 
 
 def restarted(right: jax.Array, key: jax.Array) -> jax.Array:

@@ -11,7 +11,11 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+
 from polarax.metrics.catalogue import CERTIFICATE, Metric, register
+from polarax.metrics.matrix_pair import Readings
 
 # Values are known where they are off by no more than this, over s_1; subspaces where the sine of their angle is.
 VALUES_KNOWN, SUBSPACES_KNOWN = 1e-5, 1e-2
@@ -34,6 +38,38 @@ class Convergence(enum.Enum):
         if off > VALUES_KNOWN:
             return cls.NOTHING
         return cls.ALL if max(angles) <= SUBSPACES_KNOWN else cls.VALUES
+
+
+def certificate_of(values: jax.Array, residuals: jax.Array, rank: jax.Array, *, shape: tuple[int, int]) -> Readings:
+    """What is known of the k leading values of one matrix, and of their subspaces.
+
+    Args:
+        values: As they were found, descending, (b,), with b >= k; the last of them stands for what was not found.
+        residuals: ||W^T u_i - s_i v_i|| over s_1, (k,).
+        rank: How many of the k values are not numerically zero, ().
+        shape: (m, n).
+
+    Returns:
+        residual, the largest; angle, the sine of that between what was found and the leading subspaces, at most 1; off,
+        how far the values are off, over s_1. NaN for a matrix that is zero.
+    """
+    k, found = residuals.shape[0], values.shape[0]
+    relative = values / jnp.where(values[0] > 0, values[0], jnp.nan)
+    inside = jnp.arange(k) < rank
+    largest, total = (jnp.max(jnp.where(inside, residuals, 0)), jnp.sqrt(jnp.sum(jnp.where(inside, residuals**2, 0))))
+    last = jnp.maximum(rank - 1, 0)
+    following = jnp.append(relative, 0)[last + 1]  # of all values that there are the next one is 0
+    unknown = relative[-1] if found < min(shape) else jnp.zeros_like(relative[-1])
+    return {
+        "residual": largest + 0 * relative[0],
+        "angle": jnp.minimum(_over_gap(total, relative[last] - following), 1),
+        "off": jnp.minimum(largest, _over_gap(total**2, relative[last] - unknown)),
+    }
+
+
+def _over_gap(x: jax.Array, gap: jax.Array) -> jax.Array:
+    """x / gap, and infinite for no gap."""
+    return jnp.where(jnp.isnan(gap), jnp.nan, jnp.where(gap > 0, x / jnp.where(gap > 0, gap, 1), jnp.inf))
 
 
 register(

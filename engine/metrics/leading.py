@@ -17,6 +17,10 @@ from polarax.metrics.tables import column, constant, directions
 if TYPE_CHECKING:
     import pandas as pd
 
+# Error of the base's leading vectors, in radians, that first looks and trackers allow: what is read of the change in
+# their frame errs by as much as they do.
+FRAME_TOLERANCE = 1e-5
+
 _COORDINATION = 0.1
 _SHARE = 0.1  # of the change, beyond the control
 

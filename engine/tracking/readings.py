@@ -17,7 +17,7 @@ from polarax.kernels.subspace_iteration import OVERSAMPLING, leading_svd, restar
 from polarax.metrics.budget import budget_columns
 from polarax.metrics.controlled import controlled
 from polarax.metrics.known_spectrum import known_spectrum, largest_null, overlap_null
-from polarax.metrics.leading import leading_columns
+from polarax.metrics.leading import FRAME_TOLERANCE, leading_columns
 from polarax.metrics.overlap import subspace_overlap
 from polarax.metrics.rotation import rotation_columns
 from polarax.metrics.scaling import alpha_null, alpha_of_leading
@@ -32,10 +32,6 @@ _FROM_LEADING = frozenset({"scaling", "shape", "overlap", "leading"})
 
 # Cycles of subspace iteration: at init the vectors are unknown; later two are the rule.
 _FIRST_CYCLES, _LATER_CYCLES = 100, 12
-
-# Error of the base's leading vectors, in radians. What is read of the change in their frame errs by as much as they do;
-# values and overlaps, which err by its square, are all that is read of later ones.
-FRAME_TOLERANCE = 1e-5
 
 
 class Options(NamedTuple):
