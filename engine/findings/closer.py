@@ -30,18 +30,16 @@ class Closer(NamedTuple):
     @property
     def sentence(self) -> str:
         """What is to be looked at, in words that stand before the command."""
-        before = (
-            f"; {self.seen} that {_do('stand', self.seen)} out {_are(self.seen)} analysed in full" if self.seen else ""
-        )
+        others = f"Beside {_matrices(self.seen)} that {_stand(self.seen)} out in full, " if self.seen else ""
         if not self.names:
-            return (
-                f"No {'other ' * bool(self.seen)}matrix stands out at the first look: none to look at closer{before}."
-            )
-        who = f"{_matrices(self.found)} {_do('stand', self.found)} out at the first look{before}."
+            return _capital(f"{others}no matrix stands out at the first look.")
         which = "it" if self.found == 1 else "them"
         if len(self.names) < self.found:
             which = f"the {len(self.names)} that stand out most"
-        return f"{who} To look closer at {which}, in the same folder:"
+        found = f"{others}{_matrices(self.found)} {_stand(self.found)} out at the first look."
+        if not self.command:  # parameters in memory, or a folder that does not last
+            return _capital(f"{found} `closer().include` selects {which}.")
+        return _capital(f"{found} To look closer at {which}, in the same folder:")
 
 
 def find_closer(frames: Iterable[pd.DataFrame], draws: int, as_typed: Sequence[str] | None, out: str | None) -> Closer:
@@ -93,9 +91,9 @@ def _matrices(count):
     return "1 matrix" if count == 1 else f"{count} matrices"
 
 
-def _do(verb, count):
-    return f"{verb}s" if count == 1 else verb
+def _stand(count):
+    return "stands" if count == 1 else "stand"
 
 
-def _are(count):
-    return "is" if count == 1 else "are"
+def _capital(text):
+    return text[:1].upper() + text[1:]

@@ -7,20 +7,31 @@ import pandas as pd
 from polarax.metrics.catalogue import LEADING, OVERLAP
 from polarax.metrics.certificate import Convergence
 from polarax.metrics.look import is_first
+from polarax.metrics.tables import column
 
-# Metrics that mean something where the leading subspaces are known.
-_OF_SUBSPACES = frozenset(metric.name for group in (LEADING, OVERLAP) for metric in group.metrics)
+# Sine of the angle by which leading subspaces may be off where they are judged by: what is lost of an overlap is then
+# off by a few hundredths, a share of the change by as much of itself.
+_VAGUE = 0.1
+# Certificates of the subspaces that a metric rests on.
+_RESTS_ON = {
+    **{metric.name: ("angle_base",) for metric in LEADING.metrics},
+    **{metric.name: ("angle_base", "angle_post") for metric in OVERLAP.metrics},
+}
 
 
 def is_known(frame: pd.DataFrame, metric: str) -> pd.Series:
     """False for the rows of which too little converged for this metric to be judged."""
-    known = pd.Series(True, frame.index)
+    doubtful = is_lost(frame)
+    for certificate in _RESTS_ON.get(metric, ()):
+        doubtful |= column(frame, certificate) > _VAGUE
+    return ~(is_first(frame) & doubtful)
+
+
+def is_lost(frame: pd.DataFrame) -> pd.Series:
+    """True for the rows of a first look that did not converge."""
     if "converged" not in frame:
-        return known
-    doubtful = [Convergence.NOTHING.value]
-    if metric in _OF_SUBSPACES:
-        doubtful.append(Convergence.VALUES.value)
-    return ~(is_first(frame) & frame["converged"].isin(doubtful))
+        return pd.Series(False, frame.index)
+    return frame["converged"] == Convergence.NOTHING.value
 
 
 def count_first_looks(frame: pd.DataFrame) -> dict[str, int]:
@@ -48,20 +59,18 @@ def read_first_look(frame: pd.DataFrame, top_k: int, roles_of: Callable[[pd.Data
         f"A first look{of_all}: the {count}leading singular values and their subspaces, and norms; nf, the drift "
         "budget and the fit were not measured."
     )
-    if "converged" not in frame:
-        return
-    lost = rows[rows["converged"] == Convergence.NOTHING.value]
+    lost = rows[is_lost(rows)]
     if len(lost):
         yield (
             f"{_matrices(len(lost))} did not converge ({roles_of(lost)}): their leading singular values are at least "
             "those given, and of their alpha, overlaps and leading shares nothing is claimed; drift and the scale of "
             "the entries hold."
         )
-    vague = rows[rows["converged"] == Convergence.VALUES.value]
+    vague = rows[~is_lost(rows) & ~(is_known(rows, "overlap_left") & is_known(rows, "overlap_right"))]
     if len(vague):
         yield (
-            f"In {_matrices(len(vague))} the leading singular values are known and their subspaces are not, there being "
-            f"no gap behind them ({roles_of(vague)}): of overlaps and leading shares nothing is claimed."
+            f"In {_matrices(len(vague))} ({roles_of(vague)}) the leading singular values are known and their subspaces "
+            "hardly, for want of a gap behind them: nothing is claimed of their overlap."
         )
 
 

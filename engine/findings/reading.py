@@ -48,9 +48,9 @@ def read_frame(
         top_k: Leading singular values that a first look was asked for; 0 if that is not known.
 
     Returns:
-        What was not compared, if it is much; what a first look is and what of it did not converge; what is not the base, trained; where there is no more than drift; the
-        output projections against the other roles; every kind of effect; what could not be judged; rows that say
-        little; and the thresholds behind it.
+        What was not compared, if it is much; what a first look measured and what of it did not converge; what is not
+        the base, trained; where there is no more than drift; the output projections against the other roles; every kind
+        of effect; what could not be judged; rows that say little; and the thresholds behind it.
         Nothing for an empty table.
     """
     effects = find_effects(frame, draws)

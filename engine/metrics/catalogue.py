@@ -34,6 +34,7 @@ class Shown(enum.Flag):
 
     NOWHERE = 0
     ROLES = enum.auto()  # the table by role: terminal, page and notebook, of one post and of several
+    FIRST_LOOK = enum.auto()  # the same table, and the page's, of a first look alone
     STEPS = enum.auto()  # the table by role and step of a history
     PAGE = enum.auto()  # the page's table of all matrices, before other columns are asked for
     FACTS = enum.auto()  # the page's pictures of a single matrix: the numbers above them

@@ -98,7 +98,7 @@ register(
             "leading_scaling",
             "share of the change on the diagonal of the base's leading frame",
             Control(null="control of leading_scaling", sampled=True),
-            Shown.STEPS | Shown.FACTS,
+            Shown.FIRST_LOOK | Shown.STEPS | Shown.FACTS,
             format="{:.2%}",
             heading="leading scaling",
             effect=Effect(
@@ -135,7 +135,7 @@ register(
                 z="leading_coordination / its standard deviation under the control",
                 sampled=True,
             ),
-            Shown.PAGE | Shown.FACTS,
+            Shown.FIRST_LOOK | Shown.PAGE | Shown.FACTS,
             format="{:+.3f}",
             heading="leading coordination",
             effect=Effect(

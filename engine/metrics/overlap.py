@@ -106,7 +106,7 @@ register(
                 f"overlap_{side}",
                 f"overlap of the leading {side} subspaces, 1 for the same",
                 Control(null=f"control of overlap_{side}"),
-                shown=Shown.STEPS | Shown.FACTS,
+                shown=Shown.FIRST_LOOK | Shown.STEPS | Shown.FACTS,
                 format="{:.4f}",
                 heading=f"overlap, {side}",
                 effect=_turned(side),

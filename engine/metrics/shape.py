@@ -174,7 +174,7 @@ register(
             "stable_rank_change",
             "the same of the change",
             Control(null="control of stable_rank_change"),
-            shown=Shown.FACTS,
+            shown=Shown.FIRST_LOOK | Shown.FACTS,
             heading="stable rank of the change",
             effect=_ONE_DIRECTION,
             quick=True,

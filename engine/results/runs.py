@@ -189,7 +189,7 @@ class History(Runs):
     @property
     def plot(self) -> "HistoryPlots":  # type: ignore[override]
         """Pictures over the steps as matplotlib figures: `history.plot.alpha()`, `history.plot.drift_budget()`."""
-            from polarax.report.notebook import HistoryPlots
+        from polarax.report.notebook import HistoryPlots
 
         return HistoryPlots(self)
 
