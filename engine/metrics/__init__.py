@@ -100,6 +100,7 @@ TEXT_COLUMNS = frozenset(
         "relation",
         "name_post",
         "matched_by",
+        "look",
         "converged",
         "control",
     }

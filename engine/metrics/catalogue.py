@@ -34,6 +34,7 @@ class Shown(enum.Flag):
 
     NOWHERE = 0
     ROLES = enum.auto()  # the table by role: terminal, page and notebook, of one post and of several
+    FIRST_LOOK = enum.auto()  # the same table, and the page's, of a first look alone
     STEPS = enum.auto()  # the table by role and step of a history
     PAGE = enum.auto()  # the page's table of all matrices, before other columns are asked for
     FACTS = enum.auto()  # the page's pictures of a single matrix: the numbers above them
@@ -97,6 +98,7 @@ class Effect:
     where: "Callable[[pd.DataFrame], pd.Series] | None" = None  # of which rows it can be said at all
     needs: tuple[str, ...] = ()  # columns, of other metrics, without which nothing is said
     unless: tuple[str, ...] = ()  # metrics whose effects explain this one: it then says nothing of its own
+    first_look: bool = False  # said of first looks alone: a full analysis has more to tell
     told: int = 0  # place among the effects; those of one place come as the catalogue has them
 
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 FRAME_TOLERANCE = 1e-5
 
 _COORDINATION = 0.1
+_SHARE = 0.1  # of the change, beyond the control
 
 
 def read_leading(pair: MatrixPair) -> Readings:
@@ -74,6 +75,22 @@ def _chance_of_coordination(frame: "pd.DataFrame") -> Chance:
     return Chance(zero, zero, column(frame, "leading_coordination_null_std") * np.sqrt(1 + 3 / directions(frame)))
 
 
+def _chance_of_scaling(frame: "pd.DataFrame") -> Chance:
+    null = column(frame, "leading_scaling_null")
+    return Chance(null, null, np.sqrt(8 * null / (column(frame, "rows") * column(frame, "cols"))))
+
+
+def _uneven(rows: "pd.DataFrame") -> "pd.Series":
+    """True where leading singular values changed, and not all by one factor.
+
+    Vectors that turn far take drift^2 / 4 of the change from the diagonal, whatever singular values do.
+    """
+    share, drift = column(rows, "leading_scaling"), column(rows, "drift")
+    moved = share - drift**2 / 4 - column(rows, "leading_scaling_null") > _SHARE
+    by_one = ((column(rows, "alpha") - 1) / drift) ** 2  # share of the change
+    return moved & ~(by_one > share / 2)
+
+
 register(
     LEADING,
     [
@@ -81,9 +98,21 @@ register(
             "leading_scaling",
             "share of the change on the diagonal of the base's leading frame",
             Control(null="control of leading_scaling", sampled=True),
-            Shown.STEPS | Shown.FACTS,
+            Shown.FIRST_LOOK | Shown.STEPS | Shown.FACTS,
             format="{:.2%}",
             heading="leading scaling",
+            effect=Effect(
+                threshold="share",
+                size=_SHARE,
+                words="shares of the change 10 points",
+                numbers="share of the change",
+                format="{:.1%}",
+                above=Kind("leading uneven", "leading singular values changed, each by a factor of its own"),
+                chance=_chance_of_scaling,
+                where=_uneven,
+                needs=("drift",),
+                first_look=True,
+            ),
             quick=True,
         ),
         Metric(
@@ -106,7 +135,7 @@ register(
                 z="leading_coordination / its standard deviation under the control",
                 sampled=True,
             ),
-            Shown.PAGE | Shown.FACTS,
+            Shown.FIRST_LOOK | Shown.PAGE | Shown.FACTS,
             format="{:+.3f}",
             heading="leading coordination",
             effect=Effect(
@@ -119,8 +148,7 @@ register(
                 below=Kind("leading discordant", "discordant in the leading subspace"),
                 chance=_chance_of_coordination,
                 where=_much_of_the_change,
-                unless=("coordination",),
-                told=1,
+                first_look=True,
             ),
             quick=True,
         ),

@@ -1,15 +1,25 @@
 """The leading subspaces, and intruder vectors (arXiv:2410.21228)."""
 
+import functools
 import math
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from polarax import kernels
-from polarax.metrics.catalogue import OVERLAP, Control, Metric, Shown, register
+from polarax.metrics.catalogue import OVERLAP, Chance, Control, Effect, Kind, Metric, Shown, register
 from polarax.metrics.known_spectrum import known_spectrum, overlap_null
 from polarax.metrics.leading_pair import LeadingPair
 from polarax.metrics.matrix_pair import MatrixPair, Readings
+from polarax.metrics.tables import column, directions
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+# Directions that what is lost of a subspace is at least spread over.
+_FEWEST = 16
 
 
 def read_overlap(pair: MatrixPair) -> Readings:
@@ -67,6 +77,27 @@ def _columns(left: jax.Array, right: jax.Array, nulls: tuple[jax.Array, jax.Arra
     return {"overlap_left": left, "overlap_left_null": nulls[0], "overlap_right": right, "overlap_right_null": nulls[1]}
 
 
+def _chance_of_overlap(frame: "pd.DataFrame", side: str) -> Chance:
+    """What is lost is a sum of squares, of few directions of the change: its spread is a multiple of its mean."""
+    null = column(frame, f"overlap_{side}_null")
+    return Chance(null, null, (1 - null) * np.sqrt(2 * (1 + 3 / directions(frame)) / _FEWEST))
+
+
+def _turned(side: str) -> Effect:
+    return Effect(
+        threshold="overlap",
+        size=0.1,
+        words="overlap of leading subspaces 10 points",
+        numbers=f"overlap, {side}",
+        format="{:.2f}",
+        below=Kind(f"leading {side} turned", f"leading {side} vectors turned away from the base's more than by chance"),
+        chance=functools.partial(_chance_of_overlap, side=side),
+        first_look=True,
+        unless=("leading_coordination", "leading_scaling", "alpha"),
+        told=2,
+    )
+
+
 register(
     OVERLAP,
     [
@@ -75,9 +106,10 @@ register(
                 f"overlap_{side}",
                 f"overlap of the leading {side} subspaces, 1 for the same",
                 Control(null=f"control of overlap_{side}"),
-                shown=Shown.STEPS | Shown.FACTS,
+                shown=Shown.FIRST_LOOK | Shown.STEPS | Shown.FACTS,
                 format="{:.4f}",
                 heading=f"overlap, {side}",
+                effect=_turned(side),
                 quick=True,
             )
             for side in ("left", "right")

@@ -112,7 +112,7 @@ register(
                 above=Kind("scaled up", "scaled up"),
                 below=Kind("scaled down", "scaled down"),
                 chance=_chance_of_alpha,
-                unless=("budget_scaling",),
+                unless=("budget_scaling", "leading_scaling"),
             ),
             quick=True,
         ),

@@ -136,6 +136,33 @@ _LOW_RANK = Effect(
     where=_below_that_of_the_base,
 )
 
+
+def _chance_of_stable_rank(frame: "pd.DataFrame") -> Chance:
+    random = column(frame, "stable_rank_change_null")
+    return Chance(random, random, constant(frame, math.nan))
+
+
+def _mostly_one_direction(rows: "pd.DataFrame") -> "pd.Series":
+    """False where the base is so too."""
+    rank = column(rows, "stable_rank_change")
+    return (rank < 2) & (rank < column(rows, "stable_rank_base") / 2)
+
+
+# Noise of training concentrates as well: what is said is what its largest singular value shows.
+_ONE_DIRECTION = Effect(
+    threshold="one_direction",
+    size=0.25,
+    words="stable rank of the change 2, and 0.25 of a random one's",
+    numbers="stable rank",
+    format="{:.3g}",
+    below=Kind("one direction", "more than half of the change in one direction"),
+    measure="share",
+    by_deviations=False,
+    chance=_chance_of_stable_rank,
+    where=_mostly_one_direction,
+    first_look=True,
+)
+
 register(
     SHAPE,
     [
@@ -147,8 +174,9 @@ register(
             "stable_rank_change",
             "the same of the change",
             Control(null="control of stable_rank_change"),
-            shown=Shown.FACTS,
+            shown=Shown.FIRST_LOOK | Shown.FACTS,
             heading="stable rank of the change",
+            effect=_ONE_DIRECTION,
             quick=True,
         ),
         Metric("effective_rank_base", "exp(entropy(s / sum s)) of the base"),
