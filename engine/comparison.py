@@ -15,6 +15,7 @@ from polarax.measuring.execution import Output, Work, run_stacks
 from polarax.measuring.moved_layers import LayerSearch
 from polarax.measuring.progress import Progress
 from polarax.metrics import columns
+from polarax.metrics.look import with_look
 from polarax.metrics.relation import is_rearranged, looks_strange
 from polarax.planning.comparison_plan import Part
 from polarax.planning.measurement import Measurement
@@ -27,11 +28,13 @@ from polarax.planning.options import (
 )
 from polarax.planning.partners import coverage_between, describe_coverage
 from polarax.planning.request import Request, check_request, describe_request, describe_side
-from polarax.results.directory import BETWEEN_FOLDER, claim_directory
+from polarax.results.closer import check_within, closer_folder, write_full_rows
+from polarax.results.directory import BETWEEN_FOLDER, claim_directory, write_summary
+from polarax.results.files import locked, writing
 from polarax.results.run import Run
 from polarax.results.run_directory import RunWriter
 from polarax.results.runs import Runs, open_run
-from polarax.results.runs_directory import RunsWriter
+from polarax.results.runs_directory import RunsWriter, write_side_by_side
 
 
 def compare(
@@ -51,6 +54,7 @@ def compare(
     role_map: str | os.PathLike | Mapping[str, Any] | None = None,
     common_rows: bool = False,
     allow_partial: bool = False,
+    quick: bool = False,
     control_draws: int = DEFAULT_CONTROL_DRAWS,
     seed: int = DEFAULT_SEED,
     between: bool = True,
@@ -65,7 +69,8 @@ def compare(
             in memory: `polarax.open_checkpoint`), or a mapping of labels to them; in a list a label may stand before a
             path: "rl=path". By default a post is named after its folder.
         out: Folder for the run; None keeps it in a temporary folder for as long as the result lives. A run with
-            the same inputs and arguments that is there already, interrupted or finished, is resumed.
+            the same inputs and arguments that is there already, interrupted or finished, is resumed. Over a first look
+            (`quick`) at the same inputs, a full analysis of some of its matrices takes the place of their rows.
         include: Regular expressions; a matrix is compared if one is found in its name.
         exclude: Regular expressions; a matrix is left out if one is found in its name.
         roles: Roles to compare, such as "q,o"; all by default.
@@ -79,6 +84,8 @@ def compare(
         role_map: A table of names of your own, or the JSON file it is in: see `polarax.loaders.parse_role_map`.
         common_rows: Compare embeddings and heads of different vocabularies on the rows that both have.
         allow_partial: Compare what is paired even where more than half of either model's matrix weights has no partner.
+        quick: A first look: the leading `top_k` singular values and vectors, norms, and what follows from them, without
+            decomposing. `Run.closer` says which matrices a full analysis is worth its time of.
         control_draws: Random changes of each kind to draw for every matrix, as sampled controls beside the closed
             forms; each takes about half the time of the comparison itself.
         seed: What they are drawn from, at least 0.
@@ -107,6 +114,7 @@ def compare(
         role_map=role_map,
         common_rows=common_rows,
         allow_partial=allow_partial,
+        quick=quick,
         control_draws=control_draws,
         seed=seed,
         memory_gib=memory_gib,
@@ -128,9 +136,12 @@ def run_request(
         temporary = tempfile.TemporaryDirectory(prefix="polarax-")
         out = temporary.name
     described, sides = describe_request(request), [describe_side(post) for post in request.posts.values()]
+    description = _describe_all(request, described, sides) if request.several else {**described, "post": sides[0]}
+    closer = None if overwrite else closer_folder(out, description)
+    if closer is not None:
+        return _look_closer(request, pathlib.Path(out).expanduser(), closer, progress)
     with contextlib.ExitStack() as open_writers:
         if request.several:
-            description = _describe_all(request, described, sides)
             path, overwrite = claim_directory(out, description, overwrite=overwrite), False
             together = open_writers.enter_context(contextlib.closing(RunsWriter(path, description)))
         else:
@@ -148,6 +159,26 @@ def run_request(
     run = open_run(path)
     run.keep_alive(temporary)
     return run
+
+
+def _look_closer(request, path, folder, progress):
+    """Runs a full analysis of matrices that the run at `path` has had a first look at, and lays it over that."""
+    labels = [] if not request.several else list(request.posts)
+    check_within(path, {label: part.names for label, part in zip(labels or [""], request.plan.parts, strict=True)})
+    with writing(path):
+        lock = locked(path)
+    with contextlib.closing(lock):
+        run_request(request, folder, progress=progress)
+        run = open_run(path)
+        runs = [run] if isinstance(run, Run) else list(run.each())
+        for one in runs:
+            write_full_rows(one.path, one.description)
+            if one.finished:
+                write_summary(one.path, one.summary())
+        if isinstance(run, Runs) and run.finished:
+            write_side_by_side(run)
+            write_summary(run.path, run.summary())
+    return open_run(path)
 
 
 class _Comparison(NamedTuple):
@@ -202,7 +233,14 @@ def _open_output(open_writers, request, described, sides, comparison, path, over
         asked = {"metrics": comparison.measurement.groups, "control_draws": comparison.measurement.control_draws}
         description |= {"base": first[0], "flags": described["flags"] | asked, "changes_from": described["base"]}
     folder = claim_directory(path / comparison.folder, description, overwrite=overwrite)
-    header = columns(comparison.measurement.groups, sampled=bool(comparison.measurement.draws), between=bool(first))
+    header = columns(
+        comparison.measurement.groups,
+        sampled=bool(comparison.measurement.draws),
+        between=bool(first),
+        quick=comparison.measurement.quick,
+    )
+    if comparison.measurement.quick:
+        header = with_look(header)
     writer = RunWriter(folder, description, header, part.skipped)
     open_writers.enter_context(contextlib.closing(writer))
     return Output(writer, comparison.posts, part, request.plan, comparison.measurement)

@@ -7,6 +7,7 @@ from typing import Any
 from polarax.comparison import run_request
 from polarax.errors import UsageError
 from polarax.loaders import find_steps
+from polarax.planning.as_typed import history_as_typed
 from polarax.planning.options import (
     DEFAULT_CONTROL_DRAWS,
     DEFAULT_MEMORY_GIB,
@@ -35,6 +36,7 @@ def history(
     role_map: str | os.PathLike | Mapping[str, Any] | None = None,
     common_rows: bool = False,
     allow_partial: bool = False,
+    quick: bool = False,
     control_draws: int = DEFAULT_CONTROL_DRAWS,
     seed: int = DEFAULT_SEED,
     overwrite: bool = False,
@@ -71,6 +73,7 @@ def history(
         role_map: A table of names of your own.
         common_rows: Compare embeddings of different vocabularies on their common rows.
         allow_partial: Compare what is paired of a step even where that is less than half of it.
+        quick: A first look at every step, without decomposing.
         control_draws: Random changes of each kind to draw for every matrix and step.
         seed: What they are drawn from.
         overwrite: Replace a run that is already at `out`.
@@ -93,6 +96,7 @@ def history(
         role_map=role_map,
         common_rows=common_rows,
         allow_partial=allow_partial,
+        quick=quick,
         control_draws=control_draws,
         seed=seed,
         memory_gib=memory_gib,
@@ -104,6 +108,7 @@ def history(
 
 def check_history(checkpoints: Any, base: Any, options: Options) -> Request:
     """Finds the steps and plans; reads headers alone. Arguments and errors as for `history` and `check_request`."""
+    as_typed = history_as_typed(checkpoints, base, options)
     passed_over: dict[str, str] = {}
     steps = find_steps(checkpoints, passed_over)
     if base is None:
@@ -117,4 +122,4 @@ def check_history(checkpoints: Any, base: Any, options: Options) -> Request:
     if not request.posts:
         step, reason = next(iter(unusable.items()))
         raise UsageError(f"None of {len(unusable)} steps can be compared. Step {step}: {reason}")
-    return request._replace(unusable={**passed_over, **unusable})
+    return request._replace(unusable={**passed_over, **unusable}, as_typed=as_typed)

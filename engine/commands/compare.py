@@ -5,11 +5,18 @@ headline number beside its control), spectra, summary, plots and a report. Print
 the table by role and what stands out.
 Of several posts it writes a run for each into a folder of its own, one for each two of them, and tables and a report
 that put them side by side; --post=LABEL=PATH names them. The same command again resumes an interrupted run.
+With --quick it takes a first look, without decomposing, and ends with the command that analyses in full what stands
+out: in the same folder, where those rows take the place of the first look's.
 """
 
 from absl import flags
 
-from polarax.commands.comparison_flags import define_comparison_flags, print_wrapped, request_from_flags
+from polarax.commands.comparison_flags import (
+    define_comparison_flags,
+    print_closer,
+    print_wrapped,
+    request_from_flags,
+)
 from polarax.commands.report import write_pictures
 from polarax.comparison import run_request
 from polarax.errors import UsageError
@@ -46,6 +53,7 @@ def run(values: flags.FlagValues) -> int:
     print(table_by_role(summary) if isinstance(result, Run) else table_of_posts(summary))
     print()
     print_wrapped(summary["reading"])
+    print_closer(result)
     print()
     try:
         for line in write_pictures(result, plots=values.plots, page=values.plots and values.report):

@@ -11,6 +11,8 @@ from polarax.errors import UsageError
 from polarax.planning.options import Options
 from polarax.planning.post_labels import one_post
 from polarax.planning.request import Request, check_request
+from polarax.results.run import Run
+from polarax.results.runs import Runs
 
 
 def define_comparison_flags(values: flags.FlagValues) -> None:
@@ -67,6 +69,16 @@ def request_from_flags(
             raise UsageError(f"--{name} is missing: the checkpoint to compare.")
     post = one_post(values.post) if values.post else values.base
     return check_request(values.base, post, options_from_flags(values), between=values.between, refused=refused)
+
+
+def print_closer(run: Run | Runs) -> None:
+    """Prints which matrices of a first look stand out, and the command that looks closer at them: in one line."""
+    if run.first_look:
+        closer = run.closer()
+        print()
+        print_wrapped([closer.sentence])
+        if closer.command:
+            print(f"  {closer.command}")
 
 
 def print_wrapped(lines: Iterable[str], width: int = 110) -> None:

@@ -3,12 +3,12 @@
 Compares every saved step of a training run with its first one, or with --base, and writes a run for each, with tables,
 pictures over the steps and a report with a slider. FOLDER is that of an Orbax CheckpointManager, or of any checkpoints
 that are named after their steps. A step that cannot be read is left out, with the reason. The same command again
-resumes an interrupted run.
+resumes an interrupted run. With --quick it takes a first look at every step, as `polarax compare --quick` does.
 """
 
 from absl import flags
 
-from polarax.commands.comparison_flags import define_option_flags, options_from_flags, print_wrapped
+from polarax.commands.comparison_flags import define_option_flags, options_from_flags, print_closer, print_wrapped
 from polarax.commands.report import write_pictures
 from polarax.comparison import run_request
 from polarax.errors import UsageError
@@ -53,6 +53,7 @@ def run(values: flags.FlagValues) -> int:
     print(table_of_steps(history.frame()))
     print()
     print_wrapped(history.summary()["reading"])
+    print_closer(history)
     print()
     try:
         for line in write_pictures(history, plots=values.plots, page=values.plots and values.report):

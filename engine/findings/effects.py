@@ -14,9 +14,11 @@ import math
 import pandas as pd
 import scipy.stats
 
+from polarax.findings.first_look import is_known
 from polarax.metrics import Chance, Effect, Kind, Metric, effects_told, metric_of
 from polarax.metrics.catalogue import DEVIATIONS
 from polarax.metrics.change import MOSTLY_ROUNDING
+from polarax.metrics.look import is_first
 from polarax.metrics.relation import has_relation
 from polarax.metrics.status import is_changed
 from polarax.metrics.tables import column, constant, null_of
@@ -119,7 +121,15 @@ def find_effects(frame: pd.DataFrame, draws: int = 0) -> pd.DataFrame:
 
 def judged_by(frame: pd.DataFrame) -> list[str]:
     """The metrics with effects that at least one of the rows has, with a control."""
-    return [metric.name for metric in effects_told() if not _unjudged(frame, metric).all()]
+    return [metric.name for metric in may_be_told(frame) if not _unjudged(frame, metric).all()]
+
+
+def may_be_told(frame: pd.DataFrame) -> list[Metric]:
+    """The metrics whose effects can be said of such rows: some are of first looks alone."""
+    first = bool(is_first(frame).any())
+    return [
+        metric for metric in effects_told() if metric.effect is not None and (first or not metric.effect.first_look)
+    ]
 
 
 def without_control(frame: pd.DataFrame) -> pd.Series:
@@ -142,11 +152,36 @@ def _closed_form(frame: pd.DataFrame, metric: Metric) -> Chance:
     return Chance(mean, mean, column(frame, metric.null_std or ""))
 
 
+def sizes_of(effects: pd.DataFrame) -> list[float]:
+    """How large each effect is over the size from which on it counts.
+
+    Args:
+        effects: What `find_effects` returned.
+    """
+    return [_size(row) for row in effects.itertuples()]
+
+
+def _size(row):
+    effect = metric_of(row.metric).effect
+    assert effect is not None
+    value, control = float(row.value), float(row.control)
+    if effect.measure == "difference":
+        return abs(value - control) / effect.size
+    ratio = value / control if control else math.inf
+    if effect.measure == "factor":
+        return abs(math.log(ratio)) / math.log(effect.size) if 0 < ratio < math.inf else math.inf
+    return effect.size / ratio if ratio else math.inf
+
+
 def _effects(rows: pd.DataFrame, metric: Metric, draws: int) -> dict[str, pd.DataFrame]:
     """Name of a kind -> the rows that are beyond the control on its side."""
     effect, chance, value = metric.effect, chance_of(rows, metric.name), column(rows, metric.name)
     assert effect is not None
-    can_be_said = constant(rows, 1.0) > 0 if effect.where is None else effect.where(rows)
+    can_be_said = is_known(rows, metric.name)
+    if effect.first_look:
+        can_be_said &= is_first(rows)
+    if effect.where is not None:
+        can_be_said &= effect.where(rows)
     effects = {}
     for kind, end, sign in ((effect.above, chance.high, 1), (effect.below, chance.low, -1)):
         if kind is None:

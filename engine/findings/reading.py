@@ -11,17 +11,20 @@ from polarax.findings.effects import (
     find_effects,
     judged_by,
     kinds,
+    may_be_told,
     metrics_of_first_order,
     mostly_rounding,
     rows_that_count,
     without_control,
     z_limit_of_draws,
 )
+from polarax.findings.first_look import read_first_look
 from polarax.findings.signature import FEWEST_LAYERS, Signature, output_signature
 from polarax.findings.strangers import NO_LAYERS, read_strangers
 from polarax.loaders import ROLES, short_name
-from polarax.metrics import Effect, effects_told, metric_of
+from polarax.metrics import Effect, metric_of
 from polarax.metrics.change import MOSTLY_ROUNDING
+from polarax.metrics.look import is_first
 from polarax.metrics.status import Status, is_changed, is_meaningless, status_labels
 from polarax.metrics.tables import column
 
@@ -33,6 +36,7 @@ def read_frame(
     draws: int = 0,
     layers: Mapping[str, Any] = NO_LAYERS,
     coverage: Mapping[str, Any] | None = None,
+    top_k: int = 0,
 ) -> list[str]:
     """Plain sentences on a table of matrices.
 
@@ -41,16 +45,18 @@ def read_frame(
         draws: How many draws the sampled controls are made of, if the frame has any.
         layers: `Run.moved_layers()`.
         coverage: How much of either model was compared, as run.json has it.
+        top_k: Leading singular values that a first look was asked for; 0 if that is not known.
 
     Returns:
-        What was not compared, if it is much; what is not the base, trained; where there is no more than drift; the
-        output projections against the other roles; every kind of effect; what could not be judged; rows that say
-        little; and the thresholds behind it.
+        What was not compared, if it is much; what a first look measured and what of it did not converge; what is not
+        the base, trained; where there is no more than drift; the output projections against the other roles; every kind
+        of effect; what could not be judged; rows that say little; and the thresholds behind it.
         Nothing for an empty table.
     """
     effects = find_effects(frame, draws)
     signature = output_signature(frame, draws)
     sentences = [
+        *read_first_look(frame, top_k, lambda rows: _by_role(rows, frame, whole="")),
         *read_strangers(frame, layers, _possessive, lambda rows, among: _by_role(rows, among, whole="")),
         *_quiet(frame, effects),
         *_signature(signature),
@@ -61,7 +67,7 @@ def read_frame(
     lacking = not_compared(coverage)
     if lacking and len(frame):
         sentences.insert(0, lacking)
-    return [*sentences, _thresholds(draws)] if sentences else []
+    return [*sentences, _thresholds(draws, frame)] if sentences else []
 
 
 def _quiet(frame, effects):
@@ -74,7 +80,7 @@ def _quiet(frame, effects):
     if quiet.empty:
         return
     limits = []
-    if len(metrics) < len(effects_told()):
+    if len(metrics) < len(may_be_told(frame)):
         limits.append(f"by {_listed(metrics)}")
     if without_control(quiet).any():
         limits.append("as far as it can be judged")
@@ -160,18 +166,16 @@ def _flagged(frame):
         yield f"Of the {compared} compared: {'; '.join(notes)}."
 
 
-def _thresholds(draws):
+def _thresholds(draws, frame):
     sampled = f" ({z_limit_of_draws(draws):.3g} where it was sampled, for {draws} draws)" if draws else ""
-    beyond = _words(effect for effect in _effects() if effect.by_deviations)
-    alone = _words(effect for effect in _effects() if not effect.by_deviations)
+    told = [metric for metric in may_be_told(frame) if metric.name in frame or not is_first(frame).all()]
+    effects = [metric.effect for metric in told if metric.effect is not None]
+    beyond = _words(effect for effect in effects if effect.by_deviations)
+    alone = _words(effect for effect in effects if not effect.by_deviations)
     return (
         f"Thresholds: {DEVIATIONS:g} standard deviations of the control{sampled}, and also {', '.join(beyond)}; "
         f"{'; '.join([*alone, f'rounding {MOSTLY_ROUNDING:g} of the change'])}."
     )
-
-
-def _effects() -> list[Effect]:
-    return [metric.effect for metric in effects_told() if metric.effect is not None]
 
 
 def _words(effects: Iterable[Effect]) -> list[str]:

@@ -8,6 +8,7 @@ import pandas as pd
 from polarax.errors import UsageError
 from polarax.loaders import ROLES
 from polarax.metrics import metric_of
+from polarax.metrics.look import FIRST, LOOK
 from polarax.metrics.status import is_changed, is_out_of_range
 
 # Of each layer's values where it has many (experts): the line is their median, the band holds this share of them.
@@ -63,6 +64,18 @@ def controls(rows: pd.DataFrame, metric: str) -> list[ControlOfRows]:
         spread = rows.get(f"{metric}_spectrum_std")
         shown.append(ControlOfRows("control with the change's spectrum", rows[f"{metric}_spectrum"], spread, never))
     return shown
+
+
+def norm_of_base(row: pd.Series, s_base: np.ndarray) -> float:
+    """||W_b|| of a matrix, of which a first look has only the leading singular values.
+
+    Args:
+        row: Its row.
+        s_base: The singular values that the run has of it.
+    """
+    if row.get(LOOK) == FIRST:
+        return float(row.get("spectral_norm_base", np.nan) * np.sqrt(row.get("stable_rank_base", np.nan)))
+    return float(np.linalg.norm(s_base))
 
 
 def by_layer(rows: pd.DataFrame, values: pd.Series) -> tuple[np.ndarray, pd.DataFrame]:

@@ -9,11 +9,13 @@ import numpy as np
 import pandas as pd
 
 from polarax.findings.effects import find_effects, mostly_rounding, thresholds, without_control, z_limit_of_draws
+from polarax.findings.first_look import count_first_looks
 from polarax.findings.reading import read_frame
 from polarax.findings.signature import output_signature
 from polarax.findings.strangers import NO_LAYERS, summarise_strangers
 from polarax.loaders import ROLES
-from polarax.metrics import CONTROL_COLUMNS, IDENTITY_COLUMNS, Shown, shown_in
+from polarax.metrics import CONTROL_COLUMNS, IDENTITY_COLUMNS, TEXT_COLUMNS, Shown, shown_in
+from polarax.metrics.look import LOOK
 from polarax.metrics.relation import has_relation
 from polarax.metrics.status import JudgedBy, status_labels
 
@@ -24,6 +26,7 @@ def summarise(
     draws: int = 0,
     layers: Mapping[str, Any] = NO_LAYERS,
     coverage: Mapping[str, Any] | None = None,
+    top_k: int = 0,
 ) -> dict:
     """Summary of a run, JSON-ready up to NaN.
 
@@ -33,13 +36,15 @@ def summarise(
         draws: How many draws the sampled controls are made of, if the frame has any.
         layers: `Run.moved_layers()`.
         coverage: How much of either model was compared, as run.json has it; None of a run that was written without.
+        top_k: Leading singular values that a first look was asked for.
 
     Returns:
-        matrices: how many; status: how many of each; skipped: how many for each reason; coverage: as given; roles:
-        role -> metric -> count, mean, std (population), min, median, max of those finite among its matrices, with
-        `matrices`, `out_of_range` (how many of them have a closed-form control that is only rough), `rounding` (how
-        many changed by little more than storage rounding) and `named` (how many have an effect that stands out, or are
-        not the base, trained); layers: layer -> the same of the headline metrics; flagged: counts of rows that are
+        matrices: how many; first_look: of a run that began as one, how many of them were not analysed in full, and how
+        many of these did not converge; status: how many of each; skipped: how many for each reason; coverage: as given;
+        roles: role -> metric -> count, mean, std (population), min, median, max of those finite among its matrices,
+        with `matrices`, `out_of_range` (how many of them have a closed-form control that is only rough), `rounding`
+        (how many changed by little more than storage rounding) and `named` (how many have an effect that stands out, or
+        are not the base, trained); layers: layer -> the same of the headline metrics; flagged: counts of rows that are
         mostly rounding, and of those whose nf has no control that holds; strangers: `summarise_strangers`; effects:
         kind -> role -> how many matrices; signature: `Signature` as a dict, or None; reading: sentences; thresholds:
         what they rest on.
@@ -51,6 +56,7 @@ def summarise(
     limit = {"z_sampled": z_limit_of_draws(draws)} if draws else {}
     return {
         "matrices": len(frame),
+        **({"first_look": count_first_looks(frame)} if LOOK in frame else {}),
         "status": dict(Counter(status_labels(frame))),
         "skipped": dict(Counter(re.sub(r"\(.*", "", reason).strip() for reason in skipped["reason"])),
         "coverage": coverage,
@@ -69,7 +75,7 @@ def summarise(
             kind: dict(Counter(frame.loc[rows["row"], "role"])) for kind, rows in effects.groupby("kind", sort=False)
         },
         "signature": signature._asdict() if signature else None,
-        "reading": read_frame(frame, draws, layers, coverage),
+        "reading": read_frame(frame, draws, layers, coverage, top_k),
         "thresholds": thresholds() | limit,
     }
 
@@ -84,7 +90,7 @@ def _layer_columns() -> list[str]:
 
 
 def _describe_role(rows: pd.DataFrame, outstanding: np.ndarray) -> dict[str, Any]:
-    metrics = [c for c in rows.columns if c not in IDENTITY_COLUMNS and c not in CONTROL_COLUMNS]
+    metrics = [c for c in rows.columns if c not in {*IDENTITY_COLUMNS, *CONTROL_COLUMNS, *TEXT_COLUMNS}]
     return {
         "matrices": len(rows),
         "out_of_range": int((rows["control"] == JudgedBy.OUT_OF_RANGE.value).sum()),

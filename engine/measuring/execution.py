@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from polarax.loaders import Checkpoint, Pair
+from polarax.measuring.first_look import take_first_look
 from polarax.measuring.program import StackReadings, measure_stack
 from polarax.measuring.progress import Progress
 from polarax.measuring.relations import relation_of
@@ -153,7 +154,8 @@ class _Programs:
                 keys = []
                 if self._work.measurement.draws:
                     keys.append(jax.ShapeDtypeStruct((shape[0], 2), np.uint32, sharding=self._sharding))
-                lowered = measure_stack.lower(
+                program = take_first_look if self._work.measurement.quick else measure_stack
+                lowered = program.lower(
                     base,
                     tuple(posts),
                     *keys,

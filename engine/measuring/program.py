@@ -62,10 +62,10 @@ def measure_stack(
         `rotation_difference`, each (count, k, k), k at most 64.
     """
     measure = functools.partial(_measure, measurement=measurement, pairs=pairs)
-    return _over_stack(measure, (base, posts) if keys is None else (base, posts, keys), mesh, batched)
+    return over_stack(measure, (base, posts) if keys is None else (base, posts, keys), mesh, batched)
 
 
-def _over_stack(measure: Callable[..., Item], stacks: tuple, mesh: jax.sharding.Mesh | None, batched: bool) -> Item:
+def over_stack(measure: Callable[..., Item], stacks: tuple, mesh: jax.sharding.Mesh | None, batched: bool) -> Item:
     """measure(*stacks), each device its share, as one batch or matrix by matrix."""
 
     def measure_share(*stacks):

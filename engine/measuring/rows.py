@@ -8,6 +8,7 @@ import numpy as np
 
 from polarax.loaders import Pair
 from polarax.metrics import every_metric
+from polarax.metrics.certificate import Convergence
 from polarax.metrics.common_direction import beside_cosine
 from polarax.metrics.status import JudgedBy, Status
 from polarax.planning.measurement import Measurement
@@ -18,8 +19,8 @@ def as_stored(readings: Mapping[str, np.ndarray], stack: Stack) -> dict[str, np.
     """The readings of a stack without padding, left and right named for each matrix as it is stored."""
     readings = {name: values[: len(stack.pairs)] for name, values in readings.items()}
     transposed = np.array(stack.transposed)
-    for left in [name for name in readings if name.endswith("_left")]:
-        right = left.removesuffix("left") + "right"
+    for left in [name for name in readings if "_left" in name]:
+        right = left.replace("_left", "_right")
         both = readings[left], readings[right]
         swap = transposed.reshape(-1, *[1] * (both[0].ndim - 1))
         readings[left], readings[right] = (np.where(swap, *sides) for sides in (both[::-1], both))
@@ -42,6 +43,8 @@ def make_row(pair: Pair, readings: Mapping[str, np.ndarray], index: int, measure
     if (pair.stored_base, pair.stored_post) != (pair.dtype_base.name, pair.dtype_post.name):
         # They are of the dtype that was read, not of the quantised type it was stored in.
         row |= {metric.name: math.nan for metric in every_metric() if metric.of_stored_dtype and metric.name in row}
+    if measurement.quick:
+        row["converged"] = Convergence.of_readings(row).value
     if "change_cosine" in row:
         row |= beside_cosine(row, pair.shape)
     return {
@@ -57,5 +60,12 @@ def make_row(pair: Pair, readings: Mapping[str, np.ndarray], index: int, measure
         "name_post": pair.name_post,
         "matched_by": pair.matched_by,
         **row,
-        "control": JudgedBy.of_reach(row["control_reach"], bool(measurement.draws)).value,
+        "control": _judged_by(row, status, measurement).value,
     }
+
+
+def _judged_by(row: Mapping[str, Any], status: Status, measurement: Measurement) -> JudgedBy:
+    if not measurement.quick:
+        return JudgedBy.of_reach(row["control_reach"], bool(measurement.draws))
+    # None of a first look's controls depends on the smallest singular value.
+    return JudgedBy.NONE if status.meaningless else JudgedBy.of_reach(0.0, bool(measurement.draws))

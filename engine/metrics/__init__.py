@@ -9,9 +9,11 @@ from collections.abc import Iterable
 from polarax.errors import UsageError
 from polarax.metrics import (  # noqa: F401  they register what they read
     budget,
+    certificate,
     change,
     common_direction,
     fit,
+    leading,
     overlap,
     rotation,
     scaling,
@@ -19,6 +21,7 @@ from polarax.metrics import (  # noqa: F401  they register what they read
 )
 from polarax.metrics.catalogue import (
     BETWEEN,
+    CERTIFICATE,
     GROUPS,
     SAMPLED_SUFFIXES,
     Chance,
@@ -36,10 +39,12 @@ from polarax.metrics.catalogue import (
     sampled_metrics,
     shown_in,
 )
+from polarax.metrics.leading_pair import LeadingPair, LeadingPart
 from polarax.metrics.matrix_pair import MatrixPair, Readings, Spectra, ratio_to
 
 __all__ = [
     "BETWEEN",
+    "CERTIFICATE",
     "CONTROL_COLUMNS",
     "GROUPS",
     "IDENTITY_COLUMNS",
@@ -50,6 +55,8 @@ __all__ = [
     "Effect",
     "Group",
     "Kind",
+    "LeadingPair",
+    "LeadingPart",
     "MatrixPair",
     "Metric",
     "Readings",
@@ -61,6 +68,7 @@ __all__ = [
     "every_metric",
     "metric_of",
     "parse_metrics",
+    "quick_groups",
     "ratio_to",
     "register",
     "sampled_columns",
@@ -83,38 +91,69 @@ CONTROL_COLUMNS = {
 
 # Of all these, those that hold words.
 TEXT_COLUMNS = frozenset(
-    {"name", "role", "dtype_base", "dtype_post", "status", "relation", "name_post", "matched_by", "control"}
+    {
+        "name",
+        "role",
+        "dtype_base",
+        "dtype_post",
+        "status",
+        "relation",
+        "name_post",
+        "matched_by",
+        "look",
+        "converged",
+        "control",
+    }
 )
 
 
-def parse_metrics(given: str | Iterable[str] | None) -> tuple[str, ...]:
-    """The metric groups asked for, in catalogue order; all of them for None or nothing.
+def quick_groups() -> tuple[str, ...]:
+    """The metric groups that a first look measures something of, in catalogue order."""
+    return tuple(name for name, group in GROUPS.items() if group.quick)
+
+
+def parse_metrics(given: str | Iterable[str] | None, *, quick: bool = False) -> tuple[str, ...]:
+    """The metric groups asked for, in catalogue order; all that there are for None or nothing.
 
     Args:
         given: Group names, or one string with commas: "scaling,rotation".
+        quick: Whether they are asked of a first look.
 
     Raises:
-        UsageError: A group is unknown.
+        UsageError: A group is unknown, or needs more than a first look.
     """
     words = given.split(",") if isinstance(given, str) else list(given or ())
     words = [word.strip() for word in words if word.strip()]
+    possible = quick_groups() if quick else tuple(GROUPS)
     for word in words:
         if word not in GROUPS:
-            raise UsageError(f"Unknown metric {word!r}. Expected one of {', '.join(GROUPS)}.")
-    return tuple(group for group in GROUPS if not words or group in words)
+            raise UsageError(f"Unknown metric {word!r}. Expected one of {', '.join(possible)}.")
+        if word not in possible:
+            raise UsageError(
+                f"--metrics={word} needs whole decompositions, which --quick does without. "
+                f"With --quick there are {', '.join(possible)}."
+            )
+    return tuple(group for group in possible if not words or group in words)
 
 
-def columns(groups: Iterable[str], *, sampled: bool = False, between: bool = False) -> tuple[str, ...]:
+def columns(
+    groups: Iterable[str], *, sampled: bool = False, between: bool = False, quick: bool = False
+) -> tuple[str, ...]:
     """Every column of matrices.csv for these groups, in order.
 
     Args:
         groups: Metric groups.
         sampled: Whether random changes are drawn.
         between: Whether it is two posts that are compared.
+        quick: Whether it is a first look: of the groups what that measures, and its certificate.
     """
     groups = tuple(groups)
-    measured = [column for group in groups for column in GROUPS[group]]
-    more = (*(sampled_columns(groups) if sampled else ()), *(BETWEEN if between else ()))
+    measured = [column for group in groups for column in (GROUPS[group].quick_columns if quick else GROUPS[group])]
+    more = (
+        *(sampled_columns(groups, quick=quick) if sampled else ()),
+        *(BETWEEN if between else ()),
+        *(CERTIFICATE if quick else ()),
+    )
     return (*IDENTITY_COLUMNS, *measured, *more, *CONTROL_COLUMNS)
 
 

@@ -15,6 +15,7 @@ from polarax.kernels import RANDOM_CHANGES
 if TYPE_CHECKING:
     import pandas as pd
 
+    from polarax.metrics.leading_pair import LeadingPair
     from polarax.metrics.matrix_pair import MatrixPair
 
 # Standard deviations of its control that every effect is beyond: by chance 2 in 10^9 comparisons.
@@ -33,6 +34,7 @@ class Shown(enum.Flag):
 
     NOWHERE = 0
     ROLES = enum.auto()  # the table by role: terminal, page and notebook, of one post and of several
+    FIRST_LOOK = enum.auto()  # the same table, and the page's, of a first look alone
     STEPS = enum.auto()  # the table by role and step of a history
     PAGE = enum.auto()  # the page's table of all matrices, before other columns are asked for
     FACTS = enum.auto()  # the page's pictures of a single matrix: the numbers above them
@@ -96,6 +98,7 @@ class Effect:
     where: "Callable[[pd.DataFrame], pd.Series] | None" = None  # of which rows it can be said at all
     needs: tuple[str, ...] = ()  # columns, of other metrics, without which nothing is said
     unless: tuple[str, ...] = ()  # metrics whose effects explain this one: it then says nothing of its own
+    first_look: bool = False  # said of first looks alone: a full analysis has more to tell
     told: int = 0  # place among the effects; those of one place come as the catalogue has them
 
 
@@ -115,6 +118,7 @@ class Metric:
     steps_caption: str = ""  # below a picture over steps; the same if not given
     low: float | None = None  # where the axis of a picture begins
     of_stored_dtype: bool = False  # says nothing of what was stored quantised
+    quick: bool = False  # also measured at a first look (--quick), with all columns of its control
     effect: Effect | None = None
 
     @property
@@ -158,11 +162,22 @@ class Group:
     between: bool = False  # posts are compared in it with each other too
     metrics: list[Metric] = dataclasses.field(default_factory=list)
     readers: "list[Callable[[MatrixPair], dict[str, Any]]]" = dataclasses.field(default_factory=list)
+    quick_readers: "list[Callable[[LeadingPair], dict[str, Any]]]" = dataclasses.field(default_factory=list)
 
     @property
     def columns(self) -> dict[str, str]:
         """Column -> meaning of all its metrics."""
         return {column: meaning for metric in self.metrics for column, meaning in metric.columns.items()}
+
+    @property
+    def quick(self) -> bool:
+        """Whether some of its metrics are measured at a first look."""
+        return bool(self.quick_columns)
+
+    @property
+    def quick_columns(self) -> dict[str, str]:
+        """Column -> meaning of its metrics that are measured at a first look."""
+        return {name: text for metric in self.metrics if metric.quick for name, text in metric.columns.items()}
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.columns)
@@ -174,18 +189,26 @@ ROTATION = Group("rotation", "Rotation of singular vectors", between=True)
 BUDGET = Group("budget", "Drift budget", between=True)
 FIT = Group("fit", "The framework's fit")
 OVERLAP = Group("overlap", "Leading subspaces", between=True)
+LEADING = Group("leading", "The change in the leading frame", between=True)
 SHAPE = Group("shape", "Shape of the spectrum", vectors=False, change_values=True)
 
 # By name, in the order of the columns.
-GROUPS = {group.name: group for group in (CHANGE, SCALING, ROTATION, BUDGET, FIT, OVERLAP, SHAPE)}
+GROUPS = {group.name: group for group in (CHANGE, SCALING, ROTATION, BUDGET, FIT, OVERLAP, LEADING, SHAPE)}
 # What posts that are compared with each other have besides; nobody asks for it.
 BETWEEN = Group("between", "Post against post", vectors=False)
+# What a first look has besides; nobody asks for it, and full analyses have no use for it.
+CERTIFICATE = Group("certificate", "What is known of the leading values and subspaces", vectors=False)
+_BESIDE = (BETWEEN, CERTIFICATE)
 
 _version = 0
 
 
 def register(
-    group: Group, metrics: Iterable[Metric], read: "Callable[[MatrixPair], dict[str, Any]] | None" = None
+    group: Group,
+    metrics: Iterable[Metric],
+    read: "Callable[[MatrixPair], dict[str, Any]] | None" = None,
+    *,
+    quick: "Callable[[LeadingPair], dict[str, Any]] | None" = None,
 ) -> None:
     """Adds metrics to the catalogue.
 
@@ -194,10 +217,11 @@ def register(
         metrics: Their records.
         read: Maps a `MatrixPair` to all columns of these metrics, each (...); and to arrays of each matrix, (..., *),
             which are kept beside the table. Traced by `jax.jit`.
+        quick: Maps a `LeadingPair` to the columns of those of these metrics that are `quick`, each (). Traced too.
 
     Raises:
-        ValueError: There is a column of this name, another group, a kind of effect of this name, or a threshold of this
-            name and another size.
+        ValueError: Metrics are quick and there is no `quick`, or the other way round; there is a column of this name,
+            another group, a kind of effect of this name, or a threshold of this name and another size.
     """
     metrics = list(metrics)
     if GROUPS.get(group.name, group) is not group:
@@ -208,11 +232,17 @@ def register(
             raise ValueError(f"Column {sorted(clash)[0]!r} of metric {metric.name!r} is there already.")
         if metric.effect is not None:
             _check_effect(metric.effect)
-    if group is not BETWEEN:
+    if group is not CERTIFICATE and any(metric.quick for metric in metrics) != (quick is not None):
+        raise ValueError(
+            f"Metrics that are quick need a function that reads them, and no others. Group {group.name!r}."
+        )
+    if group not in _BESIDE:
         GROUPS[group.name] = group
     group.metrics.extend(metrics)
     if read is not None:
         group.readers.append(read)
+    if quick is not None:
+        group.quick_readers.append(quick)
     global _version
     _version += 1
 
@@ -234,7 +264,7 @@ def version() -> int:
 
 def every_metric() -> Iterator[Metric]:
     """All metrics, in the order of the columns."""
-    for group in (*GROUPS.values(), BETWEEN):
+    for group in (*GROUPS.values(), *_BESIDE):
         yield from group.metrics
 
 
@@ -250,7 +280,7 @@ def metric_of(name: str) -> Metric:
 
 def shown_in(place: Shown, *, groups: Iterable[str] | None = None) -> list[Metric]:
     """The metrics that are shown in a place, in the order of the columns; of some groups alone if they are given."""
-    among = [*GROUPS.values(), BETWEEN] if groups is None else [GROUPS[name] for name in groups]
+    among = [*GROUPS.values(), *_BESIDE] if groups is None else [GROUPS[name] for name in groups]
     return [metric for group in among for metric in group.metrics if place in metric.shown]
 
 
@@ -259,18 +289,21 @@ def effects_told() -> list[Metric]:
     return sorted((m for m in every_metric() if m.effect is not None), key=lambda m: m.effect.told if m.effect else 0)
 
 
-def sampled_metrics(groups: Iterable[str]) -> tuple[str, ...]:
-    """The metrics of these groups whose control can be sampled."""
+def sampled_metrics(groups: Iterable[str], *, quick: bool = False) -> tuple[str, ...]:
+    """The metrics of these groups whose control can be sampled; with `quick`, those of a first look."""
     return tuple(
-        m.name for group in groups for m in GROUPS[group].metrics if m.control is not None and m.control.sampled
+        metric.name
+        for group in groups
+        for metric in GROUPS[group].metrics
+        if metric.control is not None and metric.control.sampled and (metric.quick or not quick)
     )
 
 
-def sampled_columns(groups: Iterable[str]) -> tuple[str, ...]:
-    """The columns that random changes add to these groups."""
+def sampled_columns(groups: Iterable[str], *, quick: bool = False) -> tuple[str, ...]:
+    """The columns that random changes add to these groups; with `quick`, to a first look."""
     return tuple(
         f"{metric}_{kind}{suffix}"
-        for metric in sampled_metrics(groups)
+        for metric in sampled_metrics(groups, quick=quick)
         for kind in RANDOM_CHANGES
         for suffix in SAMPLED_SUFFIXES
     )

@@ -4,6 +4,7 @@ import jax.numpy as jnp
 
 from polarax import kernels
 from polarax.metrics.catalogue import CHANGE, Metric, Shown, register
+from polarax.metrics.leading_pair import LeadingPair
 from polarax.metrics.matrix_pair import MatrixPair, Readings, ratio_to
 
 # Of ||D||: where rounding makes more, nothing is claimed of the matrix but that.
@@ -24,6 +25,17 @@ def read_change(pair: MatrixPair) -> Readings:
     }
 
 
+def read_change_quickly(pair: LeadingPair) -> Readings:
+    """The columns of `CHANGE` that need no whole spectrum."""
+    assert pair.unchanged is not None and pair.noise is not None
+    return {
+        "drift": pair.drift,
+        "unchanged": pair.unchanged,
+        "rounding_share": ratio_to(pair.noise, pair.change_norm, pair.change_norm),
+        "spectral_norm_rounding": kernels.noise_spectral_norm(pair.noise, pair.shape),
+    }
+
+
 register(
     CHANGE,
     [
@@ -35,17 +47,20 @@ register(
             title="Drift: the size of the change",
             steps_caption="Size of the change from the base, relative to the weight: median of a role's matrices, and "
             "where most of them are.",
+            quick=True,
         ),
-        Metric("unchanged", "share of entries bitwise equal in both"),
+        Metric("unchanged", "share of entries bitwise equal in both", quick=True),
         Metric(
             "rounding_share",
             "expected rounding noise of the coarser stored dtype over the size of the change",
             shown=Shown.PAGE | Shown.FACTS,
             heading="rounding share",
             of_stored_dtype=True,
+            quick=True,
         ),
         Metric("nf_rounding", "nf that this noise alone would give", of_stored_dtype=True),
-        Metric("spectral_norm_rounding", "largest singular value of this noise", of_stored_dtype=True),
+        Metric("spectral_norm_rounding", "largest singular value of this noise", of_stored_dtype=True, quick=True),
     ],
     read_change,
+    quick=read_change_quickly,
 )

@@ -5,6 +5,7 @@ Where it does not, measures of a change say nothing of training, and the row say
 """
 
 import enum
+import functools
 import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -31,7 +32,7 @@ _DECOMPOSED_ALIKE = 1e-5
 _SIDES = math.sqrt(2)
 
 # What a relation rests on.
-_MEASURED = ("drift", "alpha", "nss")
+_MEASURED = ("drift", "alpha_entries")
 
 
 class Relation(enum.Enum):
@@ -91,7 +92,7 @@ def is_rearranged(frame: "pd.DataFrame") -> "pd.Series":
 
 
 def looks_strange(frame: "pd.DataFrame") -> "pd.Series":
-    """True for the rows whose post has little of the base; never where drift, alpha or nss were not measured."""
+    """True for the rows whose post has little of the base; never where drift or alpha_entries were not measured."""
     cosine = _cosine(*(column(frame, name) for name in _MEASURED))
     rounded = column(frame, "rounding_share") > MOSTLY_ROUNDING
     return is_changed(frame) & (cosine.abs() < STRANGE_COSINE) & ~rounded
@@ -101,15 +102,17 @@ class Resemblance:
     """How much of the base a post has, from the readings of one matrix.
 
     Args:
-        row: Its numbers, by column.
-        s_base: Singular values of the base, (r,).
-        s_post: Of the post, (r,).
+        row: Its numbers, by column; of a first look also norm_base and norm_post.
+        s_base: Singular values of the base, (r,), or the leading ones.
+        s_post: As many of the post.
     """
 
     def __init__(self, row: Mapping[str, Any], s_base: np.ndarray, s_post: np.ndarray):
         self._row = row
         self._shape = row["rows"], row["cols"]
-        self._s_base, self._s_post = s_base.astype(np.float64), s_post.astype(np.float64)
+        self._exact = len(s_base) == min(self._shape)
+        self._s_base = self._whole(s_base.astype(np.float64), "norm_base")
+        self._s_post = self._whole(s_post.astype(np.float64), "norm_post")
         self.cosine = _cosine(*(row.get(name, math.nan) for name in _MEASURED))
 
     @property
@@ -117,8 +120,8 @@ class Resemblance:
         """Whether it is worth looking at the entries: the post is strange, or spectra agree that nothing else moved."""
         if math.isnan(self.cosine) or self._row.get("rounding_share", 0) > MOSTLY_ROUNDING:
             return False
-        alike = self._row["nss"] < math.sqrt(np.finfo(np.float64).eps) < 1e-3 * self._row["drift"]
-        return abs(self.cosine) < STRANGE_COSINE or alike
+        agree = math.sqrt(np.finfo(np.float64).eps) if self._exact else _DECOMPOSED_ALIKE
+        return abs(self.cosine) < STRANGE_COSINE or self._shift < agree < 1e-3 * self._row["drift"]
 
     def relation(self) -> Relation:
         """What the post is, its entries being no arrangement of the base's."""
@@ -131,18 +134,32 @@ class Resemblance:
             return Relation.UNRELATED
         return Relation.TRAINED
 
+    @functools.cached_property
+    def _shift(self):
+        """||s_post - s_base|| / ||s_base||; of a first look at least that of the leading values and the norms."""
+        if "nss" in self._row:
+            return self._row["nss"]
+        return np.linalg.norm(self._s_post - self._s_base) / np.linalg.norm(self._s_base)
+
     def _same_spectra(self):
         rounding = self._row.get("rounding_share", math.nan) * self._row["drift"]
-        return self._row["nss"] <= _DECOMPOSED_ALIKE + _SIDES * (0 if math.isnan(rounding) else rounding)
+        return self._shift <= _DECOMPOSED_ALIKE + _SIDES * (0 if math.isnan(rounding) else rounding)
 
     def _if_turned(self):
         """The largest cosine that chance leaves where the vectors of the shorter side alone took random directions."""
         base, post = self._s_base**2, self._s_post**2
         return DEVIATIONS * math.sqrt(base @ post / (base.sum() * post.sum() * min(self._shape)))
 
+    def _whole(self, leading, norm):
+        """A spectrum of which the leading values and the norm are known, the others as their root mean square."""
+        others = min(self._shape) - len(leading)
+        if not others:
+            return leading
+        rest = max(self._row[norm] ** 2 - leading @ leading, 0.0)
+        return np.append(leading, np.full(others, math.sqrt(rest / others)))
 
-def _cosine(drift, alpha, nss):
+
+def _cosine(drift, alpha_entries):
     """<W_b, W_p> / (||W_b|| ||W_p||), of numbers or of columns."""
-    # nss^2 = 1 + p^2 - 2 alpha and drift^2 = 1 + p^2 - 2 p cosine, p being ||W_p|| / ||W_b||.
-    squared = nss**2 - 1 + 2 * alpha
-    return (1 + squared - drift**2) / (2 * squared**0.5)
+    # drift^2 = 1 + p^2 - 2 alpha_entries, p being ||W_p|| / ||W_b||.
+    return alpha_entries / (drift**2 - 1 + 2 * alpha_entries) ** 0.5

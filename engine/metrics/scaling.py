@@ -2,11 +2,13 @@
 
 from typing import TYPE_CHECKING
 
+import jax
 import jax.numpy as jnp
 
 from polarax import kernels
 from polarax.metrics.catalogue import SCALING, Chance, Control, Effect, Kind, Metric, Shown, register
 from polarax.metrics.controlled import controlled
+from polarax.metrics.leading_pair import LeadingPair
 from polarax.metrics.matrix_pair import MatrixPair, Readings
 from polarax.metrics.tables import column, constant
 
@@ -19,12 +21,62 @@ def read_scaling(pair: MatrixPair) -> Readings:
     s_base, s_post, control = pair.spectra.s_base, pair.spectra.s_post, pair.control
     rank = jnp.minimum(*(kernels.numerical_rank(values, *pair.shape) for values in (s_base, s_post)))
     scaling = kernels.scaling(s_base, s_post, rank=rank)
+    drift = pair.spectra.change_norm / kernels.frobenius(s_base[..., None, :])
+    # 2 alpha = 1 + p^2 - nss^2 and 2 <W_b, W_p> / ||W_b||^2 = 1 + p^2 - drift^2, p being ||W_p|| / ||W_b||.
+    entries = scaling.alpha + (scaling.nss**2 - drift**2) / 2
     return {
         **scaling._asdict(),
+        **_entries_columns(entries, pair.spectra.change_norm, control.alpha_std),
         **controlled("alpha", scaling.alpha, pair.spectra.change_norm, null=control.alpha, std=control.alpha_std),
         "ratio_cv_null": control.ratio_cv,
         "nss_null": control.nss,
     }
+
+
+def read_scaling_quickly(pair: LeadingPair) -> Readings:
+    """alpha from the leading values and the norms, and the entries' own scale."""
+    alpha = alpha_of_leading(
+        pair.base.values[: pair.top_k], pair.base.norm, pair.post.values[: pair.top_k], pair.growth
+    )
+    std = pair.sd / pair.base_norm
+    return {
+        **controlled("alpha", alpha, pair.change_norm, null=alpha_null(pair.drift), std=std),
+        **_entries_columns(1 + pair.along, pair.change_norm, std),
+    }
+
+
+def alpha_of_leading(
+    leading_base: jax.Array, norm_base: jax.Array, leading_post: jax.Array, growth: jax.Array
+) -> jax.Array:
+    """alpha = <s_b, s_p> / <s_b, s_b> from the k leading values and the norms, ().
+
+    The rest of the spectrum is taken as scaled by one factor, which its norms give. By Cauchy and Schwarz that is at
+    most ||rest_p - c rest_b||^2 / (2 ||W_b||^2) too large: second order in how unevenly the rest was scaled. What
+    `alpha` is lies between this and `alpha_entries`.
+
+    Args:
+        leading_base: (k,).
+        norm_base: ||W_b||_F, ().
+        leading_post: (k,).
+        growth: ||W_p||^2 / ||W_b||^2 - 1, ().
+    """
+    unit = jnp.where(norm_base > 0, norm_base, jnp.nan)
+    base, post = leading_base / unit, leading_post / unit
+    rest_base = jnp.sqrt(jnp.maximum(1 - jnp.sum(base**2), 0))
+    rest_growth = growth - jnp.sum((post - base) * (post + base))
+    rest = jnp.sqrt(jnp.maximum(rest_base**2 + rest_growth, 0))
+    total = rest + rest_base
+    rest_change = jnp.where(total > 0, rest_growth / jnp.where(total > 0, total, 1), 0)
+    return 1 + jnp.sum(base * (post - base)) + rest_base * rest_change
+
+
+def alpha_null(drift: jax.Array) -> jax.Array:
+    """Mean of alpha under a random change, (...)."""
+    return 1 + drift**2 / 2
+
+
+def _entries_columns(entries: jax.Array, change_norm: jax.Array, std: jax.Array) -> Readings:
+    return controlled("alpha_entries", entries, change_norm, null=jnp.ones_like(entries), std=std)
 
 
 def _chance_of_alpha(frame: "pd.DataFrame") -> Chance:
@@ -60,8 +112,19 @@ register(
                 above=Kind("scaled up", "scaled up"),
                 below=Kind("scaled down", "scaled down"),
                 chance=_chance_of_alpha,
-                unless=("budget_scaling",),
+                unless=("budget_scaling", "leading_scaling"),
             ),
+            quick=True,
+        ),
+        Metric(
+            "alpha_entries",
+            "least-squares scale of the entries, <W_base, W_post> / <W_base, W_base>",
+            Control(
+                null="control of alpha_entries, 1",
+                std="standard deviation of alpha_entries under the control",
+                z="(alpha_entries - 1) / its standard deviation",
+            ),
+            quick=True,
         ),
         Metric("alpha_geo", "geometric mean of the ratios of singular values"),
         Metric("ratio_mean", "mean of the ratios"),
@@ -79,4 +142,5 @@ register(
         ),
     ],
     read_scaling,
+    quick=read_scaling_quickly,
 )

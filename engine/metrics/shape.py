@@ -4,10 +4,14 @@ import functools
 import math
 from typing import TYPE_CHECKING
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from polarax import kernels
-from polarax.metrics.catalogue import SHAPE, Chance, Effect, Kind, Metric, Shown, register
+from polarax.metrics.catalogue import SHAPE, Chance, Control, Effect, Kind, Metric, Shown, register
+from polarax.metrics.known_spectrum import KnownSpectrum, known_spectrum, largest_null
+from polarax.metrics.leading_pair import LeadingPair
 from polarax.metrics.matrix_pair import MatrixPair, Readings
 from polarax.metrics.tables import column, constant
 
@@ -30,7 +34,63 @@ def read_shape(pair: MatrixPair) -> Readings:
             readings["s_change"] = values
         else:
             readings[f"power_law_{which}"] = kernels.power_law(values).exponent
-    return readings
+    norm = kernels.frobenius(spectra.s_base[..., None, :])
+    known = known_spectrum(spectra.s_base, norm, shape=pair.shape)
+    return readings | null_columns(known, norm, spectra.change_norm, shape=pair.shape)
+
+
+def read_shape_quickly(pair: LeadingPair) -> Readings:
+    """Spectral norms and stable ranks."""
+    assert pair.change_values is not None
+    sides = {
+        "base": (pair.base.norm, pair.base.values),
+        "post": (pair.post.norm, pair.post.values),
+        "change": (pair.change_norm, pair.change_values),
+    }
+    readings: Readings = {}
+    for which, (norm, values) in sides.items():
+        readings[f"stable_rank_{which}"] = stable_rank_of(norm, values[0])
+        readings[f"spectral_norm_{which}"] = values[0]
+    return readings | null_columns(pair.spectrum, pair.base.norm, pair.change_norm, shape=pair.shape)
+
+
+def stable_rank_of(norm: jax.Array, largest: jax.Array) -> jax.Array:
+    """||W||_F^2 / s_1^2, (...); NaN where that is 0."""
+    return (norm / jnp.where(largest > 0, largest, jnp.nan)) ** 2
+
+
+def null_columns(known: KnownSpectrum, norm: jax.Array, change_norm: jax.Array, *, shape: tuple[int, int]) -> Readings:
+    """The controls of post and change, each (...).
+
+    The largest singular value of isotropic noise is that of `noise_spectral_norm`.
+
+    Args:
+        known: The base's spectrum.
+        norm: ||W_b||_F, (...).
+        change_norm: ||D||_F, (...).
+        shape: (m, n).
+    """
+    sd = change_norm / math.sqrt(math.prod(shape))
+    largest, noise = largest_null(known, sd), kernels.noise_spectral_norm(change_norm, shape)
+    return {
+        "spectral_norm_post_null": largest,
+        "spectral_norm_post_null_std": sd,
+        "stable_rank_post_null": stable_rank_null(norm, change_norm, largest),
+        "spectral_norm_change_null": noise,
+        "stable_rank_change_null": stable_rank_of(change_norm, noise),
+    }
+
+
+def stable_rank_null(norm: jax.Array, change_norm: jax.Array, largest: jax.Array) -> jax.Array:
+    """Stable rank under an isotropic change, (...): the squares of all values grow by ||D||^2 together.
+
+    Args:
+        norm: ||W_b||_F, (...).
+        change_norm: ||D||_F, (...).
+        largest: Mean of s_1 under that change, (...).
+    """
+    unit = jnp.where(largest > 0, largest, jnp.nan)
+    return (norm / unit) ** 2 + (change_norm / unit) ** 2
 
 
 @functools.cache
@@ -76,22 +136,71 @@ _LOW_RANK = Effect(
     where=_below_that_of_the_base,
 )
 
+
+def _chance_of_stable_rank(frame: "pd.DataFrame") -> Chance:
+    random = column(frame, "stable_rank_change_null")
+    return Chance(random, random, constant(frame, math.nan))
+
+
+def _mostly_one_direction(rows: "pd.DataFrame") -> "pd.Series":
+    """False where the base is so too."""
+    rank = column(rows, "stable_rank_change")
+    return (rank < 2) & (rank < column(rows, "stable_rank_base") / 2)
+
+
+# Noise of training concentrates as well: what is said is what its largest singular value shows.
+_ONE_DIRECTION = Effect(
+    threshold="one_direction",
+    size=0.25,
+    words="stable rank of the change 2, and 0.25 of a random one's",
+    numbers="stable rank",
+    format="{:.3g}",
+    below=Kind("one direction", "more than half of the change in one direction"),
+    measure="share",
+    by_deviations=False,
+    chance=_chance_of_stable_rank,
+    where=_mostly_one_direction,
+    first_look=True,
+)
+
 register(
     SHAPE,
     [
         Metric("rank_base", "numerical rank of the base"),
         Metric("rank_post", "numerical rank of the post"),
-        Metric("stable_rank_base", "||W||^2 / s_1^2 of the base"),
-        Metric("stable_rank_post", "the same of the post"),
-        Metric("stable_rank_change", "the same of the change", shown=Shown.FACTS, heading="stable rank of the change"),
+        Metric("stable_rank_base", "||W||^2 / s_1^2 of the base", quick=True),
+        Metric("stable_rank_post", "the same of the post", Control(null="control of stable_rank_post"), quick=True),
+        Metric(
+            "stable_rank_change",
+            "the same of the change",
+            Control(null="control of stable_rank_change"),
+            shown=Shown.FIRST_LOOK | Shown.FACTS,
+            heading="stable rank of the change",
+            effect=_ONE_DIRECTION,
+            quick=True,
+        ),
         Metric("effective_rank_base", "exp(entropy(s / sum s)) of the base"),
         Metric("effective_rank_post", "the same of the post"),
         Metric("effective_rank_change", "the same of the change", effect=_LOW_RANK),
-        Metric("spectral_norm_base", "largest singular value of the base"),
-        Metric("spectral_norm_post", "the same of the post"),
-        Metric("spectral_norm_change", "the same of the change"),
+        Metric("spectral_norm_base", "largest singular value of the base", quick=True),
+        Metric(
+            "spectral_norm_post",
+            "the same of the post",
+            Control(
+                null="control of spectral_norm_post",
+                std="standard deviation of spectral_norm_post under the control",
+            ),
+            quick=True,
+        ),
+        Metric(
+            "spectral_norm_change",
+            "the same of the change",
+            Control(null="control of spectral_norm_change"),
+            quick=True,
+        ),
         Metric("power_law_base", "power-law exponent of the tail of s^2 of the base"),
         Metric("power_law_post", "the same of the post"),
     ],
     read_shape,
+    quick=read_shape_quickly,
 )

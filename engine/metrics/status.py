@@ -36,19 +36,20 @@ class Status(enum.Enum):
         """The status of a row, and its message.
 
         Args:
-            readings: nonfinite_base, nonfinite_post, rank_base, rank_post, change_norm of a matrix.
+            readings: nonfinite_base, nonfinite_post, rank_base, rank_post, change_norm of a matrix; a first look has
+                norm_base and norm_post in place of the ranks, which it does not know.
             full_rank: min(m, n).
         """
         for side in ("base", "post"):
             if count := readings[f"nonfinite_{side}"]:
                 return cls.NOT_FINITE, cls.NOT_FINITE.message.format(count=count, side=side)
         for side in ("base", "post"):
-            if not readings[f"rank_{side}"]:
+            if not readings[f"rank_{side}" if f"rank_{side}" in readings else f"norm_{side}"]:
                 return cls.ZERO, cls.ZERO.message.format(side=side)
         if not readings["change_norm"]:
             return cls.UNCHANGED, cls.UNCHANGED.message
         for side in ("base", "post"):
-            if (rank := readings[f"rank_{side}"]) < full_rank:
+            if (rank := readings.get(f"rank_{side}", full_rank)) < full_rank:
                 return cls.RANK_DEFICIENT, cls.RANK_DEFICIENT.message.format(rank=rank, full=full_rank, side=side)
         return cls.OK, cls.OK.message
 

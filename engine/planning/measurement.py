@@ -21,6 +21,7 @@ class Measurement:
     control_draws: int = DEFAULT_CONTROL_DRAWS  # random changes of each kind, as they were asked for
     seed: int = DEFAULT_SEED  # what they are drawn from
     pictures: bool = True  # keep the arrays that are only looked at
+    quick: bool = False  # a first look: leading values and vectors, by products in float32; dtype is that of sums
     catalogue: int = dataclasses.field(default_factory=version)  # of the metrics that the groups had
 
     @classmethod
@@ -30,7 +31,7 @@ class Measurement:
         Raises:
             UsageError: An option cannot be met.
         """
-        groups = parse_metrics(options.metrics)
+        groups = parse_metrics(options.metrics, quick=options.quick)
         if options.dtype not in DTYPES:
             raise UsageError(f"Unknown dtype {options.dtype!r}. Expected one of {', '.join(DTYPES)}.")
         if options.top_k < 1:
@@ -38,6 +39,13 @@ class Measurement:
         if options.method not in kernels.SVD_METHODS:
             known = ", ".join(kernels.SVD_METHODS)
             raise UsageError(f"Unknown method {options.method!r}. Expected one of {known}.")
+        if options.quick:
+            for name, given, reason in (
+                ("method", options.method, "it decomposes no whole matrix"),
+                ("dtype", options.dtype, "its products are taken in float32, its sums in float64 where that is fast"),
+            ):
+                if given != "auto":
+                    raise UsageError(f"--quick takes no --{name}: {reason}. Got --{name}={given}.")
         for name, number in (("control_draws", options.control_draws), ("seed", options.seed)):
             if number < 0:
                 raise UsageError(f"{name} must be at least 0. Got {number}.")
@@ -49,12 +57,13 @@ class Measurement:
             control_draws=options.control_draws,
             seed=options.seed,
             pictures=pictures,
+            quick=options.quick,
         )
 
     @property
     def sampled(self) -> tuple[str, ...]:
         """The metrics whose control is sampled: none unless random changes are asked for."""
-        return sampled_metrics(self.groups) if self.control_draws else ()
+        return sampled_metrics(self.groups, quick=self.quick) if self.control_draws else ()
 
     @property
     def draws(self) -> int:

@@ -33,6 +33,11 @@ class Options:
     metrics: str | Iterable[str] | None = _option(
         "", lambda: f"Groups of metrics, from {','.join(GROUPS)}; all by default."
     )
+    quick: bool = _option(
+        False,
+        "A first look by matrix products alone: drift, scale, leading singular values and subspaces, each with its "
+        "control, and what is known of their convergence. No decomposition of whole matrices.",
+    )
     dtype: str = _option("auto", f"Working precision: {' or '.join(DTYPES)}.")
     top_k: int = _option(DEFAULT_TOP_K, "Leading singular vectors whose subspaces are compared.")
     method: str = _option("auto", lambda: f"How to decompose: {', '.join(kernels.SVD_METHODS)}.")

@@ -14,7 +14,7 @@ _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}")
 _NAMED = re.compile(rf"({_LABEL.pattern})=(.+)", re.DOTALL)
 _NOT_IN_LABELS = re.compile(r"[^A-Za-z0-9._+-]+")
 # What else lies beside the runs of the posts.
-_TAKEN = ("between", "plots", "arrays")
+_TAKEN = ("between", "closer", "plots", "arrays")
 
 
 def named_posts(post: Any) -> dict[str, Any] | None:

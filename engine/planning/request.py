@@ -5,7 +5,7 @@ import gc
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -13,6 +13,7 @@ import jax
 from polarax.errors import UsageError
 from polarax.loaders import Checkpoint, CheckpointError, RoleMap, on_base, open_checkpoint, parse_role_map
 from polarax.loaders.stores.store import local_path
+from polarax.planning.as_typed import compare_as_typed
 from polarax.planning.comparison_plan import Plan, plan_posts
 from polarax.planning.devices import most_lanes
 from polarax.planning.environment import describe_environment
@@ -37,6 +38,7 @@ class Request(NamedTuple):
     common_rows: bool
     between: bool = False  # compare the posts with each other too
     unusable: Mapping[str, str] | None = None  # steps of a history that cannot be compared, with the reason; else None
+    as_typed: Sequence[str] | None = None  # the command that asks for it, word by word; None of parameters in memory
 
     @property
     def history(self) -> bool:
@@ -110,6 +112,7 @@ def check_request(
         options.common_rows,
         between,
         unusable,
+        compare_as_typed(base, post, options, between=between),
     )
 
 
@@ -166,6 +169,7 @@ def describe_request(request: Request) -> dict[str, Any]:
         "flags": {
             **request.selection.describe(),
             "metrics": measurement.groups,
+            "quick": measurement.quick,
             "top_k": measurement.top_k,
             "dtype": measurement.dtype,
             "method": measurement.method,
@@ -175,6 +179,7 @@ def describe_request(request: Request) -> dict[str, Any]:
             "control_draws": measurement.control_draws,
             "seed": measurement.seed,
         },
+        **({"as_typed": request.as_typed} if measurement.quick else {}),
         "matrices": request.plan.matrices,
         "environment": describe_environment(),
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),

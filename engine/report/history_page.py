@@ -9,6 +9,7 @@ from polarax.metrics import Shown, shown_in
 from polarax.report.page import (
     Page,
     Section,
+    closer_of,
     last_part,
     pictures_section,
     reading_section,
@@ -56,7 +57,7 @@ def history_page(history: "History", figures: "Mapping[str, Figure] | None" = No
     first, last = (history.labels[0], history.labels[-1]) if history.labels else ("", "")
     unusable = history.unusable()
     sections = [
-        reading_section(summary["reading"]),
+        reading_section(summary["reading"], closer=closer_of(history)),
         *pictures_section("steps-section", "Over the steps", "Over the steps", steps_gallery(), figures),
     ]
     if steps:

@@ -164,11 +164,15 @@ def _html(
 ) -> str:
     state = "finished" if shown.finished else "interrupted"
     account = "<br>".join(map(html.escape, shown.account()))
+    closer = shown.closer() if shown.first_look else None
+    if closer is not None:
+        sentences = [*sentences, closer.sentence]
     reading = "".join(f"<li>{html.escape(sentence)}</li>" for sentence in sentences)
+    command = f"<pre>{html.escape(closer.command)}</pre>" if closer is not None and closer.command else ""
     header, *lines = rows
     body = "".join(f"<tr>{_cells('td', row)}</tr>" for row in lines)
     return (
-        f"<div><p><strong>{html.escape(f'{title}, {state}')}</strong></p><p>{account}</p><ul>{reading}</ul>"
+        f"<div><p><strong>{html.escape(f'{title}, {state}')}</strong></p><p>{account}</p><ul>{reading}</ul>{command}"
         f"<table><thead><tr>{_cells('th', header)}</tr></thead><tbody>{body}</tbody></table>"
         f"<p><small>{html.escape(' '.join(notes))}</small></p></div>"
     )

@@ -25,6 +25,9 @@ from polarax.results.files import replacing, writing
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from polarax import Run, Runs
+    from polarax.findings.closer import Closer
+
 NOTHING_YET = "No matrix has been measured yet."
 _SKIPPED_ROWS = 1000  # listed on a page; skipped.csv has them all
 _LONGEST_CELL = 300  # characters of a name or a reason that are shown
@@ -116,8 +119,9 @@ def reading_section(
     thresholds: Mapping[str, float] | None = None,
     empty: str = NOTHING_YET,
     text_columns: int = 1,
+    closer: "Closer | None" = None,
 ) -> Section:
-    """The sentences, what they rest on, and the table by role."""
+    """The sentences, what they rest on, which matrices to look closer at, and the table by role."""
     content = {
         "sentences": sentences,
         "empty": empty,
@@ -125,8 +129,14 @@ def reading_section(
         "numbers": rows if len(rows) > 1 else (),
         "notes": notes,
         "text_columns": text_columns,
+        "closer": closer,
     }
     return Section("reading", "Reading", "Reading", "reading.html", content)
+
+
+def closer_of(run: "Run | Runs") -> "Closer | None":
+    """Which matrices of a first look are to be looked at closer; None of any other run."""
+    return run.closer() if run.first_look else None
 
 
 def pictures_section(

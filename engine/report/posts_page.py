@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from polarax.report.page import (
     Page,
+    closer_of,
     last_part,
     pictures_section,
     reading_section,
@@ -62,7 +63,7 @@ def posts_page(runs: "Runs", figures: "Mapping[str, Figure] | None" = None) -> P
         if (measured := summary["between"].get(" to ".join(pair), {}).get("matrices"))
     ]
     sections = [
-        reading_section(summary["reading"], rows, notes, text_columns=2),
+        reading_section(summary["reading"], rows, notes, text_columns=2, closer=closer_of(runs)),
         *pictures_section(
             "posts-section",
             "Side by side",

@@ -10,11 +10,13 @@ from polarax.findings.chosen import choose_matrices
 from polarax.findings.reading import matrix_label
 from polarax.loaders import short_name
 from polarax.metrics import Shown, shown_in
+from polarax.metrics.look import FIRST, LOOK
 from polarax.metrics.status import Status
 from polarax.report.page import (
     NOTHING_YET,
     Page,
     Section,
+    closer_of,
     last_part,
     pictures_section,
     reading_section,
@@ -78,7 +80,10 @@ def run_page(run: "Run", matrices: Sequence[str] = (), figures: "Mapping[str, Fi
     """What the page says. Arguments and errors as for `write_report`."""
     frame, skipped, summary = run.frame(), run.skipped(), run.summary()
     figures = draw_plots(run) if figures is None else figures
+    closer = closer_of(run)
     names = choose_matrices(frame, matrices)
+    if closer is not None and not matrices:
+        names = list(dict.fromkeys([*closer.names, *names]))[: max(len(names), len(closer.names))]
     rows, notes = rows_by_role(summary)
     if len(frame) and (frame["role"] == "other").all():
         notes.append(
@@ -91,6 +96,7 @@ def run_page(run: "Run", matrices: Sequence[str] = (), figures: "Mapping[str, Fi
             rows,
             notes,
             thresholds=summary["thresholds"],
+            closer=closer,
             empty="Nothing was measured that a sentence could rest on." if len(frame) else NOTHING_YET,
         )
     ]
@@ -129,11 +135,16 @@ def _matrix(run, row, number):
         "label": printable(row["name"] if label == row["name"] else f"{label}: {row['name']}"),
         "status": row["status"],
         "shape": f"{row['rows']} x {row['cols']}",
-        "facts": [_fact(row, metric) for metric in shown_in(Shown.FACTS) if metric.name in row],
+        "facts": [_fact(row, metric) for metric in shown_in(Shown.FACTS) if _has(row, metric)],
         "plots": [
             svg_of(figure, f"matrix-{number}-{place}") for place, figure in enumerate(drawn) if figure is not None
         ],
     }
+
+
+def _has(row, metric):
+    """Whether it was measured; of a first look beside full analyses less than there are columns."""
+    return metric.name in row and (row.get(LOOK) != FIRST or metric.quick)
 
 
 def _fact(row, metric):

@@ -7,8 +7,10 @@ from typing import Any
 import pandas as pd
 
 from polarax.findings.effects import mostly_rounding
+from polarax.findings.first_look import is_lost
 from polarax.loaders import short_name
-from polarax.metrics import BETWEEN, GROUPS, IDENTITY_COLUMNS, Shown, shown_in
+from polarax.metrics import BETWEEN, CERTIFICATE, GROUPS, IDENTITY_COLUMNS, Shown, shown_in
+from polarax.metrics.look import LOOK
 from polarax.metrics.status import Status, is_out_of_range
 from polarax.results.files import jsonable
 
@@ -41,14 +43,14 @@ def table_data(frame: pd.DataFrame) -> dict[str, Any]:
     shown, headlines = list(frame.columns), _headlines(frame)
     if frame.size > _ALL_COLUMNS_CELLS:
         shown = [column for column in shown if column in headlines]
-    groups = [*GROUPS.values(), BETWEEN]
+    groups = [*GROUPS.values(), BETWEEN, CERTIFICATE]
     group_of = {column: group.name for group in groups for column in group}
     meaning = {column: text for group in groups for column, text in group.columns.items()}
     patterns: dict[str, int] = {}
     columns, values = [], []
     for column in shown:
         texts = pd.api.types.is_string_dtype(frame[column]) or frame[column].dtype == object
-        group = "matrix" if column in (*_LABELS, *IDENTITY_COLUMNS) else group_of.get(column, "controls")
+        group = "matrix" if column in (*_LABELS, *IDENTITY_COLUMNS, LOOK) else group_of.get(column, "controls")
         columns.append(
             {
                 "key": column,
@@ -77,7 +79,11 @@ def _headlines(frame: pd.DataFrame) -> set[str]:
     of_matrix = {*_LABELS, "name", "layer", "role", "expert", "status"}
     if "matched_by" in frame and not frame["matched_by"].isin(["name", ""]).all():
         of_matrix |= {"name_post", "matched_by"}
-    return of_matrix | {column for metric in shown_in(Shown.PAGE) for column in metric.page_columns}
+    shown = shown_in(Shown.PAGE)
+    if LOOK in frame:
+        of_matrix |= {LOOK, "converged"}
+        shown = [*shown, *shown_in(Shown.FIRST_LOOK)]
+    return of_matrix | {column for metric in shown for column in metric.page_columns}
 
 
 def script_json(content: Any) -> str:
@@ -108,10 +114,11 @@ def _flags(frame):
     """One string for each row: what its numbers are worth, "" if nothing speaks against them."""
     flags = []
     relations = frame["relation"] if "relation" in frame else [""] * len(frame)
-    worth = frame["status"], relations, is_out_of_range(frame), mostly_rounding(frame)
-    for text, relation, is_rough, is_rounded in zip(*worth, strict=True):
+    worth = frame["status"], relations, is_out_of_range(frame), mostly_rounding(frame), is_lost(frame)
+    for text, relation, is_rough, is_rounded, lost in zip(*worth, strict=True):
         beware = [] if Status.of_message(text) is Status.OK else [text]
         beware += [relation] * bool(relation)
+        beware += ["not converged"] * bool(lost)
         beware += ["control rough"] * bool(is_rough) + ["rounding"] * bool(is_rounded)
         flags.append(", ".join(beware))
     return flags

@@ -6,7 +6,7 @@ import pathlib
 import tempfile
 
 from polarax.errors import UsageError
-from polarax.results.directory import RUN_FILE
+from polarax.results.directory import RUN_FILE, is_first_look
 
 
 class Described:
@@ -24,6 +24,16 @@ class Described:
     def description(self) -> dict:
         """run.json: inputs with fingerprints, flags, versions, device, state, seconds."""
         return read_description(self.path)
+
+    @property
+    def first_look(self) -> bool:
+        """Whether it is a first look (`quick`), of which some matrices may have been analysed in full since."""
+        return is_first_look(self.description)
+
+    @property
+    def first_command(self) -> tuple[list[str] | None, str | None]:
+        """The words of the command that the first look was asked for by, and its folder; None where there is none."""
+        return self.description.get("as_typed"), None if self._temporary is not None else str(self.path)
 
     @property
     def finished(self) -> bool:

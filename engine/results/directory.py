@@ -4,7 +4,7 @@ import json
 import os
 import pathlib
 import shutil
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 
 from polarax.errors import UsageError
 from polarax.results.files import LOCK_FILE, PARTIAL, jsonable, locked, write_json, writing
@@ -21,6 +21,8 @@ REPORT_FILE = "report.html"
 # Of several posts: against each other.
 BETWEEN_FOLDER = "between"
 BETWEEN_FILE = "between.csv"
+# Of a first look: the full analyses of some of its matrices, numbered.
+CLOSER_FOLDER = "closer"
 
 _CONTENTS = (
     MATRICES_FILE, BETWEEN_FILE, SKIPPED_FILE, SUMMARY_FILE, LAYERS_FILE,
@@ -61,11 +63,9 @@ def _make_way(path, description, overwrite):
     if not (path / RUN_FILE).is_file():
         raise UsageError(f"Output {path} is not empty and is not a run of polarax. Nothing was written.")
     if not overwrite:
-        differs = _differences(path, description)
+        differs = differences(path, description)
         if differs:
-            raise UsageError(
-                f"Output {path} holds a run of something else: {differs}. Give another folder, or --overwrite it."
-            )
+            raise another_run(path, differs)
         return
     with locked(path):
         for name in (*_runs_within(path), *_CONTENTS):
@@ -75,36 +75,65 @@ def _make_way(path, description, overwrite):
                 (path / name).unlink(missing_ok=True)
 
 
-def _runs_within(path):
-    """Folders of the runs in the directory of several posts."""
+def another_run(path: pathlib.Path, differs: str) -> UsageError:
+    """The error of a folder that holds another run, with what differs."""
+    return UsageError(
+        f"Output {path} holds a run of something else: {differs}. Give another folder, or --overwrite it."
+    )
+
+
+def is_first_look(description: Mapping) -> bool:
+    """Whether a run.json is that of a first look."""
+    flags = description.get("flags")
+    return isinstance(flags, Mapping) and bool(flags.get("quick"))
+
+
+def read_run_file(path: pathlib.Path) -> dict:
+    """What the run.json in a folder says; nothing where there is none, or none that can be read."""
     try:
         description = json.loads((path / RUN_FILE).read_text(encoding="utf-8"))
-        labels = [label for label in description.get("posts", ()) if pathlib.PurePath(label).name == label != ".."]
-    except (ValueError, AttributeError, TypeError):
-        return []
-    return [*(label for label in labels if (path / label / RUN_FILE).is_file()), BETWEEN_FOLDER]
+    except (OSError, ValueError):
+        return {}
+    return description if isinstance(description, dict) else {}
 
 
-def _differences(path, description):
-    """In words, what a run that is there was asked for that differs from what is asked now; "" if nothing does."""
+def _runs_within(path):
+    """Folders of the runs in the directory of several posts, and of those that continue a first look."""
     try:
-        there = _asked(json.loads((path / RUN_FILE).read_text(encoding="utf-8")))
+        description = read_run_file(path)
+        labels = [label for label in description.get("posts", ()) if pathlib.PurePath(label).name == label != ".."]
+        closer = [CLOSER_FOLDER] * is_first_look(description)
+    except (AttributeError, TypeError):
+        return []
+    return [*(label for label in labels if (path / label / RUN_FILE).is_file()), BETWEEN_FOLDER, *closer]
+
+
+def differences(path: pathlib.Path, description: Mapping | None, but: Container[str] = ()) -> str:
+    """In words, what a run that is there was asked for that differs from what is asked now; "" if nothing does.
+
+    Args:
+        path: Of the run.
+        description: What its run.json would say now.
+        but: Flags that may differ.
+    """
+    try:
+        there = _asked(json.loads((path / RUN_FILE).read_text(encoding="utf-8")), but)
     except (ValueError, AttributeError):
         return f"its {RUN_FILE} cannot be read"
-    now = _asked(jsonable(description or {}))
+    now = _asked(jsonable(description or {}), but)
     return "; ".join(
         f"{what} was {there.get(what)}, is {now.get(what)}" for what in now | there if there.get(what) != now.get(what)
     )
 
 
-def _asked(description):
-    """Name -> value of all that the numbers of a run depend on."""
+def _asked(description, but):
+    """Name -> value of all that the numbers of a run depend on, some flags left out."""
     environment = description.get("environment", {})
     return {
         **{f"fingerprint of {side}": description.get(side, {}).get("fingerprint") for side in ("base", "post")},
         **{f"fingerprint of {label}": post.get("fingerprint") for label, post in description.get("posts", {}).items()},
         "posts": ", ".join(description.get("posts", ())),
-        **{f"--{flag}": value for flag, value in description.get("flags", {}).items()},
+        **{f"--{flag}": value for flag, value in description.get("flags", {}).items() if flag not in but},
         **{package: environment.get("versions", {}).get(package) for package in ("polarax", "jax")},
         "backend": environment.get("backend"),
     }
@@ -144,10 +173,20 @@ class DirectoryWriter:
 
     def _finished(self, seconds: Mapping[str, float], summary: Mapping) -> None:
         """Writes the summary, marks the run as finished and releases the lock."""
+        write_summary(self.path, summary)
         with writing(self.path):
-            write_json(self.path / SUMMARY_FILE, summary)
             self._write_state("finished", seconds=dict(seconds))
         self.close()
 
     def _write_state(self, state: str, **more: Mapping) -> None:
         write_json(self.path / RUN_FILE, {**self._description, "state": state, **more})
+
+
+def write_summary(path: pathlib.Path, summary: Mapping) -> None:
+    """Writes the summary of a run.
+
+    Raises:
+        RunError: The file cannot be written.
+    """
+    with writing(path):
+        write_json(path / SUMMARY_FILE, summary)

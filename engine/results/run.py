@@ -1,8 +1,6 @@
 """A finished or interrupted run, read from its directory."""
 
-import csv
 import functools
-import io
 import json
 import os
 import pathlib
@@ -15,12 +13,23 @@ import numpy as np
 from polarax.errors import UsageError
 from polarax.metrics import TEXT_COLUMNS
 from polarax.results.arrays import read_array
+from polarax.results.closer import full_runs, with_full_rows
 from polarax.results.described import Described
-from polarax.results.directory import ARRAYS_FOLDER, LAYERS_FILE, MATRICES_FILE, NAMES_FILE, RUN_FILE, SKIPPED_FILE
+from polarax.results.directory import (
+    ARRAYS_FOLDER,
+    LAYERS_FILE,
+    MATRICES_FILE,
+    NAMES_FILE,
+    RUN_FILE,
+    SKIPPED_FILE,
+    read_run_file,
+)
+from polarax.results.tables import read_table
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from polarax.findings.closer import Closer
     from polarax.report.notebook import RunPlots
 
 _INTEGER = re.compile(r"-?[0-9]+")
@@ -59,10 +68,8 @@ class Run(Described):
         """One row per matrix measured so far, columns as in docs/definitions.md; numbers as they were computed."""
         import pandas as pd
 
-        text = (self.path / MATRICES_FILE).read_bytes().decode("utf-8", errors="replace")
-        columns, *rows = csv.reader(io.StringIO(text, newline=""))
-        if rows and (len(rows[-1]) != len(columns) or not text.endswith("\n")):
-            rows.pop()  # a run that was killed may end in part of a row
+        first = read_table(self.path / MATRICES_FILE)
+        columns, rows = with_full_rows(first, self.path, self.description)
         cells = zip(*rows, strict=True) if rows else [()] * len(columns)
         return pd.DataFrame({column: _typed(column, values) for column, values in zip(columns, cells, strict=True)})
 
@@ -100,29 +107,50 @@ class Run(Described):
             stack, row = self._rows[name]
         except KeyError:
             raise KeyError(f"No matrix {name!r} in the run at {self.path}.") from None
-        folder = self.path / ARRAYS_FOLDER / stack / kind
-        if not folder.is_dir():
+        if not (stack / kind).is_dir():
             raise KeyError(f"The run at {self.path} has no array {kind!r} for {name!r}.")
-        return read_array(folder, row).astype(np.float64)
+        return read_array(stack / kind, row).astype(np.float64)
 
     def arrays(self, kind: str) -> Iterator[tuple[str, np.ndarray]]:
         """(name, array) of every matrix that has this array, stack by stack; float64.
 
         Much faster than `array` for each name: a stack is read once.
         """
-        for names in sorted((self.path / ARRAYS_FOLDER).glob(f"*/{NAMES_FILE}")):
-            if (names.parent / kind).is_dir():
-                rows = read_array(names.parent / kind).astype(np.float64)
-                yield from zip(json.loads(names.read_text(encoding="utf-8")), rows, strict=True)
+        of_stack: dict[pathlib.Path, list[tuple[str, int]]] = {}
+        for name, (stack, row) in self._rows.items():
+            of_stack.setdefault(stack, []).append((name, row))
+        for stack, members in of_stack.items():
+            if (stack / kind).is_dir():
+                rows = read_array(stack / kind).astype(np.float64)
+                yield from ((name, rows[row]) for name, row in members)
 
     def summary(self) -> dict:
         """Model level: per role every headline number beside its control, and what stands out in plain words."""
         from polarax.findings.summary import summarise
 
-        flags = self.description.get("flags", {})
-        return summarise(
-            self.frame(), self.skipped(), flags.get("control_draws") or 0, self.moved_layers(), self.coverage
-        )
+        return summarise(self.frame(), self.skipped(), self.draws, self.moved_layers(), self.coverage, self.top_k)
+
+    def closer(self) -> "Closer":
+        """Which matrices of a first look stand out and were not analysed in full, and the command that does it.
+
+        `closer().include` selects them: `polarax.compare(base, post, out=run.path, include=run.closer().include)`.
+        """
+        from polarax.findings.closer import find_closer
+
+        return find_closer([self.frame()], self.draws, *self.first_command)
+
+    @property
+    def top_k(self) -> int:
+        """Leading singular values and vectors that were asked for; 0 if that is not known."""
+        return self.description.get("flags", {}).get("top_k") or 0
+
+    @property
+    def draws(self) -> int:
+        """How many draws the sampled controls are made of, 0 if there are none; of those of several runs the fewest."""
+        folders = [folder for folder, _ in full_runs(self.path, self.description)]
+        descriptions = [self.description, *map(read_run_file, folders)]
+        draws = (one.get("flags", {}).get("control_draws") or 0 for one in descriptions)
+        return min(filter(None, draws), default=0)
 
     @property
     def coverage(self) -> dict | None:
@@ -140,11 +168,12 @@ class Run(Described):
         return account(self.coverage)
 
     @functools.cached_property
-    def _rows(self) -> dict[str, tuple[str, int]]:
-        rows = {}
-        for names in sorted((self.path / ARRAYS_FOLDER).glob(f"*/{NAMES_FILE}")):
-            for row, name in enumerate(json.loads(names.read_text(encoding="utf-8"))):
-                rows[name] = (names.parent.name, row)
+    def _rows(self) -> dict[str, tuple[pathlib.Path, int]]:
+        """Name -> the folder of its stack, and its place there."""
+        rows = _rows_of(self.path)
+        for folder, _ in full_runs(self.path, self.description):
+            full = _rows_of(folder)
+            rows = {name: place for name, place in rows.items() if name not in full} | full
         return rows
 
     @property
@@ -162,6 +191,15 @@ class Run(Described):
     def __repr__(self) -> str:
         state = "finished" if self.finished else "interrupted"
         return f"<polarax.Run {str(self.path)!r}, {len(self._rows)} matrices, {state}>"
+
+
+def _rows_of(path):
+    """Name -> the folder of its stack, and its place there, of one run directory."""
+    return {
+        name: (names.parent, row)
+        for names in sorted((path / ARRAYS_FOLDER).glob(f"*/{NAMES_FILE}"))
+        for row, name in enumerate(json.loads(names.read_text(encoding="utf-8")))
+    }
 
 
 def _typed(column, cells):

@@ -9,12 +9,12 @@ summary.json    model level
 arrays/NNNN-MxN/  spectra and principal angles of one stack (zarr3), and names.json: which row is whose
 plots/          pictures
 report.html     the run as a page
+closer/N/       of a first look: runs of full analyses of some of its matrices, whose rows replace those of matrices.csv
 
 The directory of several posts holds such a directory for each: see `polarax.results.runs_directory`.
 """
 
 import csv
-import io
 import json
 import pathlib
 import shutil
@@ -23,9 +23,11 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from polarax.loaders import Skipped
+from polarax.metrics.look import FIRST, LOOK
 from polarax.metrics.relation import MovedLayer
 from polarax.planning.stacks import Stack
 from polarax.results.arrays import write_array
+from polarax.results.closer import with_full_rows
 from polarax.results.directory import (
     ARRAYS_FOLDER,
     LAYERS_FILE,
@@ -35,6 +37,7 @@ from polarax.results.directory import (
     DirectoryWriter,
 )
 from polarax.results.files import cell, write_csv, write_json, writing
+from polarax.results.tables import Table, read_table
 
 
 class RunWriter(DirectoryWriter):
@@ -64,7 +67,7 @@ class RunWriter(DirectoryWriter):
         super().__init__(path, description)
 
     def _begin(self) -> None:
-        self._found = _whole_rows(self.path / MATRICES_FILE, self._columns)
+        self._found = self._whole_rows()
         write_csv(self.path / SKIPPED_FILE, Skipped._fields, ([row.name, row.reason] for row in self._skipped))
         if not self._found:
             write_csv(self.path / MATRICES_FILE, self._columns, [])
@@ -140,21 +143,20 @@ class RunWriter(DirectoryWriter):
     def finish(self, seconds: Mapping[str, float], summary: Mapping) -> None:
         """Puts the rows in model order, writes the summary, marks the run as finished and releases the lock."""
         rows = [cells for _, cells in sorted(self._rows, key=lambda item: item[0])]
+        table = with_full_rows(Table(self._columns, rows), self.path, self._description)
         with writing(self.path):
-            write_csv(self.path / MATRICES_FILE, self._columns, rows)
+            write_csv(self.path / MATRICES_FILE, *table)
         self._finished(seconds, summary)
 
     def _cells(self, row):
-        return [cell(row.get(column)) for column in self._columns]
+        return [FIRST if column == LOOK else cell(row.get(column)) for column in self._columns]
 
-
-def _whole_rows(path, columns):
-    """Name -> cells of the rows of matrices.csv that were written to their end; a killed process may leave a part."""
-    try:
-        text = path.read_bytes().decode("utf-8", errors="replace")
-    except FileNotFoundError:
-        return {}
-    header, *rows = csv.reader(io.StringIO(text[: text.rfind("\n") + 1], newline="")) or [[]]
-    if header != list(columns):
-        return {}
-    return {row[0]: row for row in rows if len(row) == len(columns)}
+    def _whole_rows(self):
+        """Name -> cells of the rows that are there; of a first look some may have been replaced by full ones."""
+        try:
+            table = read_table(self.path / MATRICES_FILE)
+        except FileNotFoundError:
+            return {}
+        if not (table.columns == self._columns or {LOOK, *self._columns} <= {*table.columns}):
+            return {}
+        return {row[0]: row for row in table.under(self._columns)}

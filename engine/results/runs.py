@@ -13,6 +13,7 @@ from polarax.results.run import Run
 if TYPE_CHECKING:
     import pandas as pd
 
+    from polarax.findings.closer import Closer
     from polarax.report.notebook import HistoryPlots, RunsPlots
 
 
@@ -77,7 +78,7 @@ class Runs(Described):
     def each(self) -> Iterator[Run]:
         """Every run that has been begun: of each post, then of each two."""
         yield from (run for _, run in self.items())
-        yield from (self.between(*pair) for pair in self.pairs if self._begun(*pair))
+        yield from (self.between(*pair) for pair in self.pairs if self.has_begun(*pair))
 
     def between(self, first: str, second: str) -> Run:
         """The run of two posts, the first in place of the base.
@@ -102,10 +103,11 @@ class Runs(Described):
 
     def between_frame(self) -> "pd.DataFrame":
         """One row per two posts and matrix: `post` and `other`, then the columns of `Run.frame`."""
-        runs = [(pair, self.between(*pair)) for pair in self.pairs if self._begun(*pair)]
+        runs = [(pair, self.between(*pair)) for pair in self.pairs if self.has_begun(*pair)]
         return _side_by_side([(pair, run.frame()) for pair, run in runs], ("post", "other"))
 
-    def _begun(self, first, second):
+    def has_begun(self, first: str, second: str) -> bool:
+        """Whether a run has been begun of these two posts."""
         return (self.path / BETWEEN_FOLDER / first / second / RUN_FILE).is_file()
 
     def skipped(self) -> "pd.DataFrame":
@@ -126,6 +128,14 @@ class Runs(Described):
         posts = {label: Compared(run.frame(), run.summary()) for label, run in self.items()}
         pairs = {pair: self.between(*pair) for pair in self.pairs if set(pair) <= set(posts)}
         return summarise_posts(posts, {pair: Compared(run.frame(), run.summary()) for pair, run in pairs.items()})
+
+    def closer(self) -> "Closer":
+        """Which matrices of first looks stand out in any post. As `Run.closer`; one analysis is of all posts."""
+        from polarax.findings.closer import find_closer
+
+        runs = list(self.each())
+        draws = min(filter(None, (run.draws for run in runs)), default=0)
+        return find_closer((run.frame() for run in runs), draws, *self.first_command)
 
     @property
     def plot(self) -> "RunsPlots":

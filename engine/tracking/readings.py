@@ -16,7 +16,12 @@ from polarax.kernels.leading_svd import OVERSAMPLING, leading_svd, restarted
 from polarax.kernels.polar import polar_from_svd
 from polarax.metrics.budget import budget_columns
 from polarax.metrics.controlled import controlled
+from polarax.metrics.known_spectrum import known_spectrum, largest_null, overlap_null
+from polarax.metrics.leading import FRAME_TOLERANCE, leading_columns
+from polarax.metrics.overlap import subspace_overlap
 from polarax.metrics.rotation import rotation_columns
+from polarax.metrics.scaling import alpha_null, alpha_of_leading
+from polarax.metrics.shape import stable_rank_null, stable_rank_of
 
 Arrays = dict[str, jax.Array]
 
@@ -27,10 +32,6 @@ _FROM_LEADING = frozenset({"scaling", "shape", "overlap", "leading"})
 
 # Cycles of block Lanczos: at init the vectors are unknown; later two are the rule.
 _FIRST_CYCLES, _LATER_CYCLES = 100, 12
-
-# Error of the base's leading vectors, in radians. What is read of the change in their frame errs by as much as they do;
-# values and overlaps, which err by its square, are all that is read of later ones.
-FRAME_TOLERANCE = 1e-5
 
 
 class Options(NamedTuple):
@@ -176,96 +177,38 @@ def _leading(matrix, change, size, norm, growth, kept, last, options):
     now = {"norm": norm, "left": leading.left[:, :k], "right": leading.right, "values": leading.values}
     sd = size / math.sqrt(shape[0] * shape[1])
     norm_base = jnp.where(kept["norm"] > 0, kept["norm"], jnp.nan)
-    known, tail = _known_spectrum(kept, shape)
+    known = known_spectrum(kept["values"], kept["norm"], shape=shape)
+    rank, rank_last, rank_now = (
+        kernels.numerical_rank(values[:k], *shape) for values in (kept["values"], last["values"], leading.values)
+    )
     readings: Arrays = {"values": leading.values[:k]}
     if "scaling" in metrics:
-        alpha = _alpha(kept["values"][:k], kept["norm"], leading.values[:k], growth)
-        alpha_null, alpha_std = 1 + (size / norm_base) ** 2 / 2, sd / norm_base
+        alpha = alpha_of_leading(kept["values"][:k], kept["norm"], leading.values[:k], growth)
         last_norm = jnp.where(last["norm"] > 0, last["norm"], jnp.nan)
         since = (norm / last_norm - 1) * (norm / last_norm + 1)
         readings |= {
-            **controlled("alpha", alpha, size, null=alpha_null, std=alpha_std),
-            "alpha_previous": _alpha(last["values"][:k], last["norm"], leading.values[:k], since),
+            **controlled("alpha", alpha, size, null=alpha_null(size / norm_base), std=sd / norm_base),
+            "alpha_previous": alpha_of_leading(last["values"][:k], last["norm"], leading.values[:k], since),
         }
     if "shape" in metrics:
-        largest_null = _largest_null(known, tail, sd, shape)
+        largest = largest_null(known, sd)
         readings |= {
             "spectral_norm": leading.values[0],
-            "spectral_norm_null": largest_null,
+            "spectral_norm_null": largest,
             "spectral_norm_null_std": sd,
-            "stable_rank": (norm / _positive(leading.values[0])) ** 2,
-            "stable_rank_null": (norm_base**2 + size**2) / _positive(largest_null) ** 2,
+            "stable_rank": stable_rank_of(norm, leading.values[0]),
+            "stable_rank_null": stable_rank_null(kept["norm"], size, largest),
         }
     if "overlap" in metrics:
-        lost, outside = _overlap_lost(known, tail, sd, shape, k)
-        for side, side_lost in (("left", lost + outside), ("right", lost)):
-            readings[f"overlap_{side}"] = _overlap(kept[side], now[side], k)
-            readings[f"overlap_{side}_null"] = jnp.clip(1 - side_lost, 0, 1)
-            readings[f"overlap_{side}_previous"] = _overlap(last[side], now[side], k)
+        nulls = dict(zip(("left", "right"), overlap_null(known, sd, rank, k=k), strict=True))
+        for side in ("left", "right"):
+            readings[f"overlap_{side}"] = subspace_overlap(kept[side], now[side], rank, rank_now)
+            readings[f"overlap_{side}_null"] = nulls[side]
+            readings[f"overlap_{side}_previous"] = subspace_overlap(last[side], now[side], rank_last, rank_now)
     if "leading" in metrics:
         in_frame = _product(_product(kept["left"].T, change), kept["right"][:, :k])
-        shares = kernels.split_change(in_frame, size)
-        pairs, entries = k * (k - 1) / 2, shape[0] * shape[1]
-        for name, null in (("scaling", k), ("coordinated", pairs), ("discordant", pairs)):
-            readings[f"leading_{name}"] = getattr(shares, name)
-            readings[f"leading_{name}_null"] = jnp.asarray(null / entries, sd.dtype)
-        readings["leading_coordination"] = shares.coordination
-        readings["leading_coordination_null_std"] = jnp.asarray(1 / math.sqrt(pairs + 1), sd.dtype)
+        readings |= leading_columns(in_frame, size, rank, shape=shape)
     return readings, now
-
-
-def _alpha(base, norm_base, values, growth):
-    """alpha = <s_b, s_p> / <s_b, s_b> from the k leading values and the norms.
-
-    The rest of the spectrum is taken as scaled by one factor, which its norms give. By Cauchy and Schwarz that is at
-    most ||rest_p - c rest_b||^2 / (2 ||W_b||^2) too large: second order in how unevenly the rest was scaled.
-    """
-    unit = jnp.where(norm_base > 0, norm_base, jnp.nan)
-    base, values = base / unit, values / unit
-    rest_base = jnp.sqrt(jnp.maximum(1 - jnp.sum(base**2), 0))
-    rest_growth = growth - jnp.sum((values - base) * (values + base))
-    rest = jnp.sqrt(jnp.maximum(rest_base**2 + rest_growth, 0))
-    total = rest + rest_base
-    rest_change = jnp.where(total > 0, rest_growth / jnp.where(total > 0, total, 1), 0)
-    return 1 + jnp.sum(base * (values - base)) + rest_base * rest_change
-
-
-def _known_spectrum(kept, shape):
-    """The base's b leading values, and the root mean square of the others."""
-    values = kept["values"]
-    others = max(min(shape) - values.shape[0], 1)
-    return values, jnp.sqrt(jnp.maximum(kept["norm"] ** 2 - jnp.sum(values**2), 0) / others)
-
-
-def _largest_null(known, tail, sd, shape):
-    """Mean of s_1 under an isotropic change, to second order: others repel it."""
-    largest, others = known[0], min(shape) - known.shape[0]
-    gaps = jnp.maximum(largest**2 - known[1:] ** 2, sd * largest)
-    pushed = jnp.sum(1 / _positive(gaps)) + others / _positive(jnp.maximum(largest**2 - tail**2, sd * largest))
-    free = max(shape) - min(shape)
-    return largest + sd**2 * (largest * pushed + free / (2 * _positive(largest)))
-
-
-def _overlap_lost(known, tail, sd, shape, k):
-    """1 - overlap of the k leading vectors under an isotropic change, to first order; what is lost besides on the left.
-
-    v_i turns towards v_j with variance sd^2 (s_i^2 + s_j^2) / (s_i^2 - s_j^2)^2; half is lost at most, where the two
-    cannot be told apart.
-    """
-    values = jnp.append(known[k:], tail)
-    counts = jnp.append(jnp.ones(known.shape[0] - k, known.dtype), min(shape) - known.shape[0])
-    inside, others = known[:k, None], values[None, :]
-    turned = sd**2 * (inside**2 + others**2) / _positive(inside**2 - others**2) ** 2
-    lost = jnp.sum(jnp.where(inside > others, jnp.minimum(turned, 0.5), 0.5) * counts) / k
-    free = max(shape) - min(shape)
-    outside = jnp.sum(jnp.minimum(free * sd**2 / _positive(known[:k]) ** 2, 1)) / k
-    unchanged = sd <= 0
-    return jnp.where(unchanged, 0, lost), jnp.where(unchanged, 0, outside)
-
-
-def _overlap(first, second, k):
-    """||A^T B||_F^2 / k of two bases' first k columns."""
-    return jnp.minimum(jnp.sum(_product(first[:, :k].T, second[:, :k]) ** 2) / k, 1)
 
 
 def _budget(base, change, size, kept, control):
@@ -290,7 +233,3 @@ def _rotation(matrix, base, size, kept, control):
 
 def _product(left, right):
     return jnp.matmul(left, right, precision=jax.lax.Precision.HIGHEST)
-
-
-def _positive(x):
-    return jnp.where(x > 0, x, jnp.nan)

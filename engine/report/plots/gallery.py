@@ -8,7 +8,7 @@ import pathlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from polarax.metrics import GROUPS, Metric, Shown, shown_in
+from polarax.metrics import GROUPS, Metric, Shown, metric_of, shown_in
 from polarax.report.plots.budget import plot_drift_budget
 from polarax.report.plots.over_layers import plot_over_layers
 from polarax.report.plots.over_posts import plot_budgets, plot_lines
@@ -58,6 +58,14 @@ class Part(NamedTuple):
         return [*self.before, *map(_over_layers, metrics), *self.after]
 
 
+def _at_first_look(run, metric):
+    """A metric that a full analysis has more to say of; None of a run that is one."""
+    if not run.first_look:
+        return None
+    record = metric_of(metric)
+    return plot_over_layers(run, metric, _sentence(record.heading or metric))
+
+
 _PARTS = (
     Part(
         "scaling-section",
@@ -76,6 +84,31 @@ _PARTS = (
         ),
     ),
     Part(
+        "first-look-section",
+        "The change at a first look",
+        "The change",
+        (),
+        before=(
+            Picture(
+                "leading_coordination",
+                functools.partial(_at_first_look, metric="leading_coordination"),
+                "(coordinated - discordant) / (coordinated + discordant) of the change between the leading singular "
+                "vectors: 0 for a random change, 1 for a joint rotation of them.",
+            ),
+            Picture(
+                "leading_scaling",
+                functools.partial(_at_first_look, metric="leading_scaling"),
+                "Share of the change that scales leading singular values. Of a random change next to none does.",
+            ),
+            Picture(
+                "stable_rank_change",
+                functools.partial(_at_first_look, metric="stable_rank_change"),
+                "Over how many directions the change is spread: ||D||² over the square of its largest singular value. "
+                "Changes of training are far below the control, which is no news; 1 is a single direction.",
+            ),
+        ),
+    ),
+    Part(
         "rotation-section",
         "Rotation of singular vectors",
         "Rotation",
@@ -90,7 +123,8 @@ _PARTS = (
             Picture(
                 "overlap",
                 plot_overlap,
-                "1 - overlap of the leading left and right subspaces, 0 for the same subspace. These have no control.",
+                "1 - overlap of the leading left and right subspaces, 0 for the same subspace. Dotted: what a random "
+                "change of this size loses of them, to first order.",
             ),
             Picture(
                 "principal_angles",

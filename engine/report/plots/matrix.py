@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from polarax.findings.rows import norm_of_base
 from polarax.report.plots.style import (
     BLUE,
     MUTED,
@@ -59,7 +60,7 @@ def plot_spectra(run: "Run", name: str) -> "Figure | None":
     above.set_title(printable(name))
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = np.where(base > 0, post / base, np.nan)[index - 1]
-        deviation = row.get("drift", np.nan) * np.linalg.norm(base) / np.sqrt(row["rows"] * row["cols"])
+        deviation = row.get("drift", np.nan) * norm_of_base(row, base) / np.sqrt(row["rows"] * row["cols"])
         width = np.where(base > 0, _BAND_DEVIATIONS * deviation / base, np.nan)[index - 1]
     below.axhline(1, color=MUTED, lw=0.6)
     distances = np.abs(ratio - 1)[np.isfinite(ratio)]

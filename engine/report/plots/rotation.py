@@ -103,6 +103,10 @@ def plot_overlap(run: "Run", role: str | None = None) -> "Figure | None":
             if len(rows) > len(layers):
                 axis.fill_between(layers, values["low"], values["high"], color=colour, alpha=0.25, lw=0)
             low, high = min(low, values["low"].min()), max(high, values["high"].max())
+            if f"overlap_{side}_null" in rows:
+                control = by_layer(rows, (1 - rows[f"overlap_{side}_null"]).clip(lower=_SMALLEST_LOSS))[1]["median"]
+                handles += axis.plot(layers, control, ":", color=colour, label=f"{side}, control")
+                low, high = min(low, control.min()), max(high, control.max())
         whole_ticks(axis)
     for axis in axes:  # one scale for all
         axis.set_yscale("log")

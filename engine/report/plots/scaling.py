@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 
 from polarax.findings.reading import matrix_label
-from polarax.findings.rows import changed_rows, known_roles
+from polarax.findings.rows import changed_rows, known_roles, norm_of_base
+from polarax.metrics.look import is_first
 from polarax.report.plots.style import each, new_figure, picture, printable
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ class ScalingMap(NamedTuple):
     labels: list[str]  # of the lines
     ratio: np.ndarray  # (lines, columns): means of post / base
     control: np.ndarray  # (columns,): standard deviation of a line under the control, NaN if not known
+    end: str = "smallest"  # which singular value is the last
 
 
 @picture
@@ -76,7 +78,7 @@ def _draw_map(axis, one, colours):
     axis.set_ylim(end, -0.5)
     step = -(-count // _LABELS)
     axis.set_yticks([*range(0, count, step), (start + end) / 2], [*one.labels[::step], "control"])
-    axis.set_xticks([0, 1], ["largest", "smallest"])
+    axis.set_xticks([0, 1], ["largest", one.end])
     for side, label in zip(("left", "right"), axis.get_xticklabels(), strict=True):
         label.set_horizontalalignment(side)
     return image
@@ -97,12 +99,17 @@ def scaling_maps(run: "Run", role: str | None = None) -> dict[str, ScalingMap]:
         else:
             labels[name] = [printable(_short(matrix_label(row), name)) for _, row in rows.iterrows()]
             places |= {row: (name, line) for line, row in enumerate(rows["name"])}
-    sums = _sums(run, frame, places, {name: len(lines) for name, lines in labels.items()})
-    return {name: _map(labels[name], *sums[name]) for name in labels if name in sums}
+    most = run.top_k if is_first(frame).any() else None  # of a first look all lines have as many
+    sums = _sums(run, frame, places, {name: len(lines) for name, lines in labels.items()}, most)
+    maps = {name: _map(labels[name], *sums[name]) for name in labels if name in sums}
+    return maps if most is None else {name: one._replace(end=f"no. {one.ratio.shape[1]}") for name, one in maps.items()}
 
 
-def _sums(run, frame, places, lines):
-    """For each role the sums of ratios, their variances under the control and their numbers, each (lines, columns)."""
+def _sums(run, frame, places, lines, most):
+    """For each role the sums of ratios, their variances under the control and their numbers, each (lines, columns).
+
+    Of the leading `most` singular values, of all for None.
+    """
     rows = frame.set_index("name")
     drift = rows["drift"] if "drift" in rows else pd.Series(np.nan, rows.index)
     sums: dict[str, list[np.ndarray]] = {}
@@ -114,7 +121,8 @@ def _sums(run, frame, places, lines):
             continue
         role, line = places[name]
         entries = rows.at[name, "rows"] * rows.at[name, "cols"]
-        deviation = drift[name] * np.linalg.norm(base) / np.sqrt(entries)
+        deviation = drift[name] * norm_of_base(rows.loc[name], base) / np.sqrt(entries)
+        base, post = base[:most], post[:most]
         positive = base > 0
         ratio = np.divide(post, base, out=np.full_like(base, np.nan), where=positive)
         variance = np.divide(deviation, base, out=np.full_like(base, np.nan), where=positive) ** 2

@@ -13,6 +13,7 @@ import polarax
 from polarax.measuring.program import measure_stack
 from polarax.metrics import IDENTITY_COLUMNS
 from polarax.planning.measurement import Measurement
+from tests.engine.leading_reference import leading_reference
 
 # Of bfloat16: bits after the leading one, and the exponent of the smallest normal number.
 BFLOAT16_FRACTION_BITS = 7
@@ -134,6 +135,7 @@ def reference(base, post, k=16):
         "power_law_base": power_law_exponent(s_base),
         "power_law_post": power_law_exponent(s_post),
     }
+    readings = leading_reference(base, post, k=k, known=rank) | readings
     rounding = readings["rounding_share"] * norm
     readings["nf_rounding"], _ = nf_closed_form(s_base, rounding, rows, cols)
     return readings | closed_form_controls(readings, s_base, norm, rows, cols)
