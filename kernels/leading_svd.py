@@ -141,6 +141,8 @@ def leading_svd(
     found = lax.while_loop(unfinished, cycle, (*first, jnp.int32(0), unknown, unknown, unknown))
     space, _, _, count, error, angle, _ = found
     right, image, values = _graded(space[:, :block], pushed(space[:, :block]))
+    order = jnp.argsort(-values)  # in order already, but for rounding
+    right, image, values = right[:, order], image[:, order], values[order]
     left = jnp.where(values > 0, image / jnp.where(values > 0, values, 1), 0)
     off = pulled_back(left[:, :k]) - right[:, :k] * values[:k]
     residuals = _lengths(off) / jnp.where(values[0] > 0, values[0], 1)
@@ -155,9 +157,7 @@ def _graded(vectors, image):
     turn = _as_it_is(_gram_vectors(image)[:, ::-1])
     image = _small(image, turn)
     # The length of an image loses nothing of small values, as the square root of an eigenvalue would.
-    lengths = _lengths(image)
-    order = jnp.argsort(-lengths)  # in order already, but for rounding
-    return _small(vectors, turn)[:, order], image[:, order], lengths[order]
+    return _small(vectors, turn), image, _lengths(image)
 
 
 def _ritz(squares, across):

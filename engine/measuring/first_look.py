@@ -16,8 +16,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from polarax import kernels
-from polarax.kernels.products import matmul
 from polarax.kernels.leading_svd import OVERSAMPLING, leading_svd, restarted
+from polarax.kernels.products import matmul
 from polarax.measuring.entry_sums import (
     WORKING,
     Entries,
