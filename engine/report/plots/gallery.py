@@ -63,7 +63,7 @@ def _at_first_look(run, metric):
     if not run.first_look:
         return None
     record = metric_of(metric)
-    return plot_over_layers(run, metric, _sentence(record.heading or metric))
+    return plot_over_layers(run, metric, _sentence(record.title or record.heading or metric))
 
 
 _PARTS = (
