@@ -3,7 +3,8 @@
 Three kinds, each keeping more of the change D than the one before:
 
     isotropic   sd G with sd = ||D||_F / sqrt(m n) and G standard normal: its size alone
-    spectrum    U diag(s) V^T with the singular values s of D and random directions U, V: its size and its spectrum
+    spectrum    U diag(s) V^T with the singular values s of D and random directions U, V: its size and its spectrum;
+                where only the leading values are known, the rest of its size as isotropic noise
     shuffled    the entries of D in random order: its size and its entries
 
 U and V are from the Haar measure: Q of a Gaussian matrix's QR decomposition with R's diagonal made positive, without
@@ -28,7 +29,7 @@ def random_change(key: jax.Array, change: jax.Array, values: jax.Array, /, *, ki
     Args:
         key: PRNG keys of `jax.random`, (...).
         change: D, (..., m, n), float32 or float64.
-        values: Singular values of D, (..., min(m, n)).
+        values: Singular values of D, (..., min(m, n)), or the leading ones of them.
         kind: One of `RANDOM_CHANGES`.
 
     Returns:
@@ -57,7 +58,13 @@ def random_change(key: jax.Array, change: jax.Array, values: jax.Array, /, *, ki
         return jax.random.permutation(key, change.ravel()).reshape(change.shape)
     of_left, of_right = jax.random.split(key)
     left, right = (_directions(k, size, values) for k, size in zip((of_left, of_right), change.shape, strict=True))
-    return matmul(left * values, transpose(right))
+    leading = matmul(left * values, transpose(right))
+    if values.shape[-1] == min(change.shape):
+        return leading
+    size = frobenius(change)
+    share = jnp.sum((values / jnp.where(size > 0, size, 1)) ** 2)
+    sd = size * jnp.sqrt(jnp.maximum(1 - share, 0) / change.size)
+    return leading + sd * jax.random.normal(jax.random.fold_in(key, 1), change.shape, change.dtype)
 
 
 def _directions(key, rows, values):

@@ -64,13 +64,27 @@ def working_change(base: Entries, post: Entries) -> jax.Array:
 
 def change_sums(base: Entries, post: Entries) -> ChangeSums:
     """Norm of the change, and its inner product with the base."""
-    unit, dtype = change_unit(base, post), base.norm.dtype
+    unit = change_unit(base, post)
 
-    def sums(base_rows, post_rows):
-        change = _difference(base_rows, post_rows, unit).astype(dtype)
+    def difference(base_rows, post_rows):
+        return _difference(base_rows, post_rows, unit)
+
+    return _sums(difference, base, post.stored)
+
+
+def drawn_sums(base: Entries, change: jax.Array) -> ChangeSums:
+    """The same for a change of its own, (m, n), over its unit."""
+    return _sums(lambda _, rows: rows, base, change)
+
+
+def _sums(change_of, base, other):
+    dtype = base.norm.dtype
+
+    def sums(base_rows, other_rows):
+        change = change_of(base_rows, other_rows).astype(dtype)
         return _sum(change**2), _sum(change * _over(base_rows, base.unit).astype(dtype))
 
-    squares, along = reduce_row_blocks(sums, base.stored, post.stored)
+    squares, along = reduce_row_blocks(sums, base.stored, other)
     return ChangeSums(jnp.sqrt(squares), along)
 
 

@@ -6,6 +6,7 @@ The base is iterated on once for all its posts, which start from its vectors. No
 leading columns is decomposed.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
@@ -19,6 +20,7 @@ from polarax.kernels.products import matmul
 from polarax.kernels.subspace_iteration import OVERSAMPLING, leading_svd, restarted
 from polarax.measuring.entry_sums import (
     WORKING,
+    ChangeSums,
     Entries,
     change_sums,
     change_unit,
@@ -27,8 +29,9 @@ from polarax.measuring.entry_sums import (
     working_change,
     working_matrix,
 )
+from polarax.measuring.first_look_draws import sampled_looks
 from polarax.measuring.program import STATIC, StackReadings, over_stack
-from polarax.metrics import GROUPS, LeadingPair, LeadingPart, Readings
+from polarax.metrics import GROUPS, LeadingPair, LeadingPart, Readings, sampled_metrics
 from polarax.metrics.certificate import certificate_of
 from polarax.metrics.leading import FRAME_TOLERANCE
 from polarax.planning.measurement import Measurement
@@ -86,16 +89,30 @@ def _measure(
 ) -> StackReadings:
     """The readings of one matrix, (m, n), and its posts."""
     before = entries_of(base, measurement.dtype)
+    matrix = working_matrix(before)
     columns = min(measurement.top_k + OVERSAMPLING, *base.shape)
-    look = look_at(
-        working_matrix(before), before, _random_start(_BASE, base, columns), measurement, tolerance=FRAME_TOLERANCE
-    )
+    look = look_at(matrix, before, _random_start(_BASE, base, columns), measurement, tolerance=FRAME_TOLERANCE)
+    start = restarted(look.block, jax.random.key(_POST, impl=_GENERATOR))
 
     def of_post(post):
         after = entries_of(post, measurement.dtype)
-        start = restarted(look.block, jax.random.key(_POST, impl=_GENERATOR))
         look_post = look_at(working_matrix(after), after, _later(start, look), measurement)
-        return _read(before, after, look, look_post, measurement), look_post
+        readings, change, values = _read(before, after, look, look_post, measurement)
+        if measurement.draws:
+            assert keys is not None and values is not None
+            unit = change_unit(before, after)
+
+            def look_drawn(post, change, sums):
+                drawn = look_at(post, Entries(post, unit, sums.norm), start, measurement)
+                pair = _pair(before, look, drawn, unit, sums, change)
+                return read_groups(
+                    pair, [group for group in measurement.groups if sampled_metrics([group], quick=True)]
+                )
+
+            readings |= sampled_looks(
+                before, matrix, change, values, keys, readings, measurement, unit=unit, look=look_drawn
+            )
+        return readings, look_post
 
     of_posts, looks = _each(of_post, posts)
     if not pairs:
@@ -103,7 +120,7 @@ def _measure(
     between, of_pairs = measurement.between_posts(), []
     for places in pairs:
         first, second = (entries_of(posts[place], measurement.dtype) for place in places)
-        readings = _read(first, second, *(looks[place] for place in places), between)
+        readings, *_ = _read(first, second, *(looks[place] for place in places), between)
         changes = (working_change(before, entries) for entries in (first, second))
         of_pairs.append(readings | {"change_cosine": kernels.change_cosine(*changes).astype(measurement.dtype)})
     return StackReadings(tuple(of_posts), tuple(of_pairs))
@@ -150,56 +167,68 @@ def read_groups(pair: LeadingPair, groups: Sequence[str]) -> Readings:
     return readings
 
 
-def _read(before: Entries, after: Entries, look: Look, look_post: Look, measurement: Measurement) -> Readings:
-    """The readings of a base and a post."""
+def _read(
+    before: Entries, after: Entries, look: Look, look_post: Look, measurement: Measurement
+) -> tuple[Readings, jax.Array, jax.Array | None]:
+    """The readings of a base and a post; the change and, if they are asked for, its leading values, over its unit."""
     dtype, shape = measurement.dtype, before.stored.shape
-    k = look.part.right.shape[1]
     unit, sums = change_unit(before, after), change_sums(before, after)
     change = working_change(before, after)
-    values = residual = off = None
+    certificates, values = [look.certificate, look_post.certificate], None
     if measurement.change_values:
         start = _random_start(_CHANGE, before.stored, min(CHANGE_COLUMNS, *shape))
         found = leading_svd(change, _later(start, look_post), k=1, cycles=CYCLES)
-        values = unit * found.values.astype(dtype)
         rank = kernels.numerical_rank(found.values[:1], *shape)
-        certificate = certificate_of(found.values.astype(dtype), found.residuals.astype(dtype), rank, shape=shape)
-        residual, off = certificate["residual"], certificate["off"]
-    size = jnp.where(before.norm > 0, before.norm, jnp.nan)
+        values = found.values
+        certificates.append(certificate_of(values.astype(dtype), found.residuals.astype(dtype), rank, shape=shape))
     noise = jnp.maximum(*(kernels.rounding_noise(x.stored, x.stored.dtype).astype(dtype) for x in (before, after)))
-    pair = LeadingPair(
-        shape=shape,
-        base=look.part,
-        post=look_post.part,
-        change_norm=unit * sums.norm,
-        along=(unit / before.unit) * (sums.along / size) / size,
-        in_frame=change_in_frame(change, unit, look.part),
-        change_values=values,
+    pair = dataclasses.replace(
+        _pair(before, look, look_post, unit, sums, change),
+        change_values=None if values is None else unit * values.astype(dtype),
         unchanged=kernels.unchanged_share(before.stored, after.stored).astype(dtype),
         noise=noise,
         stored_base=before.stored,
         stored_post=after.stored,
     )
-    readings = read_groups(pair, measurement.groups)
-    finite = jnp.isfinite(before.norm) & jnp.isfinite(after.norm)
-    readings = {name: jnp.where(finite, value, jnp.nan) for name, value in readings.items()}
-    offs = [x.certificate["off"] for x in (look, look_post)] + ([] if off is None else [off])
-    undefined = jnp.full((), jnp.nan, dtype)
-    return readings | {
-        "s_base": look.part.values[:k],
-        "s_post": look_post.part.values[:k],
+    finite, undefined = jnp.isfinite(before.norm) & jnp.isfinite(after.norm), jnp.full((), jnp.nan, dtype)
+    readings = {
+        **read_groups(pair, measurement.groups),
+        "s_base": look.part.values[: pair.top_k],
+        "s_post": look_post.part.values[: pair.top_k],
         "norm_base": look.part.norm,
         "norm_post": look_post.part.norm,
         "change_norm": pair.change_norm,
-        "nonfinite_base": nonfinite_entries(before),
-        "nonfinite_post": nonfinite_entries(after),
         "residual_base": look.certificate["residual"],
         "residual_post": look_post.certificate["residual"],
-        "residual_change": undefined if residual is None else residual,
+        "residual_change": undefined if values is None else certificates[-1]["residual"],
         "angle_base": look.certificate["angle"],
         "angle_post": look_post.certificate["angle"],
-        "values_off": jnp.max(jnp.stack(offs)),
+        "values_off": jnp.max(jnp.stack([certificate["off"] for certificate in certificates])),
         "control_reach": undefined,
     }
+    readings = {name: jnp.where(finite, value, jnp.nan) for name, value in readings.items()}
+    counts = {"nonfinite_base": nonfinite_entries(before), "nonfinite_post": nonfinite_entries(after)}
+    return readings | counts, change, values
+
+
+def _pair(
+    before: Entries, look: Look, look_post: Look, unit: jax.Array, sums: ChangeSums, change: jax.Array
+) -> LeadingPair:
+    """Base and post, of which only the leading parts and the change are at hand."""
+    size = jnp.where(before.norm > 0, before.norm, jnp.nan)
+    return LeadingPair(
+        shape=before.stored.shape,
+        base=look.part,
+        post=look_post.part,
+        change_norm=unit * sums.norm,
+        along=(unit / before.unit) * (sums.along / size) / size,
+        in_frame=change_in_frame(change, unit, look.part),
+        change_values=None,
+        unchanged=None,
+        noise=None,
+        stored_base=None,
+        stored_post=None,
+    )
 
 
 def _each(of_post: Callable[[jax.Array], Item], posts: Sequence[jax.Array]) -> tuple[list[Any], list[Look]]:

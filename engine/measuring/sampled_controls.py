@@ -48,13 +48,27 @@ def sampled_readings(
         measurement: Its draws are what is drawn of each kind.
     """
     assert keys is not None and spectra.s_change is not None
+    controls = sampled_controls(base, post, spectra.s_change, keys, measurement)
+    return columns_of_controls(controls, readings, spectra.change_norm)
+
+
+def columns_of_controls(
+    controls: dict[str, dict[str, Sampled]], readings: Readings, change_norm: jax.Array
+) -> Readings:
+    """The columns of sampled controls.
+
+    Args:
+        controls: Metric -> kind -> what was drawn.
+        readings: Of the pair.
+        change_norm: ||D||_F, (...): where nothing changed there is no distance.
+    """
     columns: Readings = {}
-    for metric, control_of in sampled_controls(base, post, spectra.s_change, keys, measurement).items():
+    for metric, control_of in controls.items():
         for kind, (mean, std) in control_of.items():
             columns |= {
                 f"{metric}_{kind}": mean,
                 f"{metric}_{kind}_std": std,
-                f"{metric}_{kind}_z": _z(readings[metric], mean, std, spectra.change_norm),
+                f"{metric}_{kind}_z": _z(readings[metric], mean, std, change_norm),
             }
     return columns
 
@@ -74,7 +88,32 @@ def sampled_controls(
     Returns:
         Metric -> kind -> mean and standard deviation.
     """
-    kinds, draws, dtype = kernels.RANDOM_CHANGES, measurement.draws, measurement.dtype
+    dtype = measurement.dtype
+
+    def make_post(item):
+        key, kind = key_of_draw(keys, *item), item[0]
+        working = base.astype(dtype)
+        return working + draw_change(key, kind, post.astype(dtype) - working, s_change)
+
+    drawn = kernels.map_frames(
+        lambda frames: _read_sampled(frames, measurement),
+        base,
+        make_post,
+        draws_of(measurement),
+        dtype=dtype,
+        method=measurement.method,
+    )
+    return controls_of(drawn, measurement)
+
+
+def draws_of(measurement: Measurement) -> tuple[jax.Array, jax.Array]:
+    """Kind and number of every draw, each (kinds * draws,)."""
+    kinds, numbers = np.indices((len(kernels.RANDOM_CHANGES), measurement.draws), np.int32).reshape(2, -1)
+    return jnp.asarray(kinds), jnp.asarray(numbers)
+
+
+def key_of_draw(keys: jax.Array, kind: jax.Array, number: jax.Array) -> jax.Array:
+    """The key of one draw of every matrix, (...), from theirs, (..., 2)."""
     of_matrix = jax.random.wrap_key_data(keys, impl=_GENERATOR)
 
     def fold_in(keys, number):
@@ -83,22 +122,18 @@ def sampled_controls(
             fold = jax.vmap(fold, in_axes=(0, None))
         return fold(keys, number)
 
-    def make_post(item):
-        kind, draw = item
-        key = fold_in(fold_in(of_matrix, kind), draw)
-        working = base.astype(dtype)
-        makers = [lambda *x, kind=kind: kernels.random_change(*x, kind=kind) for kind in kinds]
-        return working + lax.switch(kind, makers, key, post.astype(dtype) - working, s_change)
+    return fold_in(fold_in(of_matrix, kind), number)
 
-    items = tuple(np.indices((len(kinds), draws), np.int32).reshape(2, -1))
-    drawn = kernels.map_frames(
-        lambda frames: _read_sampled(frames, measurement),
-        base,
-        make_post,
-        jax.tree.map(jnp.asarray, items),
-        dtype=dtype,
-        method=measurement.method,
-    )
+
+def draw_change(key: jax.Array, kind: jax.Array, change: jax.Array, values: jax.Array) -> jax.Array:
+    """`kernels.random_change` of a kind given by its place."""
+    makers = [lambda *x, kind=kind: kernels.random_change(*x, kind=kind) for kind in kernels.RANDOM_CHANGES]
+    return lax.switch(kind, makers, key, change, values)
+
+
+def controls_of(drawn: Readings, measurement: Measurement) -> dict[str, dict[str, Sampled]]:
+    """Mean and standard deviation of every metric, (kinds * draws, ...), over the draws of each kind."""
+    kinds, draws = kernels.RANDOM_CHANGES, measurement.draws
     return {
         metric: {
             kind: Sampled(jnp.mean(x, axis=0), jnp.std(x, axis=0) if draws > 1 else jnp.full(x.shape[1:], jnp.nan))

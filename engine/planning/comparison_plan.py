@@ -8,6 +8,7 @@ from typing import NamedTuple
 from polarax.errors import UsageError
 from polarax.loaders import Checkpoint, CheckpointError, Coverage, Pair, Pairing, RoleMap, Skipped, short_name
 from polarax.loaders.pairing import natural
+from polarax.planning.first_look_costs import block_columns
 from polarax.planning.measurement import Measurement
 from polarax.planning.partners import after_selection, refusal
 from polarax.planning.selection import Selection
@@ -165,9 +166,15 @@ def plan_posts(
         names = tuple(pair.name for pair in chosen)
         coverage = after_selection(paired.coverage, paired.pairs, chosen)
         parts.append(Part(names, (*paired.skipped, *left_out), coverage))
-    work_of = functools.partial(work_bytes, measurement.dtype, measurement.method, measurement.draws, between)
+    work_of = functools.partial(work_bytes, measurement, between)
     stacks = make_stacks(members.values(), memory_bytes, work_of, devices, lanes, together=between)
-    return Plan(tuple(stack._replace(draws=measurement.draws) for stack in stacks), tuple(parts), memory_bytes)
+    stacks = (stack._replace(draws=measurement.draws, columns=_columns(stack, measurement)) for stack in stacks)
+    return Plan(tuple(stacks), tuple(parts), memory_bytes)
+
+
+def _columns(stack: Stack, measurement: Measurement) -> int:
+    """Those that a first look iterates on; 0 for a full analysis."""
+    return block_columns(*stack.shape, measurement.top_k) if measurement.quick else 0
 
 
 def _split(selection, pairs, *, refused_already):

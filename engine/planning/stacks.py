@@ -14,6 +14,8 @@ import numpy as np
 from polarax.kernels import RANDOM_CHANGES
 from polarax.kernels.methods import method_named
 from polarax.loaders import Pair
+from polarax.planning.first_look_costs import block_columns, first_look_bytes, first_look_operations
+from polarax.planning.measurement import Measurement
 
 # What drawing random changes and reading them takes beside decomposing a pair, of m x n arrays and of n x n: XLA's
 # buffer assignment.
@@ -51,6 +53,7 @@ class Stack(NamedTuple):
     draws: int = 0  # random changes of each kind, for the sampled controls
     posts: tuple[int, ...] = (0,)  # places of the posts that have these matrices
     more: tuple[tuple[Pair, ...], ...] = ()  # of the base and each of the other posts
+    columns: int = 0  # that a first look iterates on; 0 for a full analysis
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -100,7 +103,10 @@ class Stack(NamedTuple):
     @property
     def operations(self) -> float:
         """Floating-point operations, nominal."""
-        return len(self.pairs) * pair_operations(*self.shape, draws=self.draws, posts=len(self.posts))
+        counted = {"draws": self.draws, "posts": len(self.posts)}
+        if self.columns:
+            return len(self.pairs) * first_look_operations(*self.shape, columns=self.columns, **counted)
+        return len(self.pairs) * pair_operations(*self.shape, **counted)
 
 
 def pair_posts(first: Pair, second: Pair) -> Pair:
@@ -197,15 +203,37 @@ def _needs(members, count, work_of):
     return work_of(first) + 2 * (stored_bytes(first) + max(beside_bytes(member[:count]) for member in members))
 
 
-def work_bytes(dtype: str, method: str, draws: int, between: bool, member: Member) -> int:
-    """Memory that a matrix takes while it is computed with its posts."""
+def work_bytes(measurement: Measurement, between: bool, member: Member) -> int:
+    """Memory that a matrix takes while it is computed with its posts.
+
+    Args:
+        measurement: What is measured.
+        between: Whether the posts are also read against each other.
+        member: The matrix.
+    """
     m, n = _tall(member[0])
+    posts, draws = len(member), measurement.draws
+    stacked = math.prod(member[0].shape) * _itemsize_of_posts(member) * posts if posts > 1 else 0  # in one dtype
+    if measurement.quick:
+        return first_look_bytes(
+            m,
+            n,
+            columns=block_columns(m, n, measurement.top_k),
+            stored_itemsize=max(member[0].dtype_base.itemsize, *(pair.dtype_post.itemsize for pair in member)),
+            posts_bytes=stacked,
+            between=between,
+            draws=draws,
+        )
     drawn = 8 * n * (_DRAWN_ARRAYS * m + _DRAWN_SQUARE_ARRAYS * n) if draws else 0
-    posts = len(member)
-    # Several posts are stacked, in one dtype, and those read against each other leave their frames.
-    several = (math.prod(member[0].shape) * _itemsize_of_posts(member) + between * 8 * n**2) * posts if posts > 1 else 0
-    decomposed = method_named(method).work_bytes(
-        m, n, itemsize=np.dtype(dtype).itemsize, stored_bytes=stored_bytes(member), posts=posts, between=between
+    # Several posts that are read against each other leave their frames.
+    several = stacked + between * 8 * n**2 * posts if posts > 1 else 0
+    decomposed = method_named(measurement.method).work_bytes(
+        m,
+        n,
+        itemsize=np.dtype(measurement.dtype).itemsize,
+        stored_bytes=stored_bytes(member),
+        posts=posts,
+        between=between,
     )
     return decomposed + drawn + several
 
