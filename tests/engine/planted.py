@@ -124,9 +124,3 @@ def dithered(rng: np.random.Generator, name: str, w: np.ndarray) -> np.ndarray:
 def rounded(rng: np.random.Generator, name: str, w: np.ndarray) -> np.ndarray:
     """w in bfloat16, rounded to nearest."""
     return w.astype(np.float32).astype(ml_dtypes.bfloat16)
-
-
-def rotation(rng: np.random.Generator, size: int, angle: float) -> np.ndarray:
-    """A random rotation that turns every direction by some times the angle."""
-    skew = rng.normal(size=(size, size))
-    return scipy.linalg.expm(angle * (skew - skew.T))

@@ -187,6 +187,4 @@ class TestSeveral:
         base, post, _ = awkward
         done = cli("plan", "--quick", f"--base={base}", f"--post={post}", "--device=none")
         assert done.code == 0, done.err
-        full = cli("plan", f"--base={base}", f"--post={post}", "--device=none")
-        operations = [float(re.search(r"operations ([\d.]+)", one.out)[1]) for one in (done, full)]
-        assert operations[0] <= operations[1] and "SVD" not in done.out
+        assert "products with a few columns" in done.out and "SVD" not in done.out

@@ -106,12 +106,21 @@ class TestCertificates:
 
 
 def test_leading_vectors_of_one_side_turned_away():
-    """By a rotation of the rows alone: half of it is coordinated, half discordant."""
+    """By 0.4 radians out of the base's leading subspace: all that is lost of the left, nothing of the right."""
     rng = np.random.default_rng(6)
-    base = planted.model(rng, condition=300)
-    turn = planted.rotation(rng, 48, 0.06)
-    post = {name: turn @ w if w.shape == (48, 48) else w for name, w in base.items()}
+    rows, cols, spikes, angle = 128, 96, 16, 0.4
+    values = np.concatenate([np.geomspace(10, 5, spikes), np.geomspace(1, 0.1, cols - spikes)])
+    base, post = {}, {}
+    for layer in range(planted.LAYERS):
+        left, right = planted.haar(rng, rows, cols + spikes), planted.haar(rng, cols, cols)
+        turned = left[:, :cols].copy()
+        turned[:, :spikes] = np.cos(angle) * left[:, :spikes] + np.sin(angle) * left[:, cols:]
+        name = f"layers.{layer}.self_attn.q_proj.weight"
+        base[name], post[name] = (left[:, :cols] * values) @ right.T, (turned * values) @ right.T
     frame = frames_of({("turned", 0): (base, post)})["turned", 0]
+    np.testing.assert_allclose(frame["overlap_left"], np.cos(angle) ** 2, rtol=1e-4)
     effects = find_effects(frame)
-    assert set(effects["kind"]) == {"leading left turned"}
-    assert len(effects) == 16
+    assert effects["kind"].tolist() == ["leading left turned"] * planted.LAYERS
+    assert "q (all 4): leading left vectors turned away from the base's more than by chance (overlap, left 0.85 in" in (
+        " ".join(read_frame(frame))
+    )
