@@ -20,11 +20,11 @@ from polarax.kernels.products import matmul
 from polarax.kernels.subspace_iteration import OVERSAMPLING, leading_svd, restarted
 from polarax.measuring.entry_sums import (
     WORKING,
-    ChangeSums,
     Entries,
-    change_sums,
+    EntrySums,
     change_unit,
     entries_of,
+    entry_sums,
     nonfinite_entries,
     working_change,
     working_matrix,
@@ -88,23 +88,34 @@ def _measure(
     pairs: tuple[tuple[int, int], ...],
 ) -> StackReadings:
     """The readings of one matrix, (m, n), and its posts."""
-    before = entries_of(base, measurement.dtype)
-    matrix = working_matrix(before)
+    dtype = measurement.dtype
+    before = entries_of(base, dtype)
+    sums_of_posts = _each(lambda post: entry_sums(before, entries_of(post, dtype)), posts)
+    finite = jnp.isfinite(sums_of_posts[0].base)
+    matrix = working_matrix(before, finite)
     columns = min(measurement.top_k + OVERSAMPLING, *base.shape)
-    look = look_at(matrix, before, _random_start(_BASE, base, columns), measurement, tolerance=FRAME_TOLERANCE)
+    look = look_at(
+        matrix,
+        before.unit,
+        sums_of_posts[0].base,
+        _random_start(_BASE, base, columns),
+        measurement,
+        tolerance=FRAME_TOLERANCE,
+    )
     start = restarted(look.block, jax.random.key(_POST, impl=_GENERATOR))
 
-    def of_post(post):
-        after = entries_of(post, measurement.dtype)
-        look_post = look_at(working_matrix(after), after, _later(start, look), measurement)
-        readings, change, values = _read(before, after, look, look_post, measurement)
+    def of_post(post, sums):
+        after = entries_of(post, dtype)
+        working = working_matrix(after, jnp.isfinite(sums.post))
+        look_post = look_at(working, after.unit, sums.post, _later(start, look), measurement)
+        readings, change, values = _read(before, after, sums, look, look_post, measurement)
         if measurement.draws:
             assert keys is not None and values is not None
             unit = change_unit(before, after)
 
-            def look_drawn(post, change, sums):
-                drawn = look_at(post, Entries(post, unit, sums.norm), start, measurement)
-                pair = _pair(before, look, drawn, unit, sums, change)
+            def look_drawn(post, change, norm, along):
+                drawn = look_at(post, unit, norm, start, measurement)
+                pair = _pair(before, sums.base, look, drawn, unit, norm, along, change)
                 return read_groups(
                     pair, [group for group in measurement.groups if sampled_metrics([group], quick=True)]
                 )
@@ -114,26 +125,33 @@ def _measure(
             )
         return readings, look_post
 
-    of_posts, looks = _each(of_post, posts)
-    if not pairs:
-        return StackReadings(tuple(of_posts), ())
+    found = _each(of_post, posts, sums_of_posts)
+    of_posts, looks = ([one[place] for one in found] for place in (0, 1))
     between, of_pairs = measurement.between_posts(), []
     for places in pairs:
-        first, second = (entries_of(posts[place], measurement.dtype) for place in places)
-        readings, *_ = _read(first, second, *(looks[place] for place in places), between)
-        changes = (working_change(before, entries) for entries in (first, second))
-        of_pairs.append(readings | {"change_cosine": kernels.change_cosine(*changes).astype(measurement.dtype)})
+        first, second = (entries_of(posts[place], dtype) for place in places)
+        sums = entry_sums(first, second)
+        readings, *_ = _read(first, second, sums, *(looks[place] for place in places), between)
+        changes = (working_change(before, entries, True) for entries in (first, second))
+        of_pairs.append(readings | {"change_cosine": kernels.change_cosine(*changes).astype(dtype)})
     return StackReadings(tuple(of_posts), tuple(of_pairs))
 
 
 def look_at(
-    matrix: jax.Array, entries: Entries, start: jax.Array, measurement: Measurement, *, tolerance: float | None = None
+    matrix: jax.Array,
+    unit: jax.Array,
+    norm: jax.Array,
+    start: jax.Array,
+    measurement: Measurement,
+    *,
+    tolerance: float | None = None,
 ) -> Look:
     """The leading part of one matrix.
 
     Args:
-        matrix: (m, n), float32, over the unit of the entries.
-        entries: Of the matrix.
+        matrix: (m, n), float32, over its unit.
+        unit: ().
+        norm: ||W||_F, ().
         start: Right vectors to start from, (n, b).
         measurement: How many leading values are wanted.
         tolerance: Error of the vectors, in radians; None where values and subspaces are enough.
@@ -141,13 +159,7 @@ def look_at(
     k, dtype = min(measurement.top_k, *matrix.shape), measurement.dtype
     found = leading_svd(matrix, start, k=k, cycles=CYCLES, vector_tolerance=tolerance)
     rank = kernels.numerical_rank(found.values[:k], *matrix.shape)
-    part = LeadingPart(
-        entries.unit * entries.norm,
-        entries.unit * found.values.astype(dtype),
-        rank,
-        found.left[:, :k],
-        found.right[:, :k],
-    )
+    part = LeadingPart(norm, unit * found.values.astype(dtype), rank, found.left[:, :k], found.right[:, :k])
     certificate = certificate_of(found.values.astype(dtype), found.residuals.astype(dtype), rank, shape=matrix.shape)
     return Look(part, found.right, certificate)
 
@@ -168,12 +180,12 @@ def read_groups(pair: LeadingPair, groups: Sequence[str]) -> Readings:
 
 
 def _read(
-    before: Entries, after: Entries, look: Look, look_post: Look, measurement: Measurement
+    before: Entries, after: Entries, sums: EntrySums, look: Look, look_post: Look, measurement: Measurement
 ) -> tuple[Readings, jax.Array, jax.Array | None]:
     """The readings of a base and a post; the change and, if they are asked for, its leading values, over its unit."""
     dtype, shape = measurement.dtype, before.stored.shape
-    unit, sums = change_unit(before, after), change_sums(before, after)
-    change = working_change(before, after)
+    finite, undefined = jnp.isfinite(sums.base) & jnp.isfinite(sums.post), jnp.full((), jnp.nan, dtype)
+    unit, change = change_unit(before, after), working_change(before, after, finite)
     certificates, values = [look.certificate, look_post.certificate], None
     if measurement.change_values:
         start = _random_start(_CHANGE, before.stored, min(CHANGE_COLUMNS, *shape))
@@ -181,23 +193,21 @@ def _read(
         rank = kernels.numerical_rank(found.values[:1], *shape)
         values = found.values
         certificates.append(certificate_of(values.astype(dtype), found.residuals.astype(dtype), rank, shape=shape))
-    noise = jnp.maximum(*(kernels.rounding_noise(x.stored, x.stored.dtype).astype(dtype) for x in (before, after)))
     pair = dataclasses.replace(
-        _pair(before, look, look_post, unit, sums, change),
+        _pair(before, sums.base, look, look_post, unit, sums.change, sums.along, change),
         change_values=None if values is None else unit * values.astype(dtype),
-        unchanged=kernels.unchanged_share(before.stored, after.stored).astype(dtype),
-        noise=noise,
+        unchanged=sums.unchanged,
+        noise=sums.noise,
         stored_base=before.stored,
         stored_post=after.stored,
     )
-    finite, undefined = jnp.isfinite(before.norm) & jnp.isfinite(after.norm), jnp.full((), jnp.nan, dtype)
     readings = {
         **read_groups(pair, measurement.groups),
         "s_base": look.part.values[: pair.top_k],
         "s_post": look_post.part.values[: pair.top_k],
-        "norm_base": look.part.norm,
-        "norm_post": look_post.part.norm,
-        "change_norm": pair.change_norm,
+        "norm_base": sums.base,
+        "norm_post": sums.post,
+        "change_norm": sums.change,
         "residual_base": look.certificate["residual"],
         "residual_post": look_post.certificate["residual"],
         "residual_change": undefined if values is None else certificates[-1]["residual"],
@@ -207,21 +217,42 @@ def _read(
         "control_reach": undefined,
     }
     readings = {name: jnp.where(finite, value, jnp.nan) for name, value in readings.items()}
-    counts = {"nonfinite_base": nonfinite_entries(before), "nonfinite_post": nonfinite_entries(after)}
+    counts = {
+        "nonfinite_base": nonfinite_entries(before, sums.base),
+        "nonfinite_post": nonfinite_entries(after, sums.post),
+    }
     return readings | counts, change, values
 
 
 def _pair(
-    before: Entries, look: Look, look_post: Look, unit: jax.Array, sums: ChangeSums, change: jax.Array
+    before: Entries,
+    norm: jax.Array,
+    look: Look,
+    look_post: Look,
+    unit: jax.Array,
+    change_norm: jax.Array,
+    along: jax.Array,
+    change: jax.Array,
 ) -> LeadingPair:
-    """Base and post, of which only the leading parts and the change are at hand."""
-    size = jnp.where(before.norm > 0, before.norm, jnp.nan)
+    """Base and post, of which only the leading parts and the change are at hand.
+
+    Args:
+        before: The base's entries.
+        norm: ||W_b||_F, ().
+        look: Of the base.
+        look_post: Of the post.
+        unit: Of the change, ().
+        change_norm: ||D||_F, ().
+        along: <W_b, D> over the units of both, ().
+        change: D over its unit, (m, n).
+    """
+    size = jnp.where(norm > 0, norm / before.unit, jnp.nan)
     return LeadingPair(
         shape=before.stored.shape,
         base=look.part,
         post=look_post.part,
-        change_norm=unit * sums.norm,
-        along=(unit / before.unit) * (sums.along / size) / size,
+        change_norm=change_norm,
+        along=(unit / before.unit) * (along / size) / size,
         in_frame=change_in_frame(change, unit, look.part),
         change_values=None,
         unchanged=None,
@@ -231,19 +262,17 @@ def _pair(
     )
 
 
-def _each(of_post: Callable[[jax.Array], Item], posts: Sequence[jax.Array]) -> tuple[list[Any], list[Look]]:
-    """of_post of every post: one after another in one loop, unless their dtypes differ."""
+def _each(function: Callable[..., Item], posts: Sequence[jax.Array], more: Sequence[Any] | None = None) -> list[Item]:
+    """function(post, ...) of every post: one after another in one loop, unless their dtypes differ."""
+    others: list[tuple] = [() for _ in posts] if more is None else [(one,) for one in more]
     if len(posts) == 1 or len({post.dtype for post in posts}) > 1:
-        found = [of_post(post) for post in posts]
-        return [readings for readings, _ in found], [look for _, look in found]
+        return [function(post, *other) for post, other in zip(posts, others, strict=True)]
     kind, stacked = posts[0].dtype, jnp.stack(posts)
     if kind.itemsize < 4:  # XLA on CPU would carry a float32 copy of small floats through the loop
         stacked = stacked.view(f"uint{8 * kind.itemsize}")
-    readings, looks = lax.map(lambda post: of_post(post if post.dtype == kind else post.view(kind)), stacked)
-    return tuple(
-        [jax.tree.map(lambda x, place=place: x[place], found) for place in range(len(posts))]
-        for found in (readings, looks)
-    )
+    beside = jax.tree.map(lambda *x: jnp.stack(x), *others)
+    found = lax.map(lambda x: function(x[0] if x[0].dtype == kind else x[0].view(kind), *x[1]), (stacked, beside))
+    return [jax.tree.map(lambda x, place=place: x[place], found) for place in range(len(posts))]
 
 
 def _random_start(number: int, matrix: jax.Array, columns: int) -> jax.Array:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import jax
 from jax import lax
 
-from polarax.measuring.entry_sums import ChangeSums, Entries, drawn_sums
+from polarax.measuring.entry_sums import Entries, drawn_sums
 from polarax.measuring.sampled_controls import columns_of_controls, controls_of, draw_change, draws_of, key_of_draw
 from polarax.metrics import Readings
 from polarax.planning.measurement import Measurement
@@ -21,7 +21,7 @@ def sampled_looks(
     measurement: Measurement,
     *,
     unit: jax.Array,
-    look: Callable[[jax.Array, jax.Array, ChangeSums], Readings],
+    look: Callable[[jax.Array, jax.Array, jax.Array, jax.Array], Readings],
 ) -> Readings:
     """The columns of the sampled controls of a pair that has been looked at.
 
@@ -37,14 +37,15 @@ def sampled_looks(
         readings: Of the pair.
         measurement: Its draws are what is drawn of each kind.
         unit: Of the change, ().
-        look: Reads a post, (m, n) over the unit of the change, from that, its change, and the sums of that.
+        look: Reads a post, (m, n), from that and its change, both over the unit, the norm of the change, and <W_b, D>
+            over the units of both.
     """
     ratio = (before.unit / unit).astype(base.dtype)
 
     def read(item):
         kind, number = item
         drawn = draw_change(key_of_draw(keys, kind, number), kind, change, values)
-        read = look(base * ratio + drawn, drawn, drawn_sums(before, drawn))
+        read = look(base * ratio + drawn, drawn, *drawn_sums(before, drawn, unit))
         return {metric: read[metric] for metric in measurement.sampled}
 
     drawn = lax.map(read, draws_of(measurement))

@@ -101,3 +101,21 @@ def test_a_draw_depends_on_its_key_alone(kind):
 def test_an_unknown_kind():
     with pytest.raises(ValueError, match="'sorted'. Expected one of isotropic, spectrum, shuffled"):
         kernels.random_change(jax.random.key(0), jnp.ones((2, 2)), jnp.ones(2), kind="sorted")
+
+
+@pytest.mark.parametrize("shape", [(30, 20), (20, 30)], ids=str)
+def test_spectrum_of_which_the_leading_values_are_known(shape):
+    """They are there, and the rest of the size is spread over all directions."""
+    change = matrices.matrix("llm_like", shape, "float32")
+    values, count, known = np.linalg.svd(change.astype(np.float64), compute_uv=False), 200, 3
+    keys = jax.random.split(jax.random.key(2), count)
+    leading = jnp.asarray(values[:known], jnp.float32)
+    draw = jax.vmap(lambda key: kernels.random_change(key, jnp.asarray(change), leading, kind="spectrum"))
+    found = np.asarray(jax.jit(draw)(keys), np.float64)
+    np.testing.assert_allclose(np.mean(np.sum(found**2, axis=(1, 2))), np.sum(values**2), rtol=0.01)
+    spectra = np.linalg.svd(found, compute_uv=False)
+    sd = np.sqrt(np.sum(values[known:] ** 2) / change.size)
+    # Noise beside a value moves it by its own size at most, and up in the mean by sd^2 (m + n) / (2 s).
+    grown = values[:known] + sd**2 * sum(shape) / (2 * values[:known])
+    np.testing.assert_allclose(np.mean(spectra[:, :known], axis=0), grown, rtol=0.02)
+    assert np.all(spectra[:, known] < sd * (np.sqrt(30) + np.sqrt(20)) * 1.2)
