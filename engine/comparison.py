@@ -226,6 +226,7 @@ def _open_output(open_writers, request, described, sides, comparison, path, over
         "base": described["base"],
         "post": last,
         **described,
+        **({"within": comparison.folder} if request.several else {}),
         "matrices": len(part.names),
         "coverage": describe_coverage(part.coverage, before, after),
     }

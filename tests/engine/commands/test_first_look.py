@@ -154,6 +154,10 @@ class TestSeveral:
         assert done.code == 0, done.err
         words = command_of(done)
         assert {f"--post=tuned={post}", f"--post=same={base}"} <= set(words)
+        of_one = polarax.Runs.open(out)["tuned"].closer()  # the same command, of all posts
+        assert shlex.split(of_one.command)[1:] == words
+        between = polarax.Runs.open(out).between("tuned", "same").closer()
+        assert f"--out={out}" in shlex.split(between.command)
         done = cli(*words, NO_CACHE)
         assert done.code == 0, done.err
         runs = polarax.Runs.open(out)
