@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 import polarax
+from polarax.report.plots.scaling import scaling_maps
 from tests.engine.command import NO_CACHE, assert_one_line
 
 
@@ -63,6 +64,12 @@ class TestOnePost:
         for name in frame["name"]:
             short = 16 if name not in closer.names else min(llama.matrices[name][0].shape)
             assert len(polarax.Run.open(out).spectra(name)[0]) == short
+        # Pictures show as many singular values of each, beside the control of the whole change.
+        maps, whole = scaling_maps(polarax.Run.open(out)), scaling_maps(llama_run)
+        for role, one in maps.items():
+            assert one.ratio.shape[1] == 16 and one.end == "no. 16"
+            np.testing.assert_allclose(one.ratio, whole[role].ratio[:, :16], rtol=1e-5)
+            np.testing.assert_allclose(one.control, whole[role].control[:16], rtol=1e-4)
         again = polarax.Run.open(out).closer()
         assert not set(again.names) & set(closer.names) and again.seen > 0
 
