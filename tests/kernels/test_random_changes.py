@@ -117,5 +117,5 @@ def test_spectrum_of_which_the_leading_values_are_known(shape):
     sd = np.sqrt(np.sum(values[known:] ** 2) / change.size)
     # Noise beside a value moves it by its own size at most, and up in the mean by sd^2 (m + n) / (2 s).
     grown = values[:known] + sd**2 * sum(shape) / (2 * values[:known])
-    np.testing.assert_allclose(np.mean(spectra[:, :known], axis=0), grown, rtol=0.02)
+    np.testing.assert_allclose(np.mean(spectra[:, :known], axis=0), grown, rtol=0.05)
     assert np.all(spectra[:, known] < sd * (np.sqrt(30) + np.sqrt(20)) * 1.2)
