@@ -75,7 +75,8 @@ def compare(
         exclude: Regular expressions; a matrix is left out if one is found in its name.
         roles: Roles to compare, such as "q,o"; all by default.
         layers: Layers to compare, such as "0,3-5"; all by default.
-        metrics: Groups of metrics: change, scaling, rotation, budget, fit, overlap, shape; all by default.
+        metrics: Groups of metrics: change, scaling, rotation, budget, fit, overlap, leading, shape; all by
+            default.
         dtype: Working precision, "float64" or "float32"; "auto" is float64 where that is fast.
         top_k: Leading singular vectors whose subspaces are compared.
         method: How to decompose, one of `polarax.kernels.SVD_METHODS`.
@@ -226,6 +227,7 @@ def _open_output(open_writers, request, described, sides, comparison, path, over
         "base": described["base"],
         "post": last,
         **described,
+        **({"within": comparison.folder} if request.several else {}),
         "matrices": len(part.names),
         "coverage": describe_coverage(part.coverage, before, after),
     }

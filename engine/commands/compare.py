@@ -61,5 +61,6 @@ def run(values: flags.FlagValues) -> int:
     except UsageError as error:  # a package is not installed: the numbers are there all the same
         print(error)
     seconds = result.description["seconds"]
-    print(f"Run: {result.path} ({', '.join(f'{what} {taken:.1f} s' for what, taken in seconds.items())})")
+    look = "first look: " if result.first_look else ""
+    print(f"Run: {result.path} ({look}{', '.join(f'{what} {taken:.1f} s' for what, taken in seconds.items())})")
     return 0

@@ -2,8 +2,8 @@
 
 Says what compare would do, from the headers alone: what is matched with what and how, what is skipped, the stacks,
 bytes to read, floating-point operations, expected time, peak memory, and how the work divides over hosts. Takes the
-flags of compare. Where compare would refuse, the plan ends with its error. Without --post it plans for a post of the
-base's layout and dtypes.
+flags of compare, --quick among them. Where compare would refuse, the plan ends with its error. Without --post it plans
+for a post of the base's layout and dtypes.
 """
 
 import itertools
@@ -115,7 +115,10 @@ def _print_work(values: flags.FlagValues, request: Request) -> None:
     """The stacks, and what they cost."""
     plan = request.plan
     print(f"read       {_bytes(plan.bytes_to_read)}")
-    each = "two SVDs with vectors and one without a matrix" + ", the base's once for all posts" * (len(plan.parts) > 1)
+    each = "two SVDs with vectors and one without a matrix"
+    if request.measurement.quick:
+        each = "products with a few columns"
+    each += ", the base's once for all posts" * (len(plan.parts) > 1)
     print(f"operations {plan.operations / 1e9:.1f} GFLOP (nominal, {each})")
     print(f"memory     about {_bytes(plan.peak_memory)} at peak, on one CPU host")
     if plan.warning:

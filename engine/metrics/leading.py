@@ -98,7 +98,7 @@ register(
             "leading_scaling",
             "share of the change on the diagonal of the base's leading frame",
             Control(null="control of leading_scaling", sampled=True),
-            Shown.FIRST_LOOK | Shown.STEPS | Shown.FACTS,
+            Shown.STEPS | Shown.PAGE | Shown.FACTS,
             format="{:.2%}",
             heading="leading scaling",
             effect=Effect(

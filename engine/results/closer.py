@@ -108,6 +108,22 @@ def with_full_rows(table: Table, path: pathlib.Path, description: Mapping) -> Ta
     return laid_over(table, [full for _, full in full_runs(path, description)])
 
 
+def table_of(path: pathlib.Path, description: Mapping) -> Table:
+    """The table of a run, with the rows of the full analyses in place of a first look's. Arguments: `full_runs`.
+
+    Raises:
+        FileNotFoundError: There is neither.
+    """
+    full = [table for _, table in full_runs(path, description)]
+    try:
+        table = read_table(path / MATRICES_FILE)
+    except FileNotFoundError:  # of a first look that was killed before it had a table
+        if not any(one.rows for one in full):
+            raise
+        table = Table((), [])
+    return laid_over(table, full)
+
+
 def write_full_rows(path: pathlib.Path, description: Mapping) -> None:
     """Puts the rows of the full analyses into the matrices.csv of a first look. Arguments: `full_runs`.
 
@@ -115,7 +131,7 @@ def write_full_rows(path: pathlib.Path, description: Mapping) -> None:
         RunError: The file cannot be written.
     """
     with writing(path):
-        write_csv(path / MATRICES_FILE, *with_full_rows(read_table(path / MATRICES_FILE), path, description))
+        write_csv(path / MATRICES_FILE, *table_of(path, description))
 
 
 def _numbered(path):

@@ -32,8 +32,15 @@ class Described:
 
     @property
     def first_command(self) -> tuple[list[str] | None, str | None]:
-        """The words of the command that the first look was asked for by, and its folder; None where there is none."""
-        return self.description.get("as_typed"), None if self._temporary is not None else str(self.path)
+        """The words of the command that the first look was asked for by, and its folder; None where there is none.
+
+        Of one of several posts, those of all of them.
+        """
+        if self._temporary is not None:
+            return self.description.get("as_typed"), None
+        levels = len(pathlib.PurePath(self.description.get("within", "")).parts)
+        path = self.path if len(self.path.parts) > levels else self.path.absolute()
+        return self.description.get("as_typed"), str([path, *path.parents][levels])
 
     @property
     def finished(self) -> bool:

@@ -13,18 +13,16 @@ import numpy as np
 from polarax.errors import UsageError
 from polarax.metrics import TEXT_COLUMNS
 from polarax.results.arrays import read_array
-from polarax.results.closer import full_runs, with_full_rows
+from polarax.results.closer import full_runs, table_of
 from polarax.results.described import Described
 from polarax.results.directory import (
     ARRAYS_FOLDER,
     LAYERS_FILE,
-    MATRICES_FILE,
     NAMES_FILE,
     RUN_FILE,
     SKIPPED_FILE,
     read_run_file,
 )
-from polarax.results.tables import read_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -68,8 +66,7 @@ class Run(Described):
         """One row per matrix measured so far, columns as in docs/definitions.md; numbers as they were computed."""
         import pandas as pd
 
-        first = read_table(self.path / MATRICES_FILE)
-        columns, rows = with_full_rows(first, self.path, self.description)
+        columns, rows = table_of(self.path, self.description)
         cells = zip(*rows, strict=True) if rows else [()] * len(columns)
         return pd.DataFrame({column: _typed(column, values) for column, values in zip(columns, cells, strict=True)})
 

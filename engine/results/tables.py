@@ -6,7 +6,7 @@ import pathlib
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from polarax.metrics.look import FULL, LOOK
+from polarax.metrics.look import FULL, LOOK, with_look
 
 
 class Table(NamedTuple):
@@ -64,7 +64,7 @@ def laid_over(table: Table, full: Sequence[Table]) -> Table:
     full = [one for one in full if one.rows]
     if not full:
         return table
-    columns = joint_columns([table.columns, *(one.columns for one in full)])
+    columns = joint_columns([table.columns or with_look(full[0].columns), *(one.columns for one in full)])
     rows = {row[0]: row for row in table.under(columns)}
     look = columns.index(LOOK) if LOOK in columns else None
     for one in full:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from polarax.metrics import GROUPS, Metric, Shown, metric_of, shown_in
+from polarax.metrics.look import LOOK
 from polarax.report.plots.budget import plot_drift_budget
 from polarax.report.plots.over_layers import plot_over_layers
 from polarax.report.plots.over_posts import plot_budgets, plot_lines
@@ -60,10 +61,10 @@ class Part(NamedTuple):
 
 def _at_first_look(run, metric):
     """A metric that a full analysis has more to say of; None of a run that is one."""
-    if not run.first_look:
+    if LOOK not in run.frame():
         return None
     record = metric_of(metric)
-    return plot_over_layers(run, metric, _sentence(record.heading or metric))
+    return plot_over_layers(run, metric, _sentence(record.title or record.heading or metric))
 
 
 _PARTS = (

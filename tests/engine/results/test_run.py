@@ -160,6 +160,7 @@ class TestFinished:
             "dtype": "float64",
             "method": "auto",
             "memory_gib": 4.0,
+            "quick": False,
             "role_map": None,
             "common_rows": False,
             "control_draws": 0,
