@@ -50,6 +50,8 @@ _SETTINGS: dict[Any, Any] = {
     "axes.spines.right": False,
     "axes.spines.top": False,
     "axes.titlesize": 9,
+    # Where a title is by itself: to look each time whether something is in its way takes a fifth of the drawing.
+    "axes.titley": 1.0,
     "figure.facecolor": PAPER,
     "figure.titlesize": 10,
     "font.family": "sans-serif",
