@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from polarax.results.run import Run
     from polarax.results.runs import History, Runs
     from polarax.step_comparison import history
-    from polarax.tracking import Tracker, monitor
+    from polarax.tracking import Tracker
+    from polarax.tracking.monitor import monitor
 
     __version__: str
 
