@@ -26,6 +26,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import serialize_executable
+from jax.experimental.compilation_cache import compilation_cache
 
 import polarax.kernels
 from polarax.planning.devices import cores
@@ -63,9 +64,23 @@ def load_or_compile(
         return function.lower(*arguments, **static).compile()
     program = _load(folder, name)
     if program is None:
-        program = function.lower(*arguments, **static).compile()
+        lowered = function.lower(*arguments, **static)
+        with _without_cache_of_jax():
+            program = lowered.compile()
         _keep(folder, name, program)
     return program
+
+
+@contextlib.contextmanager
+def _without_cache_of_jax() -> Iterator[None]:
+    """Has JAX compile: on CPU what it takes from its own cache lacks functions when it is serialised again."""
+    jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()  # whether there is one is decided once, and forgotten here
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_compilation_cache", True)
+        compilation_cache.reset_cache()
 
 
 def is_of_this_package(functions: Iterable[Any]) -> bool:
