@@ -24,6 +24,8 @@ from typing import NamedTuple
 import numpy as np
 
 from polarax.errors import UsageError
+from polarax.measuring.program_cache import source_digest, versions
+from polarax.planning.measurement import Measurement
 from polarax.planning.stacks import Stack
 
 ENDING = ".base"
@@ -42,6 +44,12 @@ class Form(NamedTuple):
     method: str  # how it is decomposed
     dtype: str  # working dtype
     versions: str  # of what computes: packages, and the digest of this package's source
+
+
+def form_of(measurement: Measurement) -> Form | None:
+    """What decompositions of a run depend on; None if the source that computes them was changed since it was loaded."""
+    source = source_digest()
+    return None if source is None else Form(measurement.method, measurement.dtype, f"{versions()} source {source}")
 
 
 class KeptBases:

@@ -19,6 +19,7 @@ import pickle
 import platform
 import stat
 import tempfile
+import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -42,6 +43,7 @@ _ABANDONED = 3600  # seconds after which a file that is still partial has no wri
 _WRITTEN_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 
 _started = time.time()
+_switching, _without_cache = threading.Lock(), 0
 
 
 def load_or_compile(
@@ -74,13 +76,21 @@ def load_or_compile(
 @contextlib.contextmanager
 def _without_cache_of_jax() -> Iterator[None]:
     """Has JAX compile: on CPU what it takes from its own cache lacks functions when it is serialised again."""
-    jax.config.update("jax_enable_compilation_cache", False)
-    compilation_cache.reset_cache()  # whether there is one is decided once, and forgotten here
+    _switch_cache_of_jax(1)
     try:
         yield
     finally:
-        jax.config.update("jax_enable_compilation_cache", True)
-        compilation_cache.reset_cache()
+        _switch_cache_of_jax(-1)
+
+
+def _switch_cache_of_jax(more: int) -> None:
+    """Off while any thread wants it off."""
+    global _without_cache
+    with _switching:
+        before, _without_cache = _without_cache, _without_cache + more
+        if 0 in (before, _without_cache):
+            jax.config.update("jax_enable_compilation_cache", _without_cache == 0)
+            compilation_cache.reset_cache()  # whether it is on is looked up once, and forgotten here
 
 
 def is_of_this_package(functions: Iterable[Any]) -> bool:
@@ -92,7 +102,7 @@ def is_of_this_package(functions: Iterable[Any]) -> bool:
 def _folder() -> pathlib.Path | None:
     """Where programs are kept; made if it is not there. None if there is no such place."""
     cache = jax.config.values.get("jax_compilation_cache_dir")
-    if not cache or "://" in cache or not jax.config.values.get("jax_enable_compilation_cache"):
+    if not cache or "://" in cache or not (_without_cache or jax.config.values.get("jax_enable_compilation_cache")):
         return None
     folder = pathlib.Path(cache) / FOLDER
     with contextlib.suppress(OSError):
@@ -113,30 +123,38 @@ def _name_of(function: Any, arguments: Any, static: Mapping[str, Any]) -> str | 
         *(f"{leaf.shape} {np.dtype(leaf.dtype).name} {leaf.sharding} {leaf.weak_type}" for leaf in leaves),
         *(f"{name}={value!r}" for name, value in sorted(static.items())),
     ]
-    source = _source()
+    source = source_digest()
     if source is None or any(" at 0x" in line for line in described):
         return None
-    everything = "\n".join([*described, source, _versions(), _machine(), _settings()])
+    everything = "\n".join([*described, source, versions(), _machine(), _settings()])
     return hashlib.sha256(everything.encode()).hexdigest() + _ENDING
 
 
 @functools.cache
-def _source() -> str | None:
+def source_digest() -> str | None:
     """Digest of this package's source; None if it was changed after it was imported."""
-    folders = {os.path.realpath(path) for package in (polarax, polarax.kernels) for path in package.__path__}
     digest = hashlib.sha256()
-    for folder in sorted(folders, key=lambda path: (path.count(os.sep), path)):
-        root = pathlib.Path(folder)
-        for path in sorted(root.rglob("*.py")):
-            content = path.read_bytes()
-            if path.stat().st_mtime > _started:
-                return None
-            digest.update(f"{path.relative_to(root)} {len(content)}\n".encode() + content)
-    return digest.hexdigest()
+    count = 0
+    for package in (polarax, polarax.kernels):
+        for root in package.__path__:
+            for path in sorted(_modules(pathlib.Path(root))):
+                content = path.read_bytes()
+                if path.stat().st_mtime > _started:
+                    return None
+                digest.update(f"{path.relative_to(root)} {len(content)}\n".encode() + content)
+                count += 1
+    return digest.hexdigest() if count else None
 
 
-def _versions() -> str:
-    packages = ("polarax", "jax", "jaxlib", "numpy", "ml_dtypes")
+def _modules(root: pathlib.Path) -> Iterator[pathlib.Path]:
+    """The modules in a folder, which may be laid out by links."""
+    for folder, _, files in os.walk(root, followlinks=True):
+        yield from (pathlib.Path(folder) / file for file in files if file.endswith(".py"))
+
+
+def versions() -> str:
+    """Of Python and of the packages that what is computed depends on."""
+    packages = ("polarax", "jax", "jaxlib", "numpy", "scipy", "ml_dtypes")
     return f"python {platform.python_version()} " + " ".join(f"{name} {_version(name)}" for name in packages)
 
 

@@ -9,7 +9,8 @@ import pytest
 
 from polarax.errors import UsageError
 from polarax.measuring import kept_bases
-from polarax.measuring.kept_bases import Form, KeptBases, kept_bytes, kept_shapes
+from polarax.measuring.kept_bases import Form, KeptBases, form_of, kept_bytes, kept_shapes
+from polarax.planning.measurement import Measurement
 from polarax.planning.stacks import Stack
 
 FORM = Form("gram", "float64", "polarax 1, jax 2")
@@ -78,6 +79,17 @@ def test_another_method_dtype_or_version_is_not_read(tmp_path, kept, form):
     kept.write(kept.name_of(_matrix()), _arrays())
     other = KeptBases(tmp_path / "bases", form)
     assert other.read(other.name_of(_matrix()), SHAPES) is None
+
+
+def test_a_change_of_the_source_is_another_version(monkeypatch):
+    measurement = Measurement(method="gram")
+    form = form_of(measurement)
+    assert form is not None
+    assert form[:2] == ("gram", "float64")
+    monkeypatch.setattr(kept_bases, "source_digest", lambda: "another")
+    assert form_of(measurement) != form
+    monkeypatch.setattr(kept_bases, "source_digest", lambda: None)
+    assert form_of(measurement) is None
 
 
 @pytest.mark.parametrize(

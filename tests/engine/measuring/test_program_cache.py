@@ -1,6 +1,7 @@
 """Programs that are kept: found again by the same process and the next, and never when anything is another."""
 
 import os
+import pathlib
 import subprocess
 import sys
 import textwrap
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
+import polarax
 from polarax.measuring import program_cache
 from polarax.measuring.program_cache import FOLDER, is_of_this_package, load_or_compile
 
@@ -29,7 +31,7 @@ def cache(tmp_path, monkeypatch):
     before = jax.config.values["jax_compilation_cache_dir"]
     jax.config.update("jax_compilation_cache_dir", str(tmp_path / "cache"))
     compilation_cache.reset_cache()
-    monkeypatch.setattr(program_cache, "_source", lambda: "as it was")
+    monkeypatch.setattr(program_cache, "source_digest", lambda: "as it was")
     yield tmp_path / "cache"
     jax.config.update("jax_compilation_cache_dir", before)
     compilation_cache.reset_cache()
@@ -107,6 +109,15 @@ class TestKept:
                 _check(program)
         assert len(_files(cache)) == 1
 
+    def test_what_jax_has_in_its_own_cache_is_compiled_again(self, cache, tmp_path):
+        """Serialised again, it would lack functions in the process that loads it."""
+        _values.lower(MATRIX).compile()
+        with program_cache._without_cache_of_jax(), program_cache._without_cache_of_jax():
+            assert not jax.config.values["jax_enable_compilation_cache"]
+        assert jax.config.values["jax_enable_compilation_cache"]
+        _program()
+        _check(_program())
+
     def test_nothing_is_kept_without_a_cache(self, cache, compiled):
         jax.config.update("jax_compilation_cache_dir", None)
         _check(_program())
@@ -146,7 +157,7 @@ class TestKeys:
     def test_the_function(self):
         assert program_cache._name_of(_values, (MATRIX,), {}) != program_cache._name_of(jax.jit(_check), (MATRIX,), {})
 
-    @pytest.mark.parametrize("what", ["_source", "_versions", "_machine", "_settings"])
+    @pytest.mark.parametrize("what", ["source_digest", "versions", "_machine", "_settings"])
     def test_source_versions_machine_and_settings(self, cache, compiled, monkeypatch, what):
         _program()
         monkeypatch.setattr(program_cache, what, lambda: "another")
@@ -154,7 +165,7 @@ class TestKeys:
         assert len(set(compiled)) == 2
 
     def test_versions_are_those_of_what_compiles(self, monkeypatch):
-        text = program_cache._versions()
+        text = program_cache.versions()
         assert all(f"{name} {program_cache._version(name)}" in text for name in ("polarax", "jax", "jaxlib"))
 
     def test_settings_as_they_hold_here(self, monkeypatch):
@@ -170,8 +181,12 @@ class TestKeys:
     def test_what_cannot_be_told_apart_is_not_kept(self, cache, compiled):
         assert program_cache._name_of(_values, (MATRIX,), {"read": object()}) is None
 
+    def test_all_source_counts(self):
+        files = {path.name for path in program_cache._modules(pathlib.Path(polarax.__path__[0]))}
+        assert {"program.py", "rotation.py", "measurement.py"} <= files
+
     def test_source_that_was_changed_after_it_was_imported(self, monkeypatch):
-        source = program_cache._source.__wrapped__
+        source = program_cache.source_digest.__wrapped__
         assert source()
         monkeypatch.setattr(program_cache, "_started", 0.0)
         assert source() is None
