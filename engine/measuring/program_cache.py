@@ -21,7 +21,7 @@ import stat
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -46,9 +46,7 @@ _started = time.time()
 _switching, _without_cache = threading.Lock(), 0
 
 
-def load_or_compile(
-    function: Any, *arguments: Any, static: Mapping[str, Any], keep: bool = True
-) -> jax.stages.Compiled:
+def load_or_compile(function: Any, *arguments: Any, static: Mapping[str, Any], keep: bool = True) -> Callable[..., Any]:
     """`function.lower(*arguments, **static).compile()`, from what an earlier process kept where there is such a thing.
 
     Args:
@@ -58,19 +56,49 @@ def load_or_compile(
         keep: False where the program is made of more than this package and the arguments: of what a user registered.
 
     Returns:
-        The program. Without a cache (`jax_compilation_cache_dir`), or with several devices, it is always compiled.
+        The program, to be called with arrays. Without a cache (`jax_compilation_cache_dir`), or with several devices,
+        it is always compiled.
     """
     folder = _folder() if keep and jax.device_count() == 1 else None
     name = None if folder is None else _name_of(function, arguments, static)
     if folder is None or name is None:
         return function.lower(*arguments, **static).compile()
-    program = _load(folder, name)
-    if program is None:
-        lowered = function.lower(*arguments, **static)
-        with _without_cache_of_jax():
-            program = lowered.compile()
+
+    def make():
+        with jax.enable_x64(x64):  # as it is here, whichever thread makes it
+            lowered = function.lower(*arguments, **static)
+            with _without_cache_of_jax():
+                program = lowered.compile()
         _keep(folder, name, program)
-    return program
+        return program
+
+    x64 = jax.dtypes.canonicalize_dtype(np.float64) == np.float64
+    program = _load(folder, name)
+    return make() if program is None else _Loaded(program, make)
+
+
+class _Loaded:
+    """A program that was loaded; made again if it proves to be incomplete, which XLA tells when it is called.
+
+    Args:
+        program: As it was loaded.
+        make: Makes it again.
+    """
+
+    def __init__(self, program: jax.stages.Compiled, make: Callable[[], jax.stages.Compiled]):
+        self._program, self._make, self._making = program, make, threading.Lock()
+
+    def __call__(self, *arguments: Any) -> Any:
+        program = self._program
+        try:
+            return jax.block_until_ready(program(*arguments))
+        except jax.errors.JaxRuntimeError as error:
+            if "NOT_FOUND" not in str(error):  # out of memory, say
+                raise
+        with self._making:
+            if self._program is program:
+                self._program = self._make()
+        return self._program(*arguments)
 
 
 @contextlib.contextmanager

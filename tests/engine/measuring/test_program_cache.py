@@ -291,6 +291,30 @@ class TestHostileOrBroken:
         assert list((cache / FOLDER).iterdir()) == []
 
 
+class TestIncomplete:
+    """A program that was loaded and lacks a function, as XLA tells when it is called."""
+
+    def test_it_is_made_again(self, cache, compiled, monkeypatch):
+        _program()
+
+        def incomplete(*_):
+            raise jax.errors.JaxRuntimeError("NOT_FOUND: Function multiply_fusion not found (type id: 1)")
+
+        monkeypatch.setattr(program_cache, "_load", lambda *_: incomplete)
+        program = _program()
+        _check(program)
+        _check(program)
+        assert len(compiled) == 2
+
+    def test_other_errors_are_told(self, cache, monkeypatch):
+        def too_large(*_):
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
+
+        monkeypatch.setattr(program_cache, "_load", lambda *_: too_large)
+        with pytest.raises(jax.errors.JaxRuntimeError, match="out of memory"):
+            _check(_program())
+
+
 class TestRoom:
     def test_those_not_used_for_longest_go_first(self, cache, monkeypatch):
         names = []
