@@ -6,20 +6,24 @@
     polarax.Tracker(every=100)  # the same quantities inside a training loop
 
 `polarax.kernels` has the functions on arrays, `polarax.loaders` the checkpoints.
+
+Importing polarax loads next to nothing: each name is fetched from its module, and JAX with it, when it is first used.
 """
 
-import importlib.metadata
+from typing import TYPE_CHECKING
 
-from polarax import kernels, loaders
-from polarax.comparison import compare
-from polarax.errors import RunError, UsageError
-from polarax.history import history
-from polarax.loaders import CheckpointError, open_checkpoint
-from polarax.results.run import Run
-from polarax.results.runs import History, Runs
-from polarax.tracking import Tracker, monitor
+if TYPE_CHECKING:
+    from polarax import kernels, loaders
+    from polarax.comparison import compare
+    from polarax.errors import RunError, UsageError
+    from polarax.loaders import CheckpointError, open_checkpoint
+    from polarax.results.run import Run
+    from polarax.results.runs import History, Runs
+    from polarax.step_comparison import history
+    from polarax.tracking import Tracker
+    from polarax.tracking.monitor import monitor
 
-__version__ = importlib.metadata.version("polarax")
+    __version__: str
 
 __all__ = [
     "CheckpointError",
@@ -37,3 +41,42 @@ __all__ = [
     "monitor",
     "open_checkpoint",
 ]
+
+if not TYPE_CHECKING:
+    # name -> the module that it is taken from; none for a module of that name. No module here may be named like a
+    # function: importing it would put it in the function's place.
+    _HOMES = {
+        "CheckpointError": "loaders",
+        "History": "results.runs",
+        "Run": "results.run",
+        "RunError": "errors",
+        "Runs": "results.runs",
+        "Tracker": "tracking",
+        "UsageError": "errors",
+        "compare": "comparison",
+        "history": "step_comparison",
+        "kernels": None,
+        "loaders": None,
+        "monitor": "tracking",
+        "open_checkpoint": "loaders",
+    }
+
+    def __getattr__(name):
+        import importlib
+
+        if name == "__version__":
+            import importlib.metadata
+
+            value = importlib.metadata.version("polarax")
+        elif name in _HOMES:
+            home = _HOMES[name]
+            value = importlib.import_module(f"polarax.{home or name}")
+            if home is not None:
+                value = getattr(value, name)
+        else:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        globals()[name] = value
+        return value
+
+    def __dir__():
+        return sorted({*globals(), *__all__})

@@ -4,7 +4,6 @@ Exit codes: 0 done, 1 a run that failed part-way, 2 bad input. `--verbosity=1` s
 """
 
 import importlib
-import importlib.metadata
 import os
 import re
 import sys
@@ -53,7 +52,9 @@ def _main(arguments):
         print(_usage())
         return 0 if arguments else 2
     if arguments[0] == "--version":
-        print(f"polarax {importlib.metadata.version('polarax')}")
+        from importlib import metadata  # not at the top: it takes as long as all else that --help needs
+
+        print(f"polarax {metadata.version('polarax')}")
         return 0
     command, *rest = arguments
     if command not in COMMANDS:

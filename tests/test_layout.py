@@ -16,7 +16,7 @@ MAY_IMPORT = {
     "cli": {"errors", "loaders"},  # and the modules of commands, by name
     "commands": {
         "comparison",
-        "history",
+        "step_comparison",
         "measuring",
         "results",
         "report",
@@ -28,8 +28,8 @@ MAY_IMPORT = {
         "kernels",
         "loaders",
     },
-    "": {"comparison", "history", "results", "tracking", "errors", "kernels", "loaders"},  # the public API
-    "history": {"comparison", "measuring", "results", "planning", "metrics", "errors", "loaders"},
+    "": {"comparison", "step_comparison", "results", "tracking", "errors", "kernels", "loaders"},  # the public API
+    "step_comparison": {"comparison", "measuring", "results", "planning", "metrics", "errors", "loaders"},
     "comparison": {"measuring", "results", "planning", "metrics", "errors", "loaders"},
     "measuring": {"results", "planning", "metrics", "errors", "kernels", "loaders"},
     "results": {"findings", "planning", "metrics", "errors", "loaders"},

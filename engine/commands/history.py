@@ -12,10 +12,10 @@ from polarax.commands.comparison_flags import define_option_flags, options_from_
 from polarax.commands.report import write_pictures
 from polarax.comparison import run_request
 from polarax.errors import UsageError
-from polarax.history import check_history
 from polarax.planning.devices import enable_compilation_cache
 from polarax.report.steps_table import table_of_steps
 from polarax.results.runs import History
+from polarax.step_comparison import check_history
 
 
 def define_flags(values: flags.FlagValues) -> None:

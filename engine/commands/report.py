@@ -11,6 +11,7 @@ from absl import flags
 
 from polarax.commands.comparison_flags import print_wrapped
 from polarax.errors import UsageError
+from polarax.planning.request import without_garbage_collection
 from polarax.results.directory import PLOTS_FOLDER
 from polarax.results.run import Run
 from polarax.results.runs import History, Runs, open_run
@@ -55,12 +56,13 @@ def write_pictures(run: Run | Runs, *, plots: bool, page: bool, matrices: Sequen
     if isinstance(run, Runs) and not isinstance(run, History):
         for one in run.each():
             yield from write_pictures(one, plots=plots, page=page, matrices=matrices)
-    figures, write = _drawn(run, matrices)
-    if plots:
-        for path in write_plots(figures, run.path / PLOTS_FOLDER):
-            yield f"Plot: {path}"
-    if page:
-        yield f"Report: {write(figures=figures)}"
+    with without_garbage_collection():
+        figures, write = _drawn(run, matrices)
+        if plots:
+            for path in write_plots(figures, run.path / PLOTS_FOLDER):
+                yield f"Plot: {path}"
+        if page:
+            yield f"Report: {write(figures=figures)}"
 
 
 def _drawn(run, matrices):

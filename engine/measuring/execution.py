@@ -10,14 +10,17 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from polarax.kernels.methods import METHODS
 from polarax.loaders import Checkpoint, Pair
 from polarax.measuring.first_look import take_first_look
 from polarax.measuring.program import StackReadings, measure_stack
+from polarax.measuring.program_cache import is_of_this_package, load_or_compile
 from polarax.measuring.progress import Progress
 from polarax.measuring.relations import relation_of
 from polarax.measuring.rows import as_stored, make_row
 from polarax.measuring.sampled_controls import matrix_key
 from polarax.measuring.stack_reads import Operands, StackReads
+from polarax.metrics.catalogue import every_reader
 from polarax.planning.comparison_plan import Part, Plan
 from polarax.planning.devices import (
     lone_cpu,
@@ -154,17 +157,19 @@ class _Programs:
                 keys = []
                 if self._work.measurement.draws:
                     keys.append(jax.ShapeDtypeStruct((shape[0], 2), np.uint32, sharding=self._sharding))
-                program = take_first_look if self._work.measurement.quick else measure_stack
-                lowered = program.lower(
+                self._compiled[key] = load_or_compile(
+                    take_first_look if self._work.measurement.quick else measure_stack,
                     base,
                     tuple(posts),
                     *keys,
-                    measurement=self._work.measurement,
-                    pairs=_pairs_of(stack) if self._between else (),
-                    mesh=self._mesh,
-                    batched=takes_batches(),
+                    static={
+                        "measurement": self._work.measurement,
+                        "pairs": _pairs_of(stack) if self._between else (),
+                        "mesh": self._mesh,
+                        "batched": takes_batches(),
+                    },
+                    keep=is_of_this_package([*every_reader(), *METHODS.values()]),
                 )
-                self._compiled[key] = lowered.compile()
                 release_free_memory()
         return self._compiled[key]
 

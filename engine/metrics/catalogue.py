@@ -268,6 +268,12 @@ def every_metric() -> Iterator[Metric]:
         yield from group.metrics
 
 
+def every_reader() -> "Iterator[Callable[[MatrixPair], dict[str, Any]]]":
+    """What reads the metrics of all groups."""
+    for group in (*GROUPS.values(), BETWEEN):
+        yield from group.readers
+
+
 def all_columns() -> dict[str, str]:
     """Column -> meaning of all metrics and their controls in closed form."""
     return {column: meaning for metric in every_metric() for column, meaning in metric.columns.items()}

@@ -94,8 +94,9 @@ def plot_rotation_maps(run: "Run", name: str) -> "Figure | None":
     if any(values is None or not np.isfinite(values).all() for values in maps.values()):
         return None
     largest = max(max(float(values.max()) for values in maps.values()), 1e-12)
-    figure = new_figure(6.4, 3.1)
+    figure = new_figure(6.4, 3.1, arranged=False)
     axes = figure.subplots(1, 3)
+    figure.subplots_adjust(left=0.1, right=0.972, bottom=0.324, top=0.8, wspace=0.41)
     size = min(run.frame().set_index("name").loc[name, ["rows", "cols"]])
     for axis, title in each(axes.tolist(), list(maps)):
         values = maps[title]
@@ -111,8 +112,8 @@ def plot_rotation_maps(run: "Run", name: str) -> "Figure | None":
     axes[0].set_ylabel("base")
     block = -(-size // len(values))
     label = "magnitude" if block == 1 else f"root mean square of {block} x {block} entries"
-    bar = {"location": "bottom", "aspect": 40, "shrink": 0.7}
-    logarithmic_colour_bar(figure, image, ax=axes.tolist(), label=label, **bar)
+    below = figure.add_axes((0.225, 0.132, 0.615, 0.032))
+    logarithmic_colour_bar(figure, image, cax=below, orientation="horizontal", label=label)
     return figure
 
 
