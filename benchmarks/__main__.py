@@ -28,6 +28,7 @@ _SHARES = {
     "growth": 25,
     "devices": 25,
     "commands": 85,
+    "pair_floor": 40,
     "pairs": 70,
     "reading": 40,
     "memory": 25,

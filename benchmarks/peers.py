@@ -4,7 +4,7 @@
 reading the paper; the careful form transposes wide matrices first, for which torch's SVD is several
 times faster. As whole programs, reading two safetensors files:
 
-    python -m benchmarks.peers {torch,torch-careful,numpy,jnp} BASE POST OUT.csv
+    python -m benchmarks.peers {torch,torch-careful,torch-full,numpy,jnp} BASE POST OUT.csv
 """
 
 import contextlib
@@ -179,6 +179,11 @@ def scripts(peers: Sequence[str], threads: int) -> Iterator[tuple[str, Library, 
                 library,
                 lambda base, post, own=library: careful_script(own, base, post),
             )
+            yield (
+                "torch careful, every column",
+                library,
+                lambda base, post, own=library: full_script(own, base, post),
+            )
 
 
 def script(library: Library, base: Any, post: Any) -> dict[str, Any]:
@@ -232,6 +237,72 @@ def careful_script(library: Library, base: Any, post: Any) -> dict[str, Any]:
     readings = script(library, base.T, post.T)
     left, right = readings["overlap_left"], readings["overlap_right"]
     return {**readings, "overlap_left": right, "overlap_right": left}
+
+
+def full_script(library: Library, base: Any, post: Any) -> dict[str, Any]:
+    """What polarax measures but for its controls, as careful as `careful_script`: three SVDs, in float32.
+
+    Returns:
+        The readings of `script`, and drift, alpha, ratio_cv, nss, cosines of the principal angles, stable and effective
+        ranks of base, post and change, fit_alpha and fit_error.
+    """
+    base, post = library.widen(base), library.widen(post)
+    if base.shape[0] < base.shape[1]:
+        base, post = base.T, post.T
+    u_base, s_base, vt_base = library.svd(base)
+    u_post, s_post, vt_post = library.svd(post)
+    change = post - base
+    s_change = library.singular_values(change)
+    q_left, q_right = u_base.T @ u_post, vt_base @ vt_post.T
+    diagonal = q_left.diagonal() + q_right.diagonal()
+    signs = (diagonal >= 0) * 2.0 - 1.0
+    q_left, q_right = q_left * signs, q_right * signs
+
+    total = float((change**2).sum())
+    in_frame = u_base.T @ change @ vt_base.T
+    scaled = float((in_frame.diagonal() ** 2).sum())
+    symmetric = float((((in_frame + in_frame.T) / 2) ** 2).sum()) - scaled
+    skew = float((((in_frame - in_frame.T) / 2) ** 2).sum())
+    outside = total - scaled - symmetric - skew
+
+    left, _, right_t = library.svd(q_left + q_right)
+    turn = left @ right_t
+    model = (turn * s_base) @ turn.T
+    target = in_frame + library.identity(in_frame) * s_base
+    fit_alpha = float((model * target).sum()) / float((model**2).sum())
+    missed = float(((target - fit_alpha * model) ** 2).sum()) + max(outside, 0.0)
+
+    norm_base, norm_post = math.sqrt(float((s_base**2).sum())), math.sqrt(float((s_post**2).sum()))
+    ratios = s_post / s_base
+    ratio_mean = float(ratios.sum()) / len(ratios)
+    k = min(TOP_K, len(s_base))
+    readings = {
+        "s_base": s_base,
+        "s_post": s_post,
+        "s_change": s_change,
+        "cosines_left": library.singular_values(q_left[:k, :k]),
+        "cosines_right": library.singular_values(q_right[:k, :k]),
+        "drift": math.sqrt(total) / norm_base,
+        "alpha": float((s_base * s_post).sum()) / norm_base**2,
+        "ratio_cv": math.sqrt(float(((ratios - ratio_mean) ** 2).sum()) / len(ratios)) / ratio_mean,
+        "nss": math.sqrt(float(((s_post - s_base) ** 2).sum())) / norm_base,
+        "nf": math.sqrt(float(((q_left.T @ q_right - library.identity(q_left)) ** 2).sum()) / len(s_base)),
+        "budget_scaling": scaled / total,
+        "budget_coordinated": symmetric / total,
+        "budget_discordant": skew / total,
+        "budget_outside": outside / total,
+        "overlap_left": float((q_left[:k, :k] ** 2).sum()) / k,
+        "overlap_right": float((q_right[:k, :k] ** 2).sum()) / k,
+        "fit_alpha": fit_alpha,
+        "fit_error": math.sqrt(missed) / norm_post,
+    }
+    for which, values in (("base", s_base), ("post", s_post), ("change", s_change)):
+        share = np.asarray((values / values.sum()).tolist())
+        share = share[share > 0]
+        readings[f"stable_rank_{which}"] = float((values**2).sum()) / float(values[0]) ** 2
+        readings[f"effective_rank_{which}"] = math.exp(-float((share * np.log(share)).sum()))
+    library.wait()
+    return readings
 
 
 def polar(library: Library, x: Any) -> Any:
@@ -314,9 +385,9 @@ def main(arguments: Sequence[str]) -> int:
     import os
 
     threads = int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1))
-    peer, _, careful = kind.partition("-")
+    peer, _, form = kind.partition("-")
     (library,) = libraries([peer], threads)
-    analyse = careful_script if careful else script
+    analyse = {"": script, "careful": careful_script, "full": full_script}[form]
     base, post = _read(library, base_path), _read(library, post_path)
     with open(out, "w", newline="") as file:
         writer = csv.writer(file)

@@ -8,6 +8,10 @@ to the large ones is of relative size eps). What is too small for that as well i
 
 With V_b, V_p and X = W_b^T D at hand, E = S_b^-1 V_b^T X V_b, Q_V = V_b^T V_p and Q_U = (S_b + E) Q_V S_p^-1: no left
 singular vector is ever formed.
+
+Of a Gram matrix that is only decomposed or added to others, the upper triangle is enough ("upper": what is below the
+diagonal says nothing). Eigenvectors are kept as rows, V^T: that is how LAPACK's columns lie in memory, and products
+with them take no transposed copy.
 """
 
 import itertools
@@ -30,8 +34,8 @@ RESOLVED = 1e-4
 # about eps s_1 / s, come near 1e-7.
 UNRESOLVED = 1e-8
 
-# A Gram matrix is made from this many strips of rows, each from the diagonal on: 7/12 of the products of a full one.
-_STRIPS = 6
+# A Gram matrix is made from this many strips of rows, each from the diagonal on: 5/8 of the products of a full one.
+_STRIPS = 4
 # Of fewer columns it is made at once.
 _STRIP_COLUMNS = 512
 # The second pass takes this share of the vectors if all the small singular values are among them, otherwise all.
@@ -41,7 +45,7 @@ _FEW_SMALL = 1 / 12
 class ChangeGrams(NamedTuple):
     """Gram matrices of a change D from a base W_b, each (..., n, n)."""
 
-    change: jax.Array  # D^T D
+    change: jax.Array  # D^T D, upper
     across: jax.Array  # W_b^T D
 
 
@@ -49,26 +53,28 @@ class RightFrame(NamedTuple):
     """Singular values and right singular vectors of a tall matrix."""
 
     values: jax.Array  # (..., r), descending
-    vectors: jax.Array  # V, (..., r, r)
+    rows: jax.Array  # V^T, (..., r, r)
     resolved: jax.Array  # (...), bool: False where singular values too small for this route are left
 
 
 def gram(x: jax.Array) -> jax.Array:
-    """x^T x of (..., m, n): (..., n, n)."""
-    return _from_strips(_strips(x))
+    """x^T x of (..., m, n): (..., n, n), both triangles."""
+    upper = lax.optimization_barrier(_from_strips(_strips(x)))
+    index = jnp.arange(x.shape[-1])
+    return jnp.where(index[:, None] <= index, upper, transpose(upper))
 
 
-def stored_gram(x: jax.Array, convert: Callable[[jax.Array], jax.Array], vectors: jax.Array | None = None) -> jax.Array:
-    """`gram(convert(x))` of a matrix as it is stored, without a float64 copy of all of it on CPU.
+def stored_gram(x: jax.Array, convert: Callable[[jax.Array], jax.Array], rows: jax.Array | None = None) -> jax.Array:
+    """The upper Gram matrix of `convert(x)`, x as it is stored, without a float64 copy of all of it on CPU.
 
     Args:
         x: (..., m, n), m >= n, as stored.
         convert: Maps a part of it to float64.
-        vectors: V, (..., n, k): the Gram matrix of x V instead, (..., k, k).
+        rows: V^T, (..., k, n): that of x V instead, (..., k, k).
     """
 
     def of_block(x):
-        return _strips(convert(x) if vectors is None else matmul(convert(x), vectors))
+        return _strips(convert(x) if rows is None else matmul(convert(x), transpose(rows)))
 
     return _from_strips(reduce_row_blocks(of_block, x))
 
@@ -76,43 +82,64 @@ def stored_gram(x: jax.Array, convert: Callable[[jax.Array], jax.Array], vectors
 def change_grams(base: jax.Array, post: jax.Array, convert: Callable[[jax.Array], jax.Array]) -> ChangeGrams:
     """The Gram matrices of the change between two stored matrices. Arguments as for `stored_gram`."""
 
-    def whole(base, post):
+    def of_block(base, post):
         first = convert(base)
         change = convert(post) - first
         return _strips(change), inner(first, change)
 
-    strips, across = reduce_row_blocks(whole, base, post)
+    strips, across = reduce_row_blocks(of_block, base, post)
     return ChangeGrams(_from_strips(strips), across)
 
 
-def change_rows(
-    base: jax.Array, post: jax.Array, convert: Callable[[jax.Array], jax.Array], vectors: jax.Array
-) -> jax.Array:
-    """(W_b V)^T D for some vectors V, (..., n, k): (..., k, n). The other arguments as for `stored_gram`."""
+def pair_grams(
+    base: jax.Array, post: jax.Array, convert: Callable[[jax.Array], jax.Array]
+) -> tuple[jax.Array, ChangeGrams]:
+    """`stored_gram` of the base and `change_grams`, for which every block of rows is converted once.
+
+    D^T D is float64 too, small as it is: its errors are those of the post's Gram matrix, where they stand beside the
+    squares of the smallest singular values. In float32 they would be 6e-8 ||D||^2, and so all of a singular value that
+    is 1e-4 ||D||.
+    """
 
     def of_block(base, post):
         first = convert(base)
-        return inner(matmul(first, vectors), convert(post) - first)
+        change = convert(post) - first
+        transposed = transposed_operand(first)
+        return _strips(first, transposed), _strips(change), matmul(transposed, change)
+
+    of_base, of_change, across = reduce_row_blocks(of_block, base, post)
+    return _from_strips(of_base), ChangeGrams(_from_strips(of_change), across)
+
+
+def change_rows(
+    base: jax.Array, post: jax.Array, convert: Callable[[jax.Array], jax.Array], rows: jax.Array
+) -> jax.Array:
+    """(W_b V)^T D for some vectors, V^T (..., k, n): (..., k, n). The other arguments as for `stored_gram`."""
+
+    def of_block(base, post):
+        first = convert(base)
+        return inner(matmul(first, transpose(rows)), convert(post) - first)
 
     return reduce_row_blocks(of_block, base, post)
 
 
-def right_frame(gram_matrix: jax.Array, gram_of: Callable[[jax.Array], jax.Array]) -> RightFrame:
+def right_frame(upper: jax.Array, gram_of: Callable[[jax.Array], jax.Array]) -> RightFrame:
     """Singular values and right vectors of a tall matrix from its Gram matrix; finite, its squares in range.
 
     Args:
-        gram_matrix: `gram(x)`, (..., r, r).
-        gram_of: Maps V, (..., r, k), to `gram(x V)`, (..., k, k). Called in the branch that a second pass needs.
+        upper: The Gram matrix, (..., r, r).
+        gram_of: Maps V^T, (..., k, r), to the upper Gram matrix of x V, (..., k, k). Called in the branch that a second
+            pass needs.
     """
-    values, vectors = _eigh_descending(gram_matrix)
+    values, rows = _eigh_descending(upper)
     values = jnp.sqrt(jnp.maximum(values, 0))
     blurred = _blurred(values)
-    values, vectors = _where_any(
+    values, rows = _where_any(
         blurred,
-        lambda count: _resolve_small(gram_of, values, vectors, blurred, count),
-        lambda: (values, vectors),
+        lambda count: _resolve_small(gram_of, values, rows, blurred, count),
+        lambda: (values, rows),
     )
-    return RightFrame(values, vectors, values[..., -1] >= UNRESOLVED * values[..., 0])
+    return RightFrame(values, rows, values[..., -1] >= UNRESOLVED * values[..., 0])
 
 
 def change_in_frame(frame: RightFrame, across: jax.Array, rows_of: Callable[[jax.Array], jax.Array]) -> jax.Array:
@@ -123,42 +150,42 @@ def change_in_frame(frame: RightFrame, across: jax.Array, rows_of: Callable[[jax
     Args:
         frame: Of the base W_b.
         across: X = W_b^T D, (..., r, r).
-        rows_of: Maps V, (..., r, k), to (W_b V)^T D, (..., k, r). Called in the branch that needs it.
+        rows_of: Maps V^T, (..., k, r), to (W_b V)^T D, (..., k, r). Called in the branch that needs it.
     """
-    values, vectors, _ = frame
+    values, vectors = frame.values, transpose(frame.rows)
     divisor = jnp.where(values > 0, values, 1)
-    in_frame = inner(vectors, matmul(across, vectors)) / divisor[..., :, None]
+    in_frame = matmul(frame.rows, matmul(across, vectors)) / divisor[..., :, None]
     blurred = _blurred(values)
 
     def by_left_vectors(count):
         first = values.shape[-1] - count
-        rows = matmul(rows_of(vectors[..., first:]), vectors) / divisor[..., first:, None]
+        rows = matmul(rows_of(frame.rows[..., first:, :]), vectors) / divisor[..., first:, None]
         rows = jnp.where(blurred[..., first:, None], rows, in_frame[..., first:, :])
-        return jnp.concatenate([in_frame[..., :first, :], rows], axis=-2)
+        return in_frame.at[..., first:, :].set(rows)
 
     return _where_any(blurred, by_left_vectors, lambda: in_frame)
 
 
-def eigenvalue_roots(gram_matrix: jax.Array) -> jax.Array:
+def eigenvalue_roots(upper: jax.Array) -> jax.Array:
     """Singular values from a Gram matrix, (..., r), descending: to 1e-7 down to `RESOLVED` s_1, to 1e-8 s_1 below.
 
     On CPU by tridiagonal form and bisection, less than half the time of an eigendecomposition; jax's eigenvalues alone
     cost as much as those with vectors.
     """
-    largest = jnp.max(jnp.abs(gram_matrix), axis=(-2, -1), initial=0)
+    largest = jnp.max(jnp.diagonal(upper, axis1=-2, axis2=-1), axis=-1, initial=0)
     unit = jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1)  # bisection has absolute tolerances
     squares = lax.platform_dependent(
-        gram_matrix / unit[..., None, None],
+        upper / unit[..., None, None],
         cpu=lambda g: one_at_a_time(_tridiagonal_eigenvalues, g)[..., ::-1],
         default=lambda g: _eigh_descending(g)[0],
     )
     return jnp.sqrt(jnp.maximum(squares, 0)) * jnp.sqrt(unit)[..., None]
 
 
-def _tridiagonal_eigenvalues(symmetric):
-    if symmetric.shape[-1] == 1:
-        return symmetric[0]
-    _, diagonal, beside, _ = lax.linalg.tridiagonal(symmetric)
+def _tridiagonal_eigenvalues(upper):
+    if upper.shape[-1] == 1:
+        return upper[0]
+    _, diagonal, beside, _ = lax.linalg.tridiagonal(transpose(upper))  # of which the lower triangle is read
     return eigh_tridiagonal(diagonal, beside, eigvals_only=True)
 
 
@@ -175,49 +202,45 @@ def _where_any(blurred, some, none):
     return lax.switch(which, (none, lambda: some(few), lambda: some(size)))
 
 
-def _resolve_small(gram_of, values, vectors, blurred, count):
+def _resolve_small(gram_of, values, rows, blurred, count):
     """Decomposes the blurred singular values again, which are among the last `count`."""
-    size = values.shape[-1]
-    vectors, kept_vectors = vectors[..., size - count :], vectors[..., : size - count]
-    values, kept_values = values[..., size - count :], values[..., : size - count]
-    blurred = blurred[..., size - count :]
-    block = gram_of(jnp.where(blurred[..., None, :], vectors, 0))
+    first = values.shape[-1] - count
+    small, small_values, blurred = rows[..., first:, :], values[..., first:], blurred[..., first:]
+    block = gram_of(jnp.where(blurred[..., :, None], small, 0))
     # The large directions must come out as they are and in front: put a descending diagonal above the block in.
     ahead = 2 + (count - jnp.arange(count)) / count
     top = jnp.max(jnp.diagonal(block, axis1=-2, axis2=-1), axis=-1)[..., None]
     top = jnp.where(top > 0, top, 1)
     diagonal = jnp.where(blurred, 0, count * top * ahead)
     squares, rotation = _eigh_descending(block + diagonal[..., None] * jnp.eye(count, dtype=block.dtype))
-    values = jnp.where(blurred, jnp.sqrt(jnp.maximum(squares, 0)), values)
-    values = jnp.concatenate([kept_values, values], axis=-1)
-    return values, jnp.concatenate([kept_vectors, matmul(vectors, rotation)], axis=-1)
+    small_values = jnp.where(blurred, jnp.sqrt(jnp.maximum(squares, 0)), small_values)
+    return values.at[..., first:].set(small_values), rows.at[..., first:, :].set(matmul(rotation, small))
 
 
-def _eigh_descending(symmetric):
-    vectors, values = one_at_a_time(lambda g: tuple(lax.linalg.eigh(g, symmetrize_input=False)), symmetric)
-    return values[..., ::-1], vectors[..., ::-1]
+def _eigh_descending(upper):
+    """Eigenvalues and eigenvectors, these as rows; of the upper triangle, which is the transpose's lower one."""
+
+    def decompose(upper):
+        vectors, values = lax.linalg.eigh(transpose(upper), symmetrize_input=False)
+        return values[::-1], transpose(vectors)[::-1]
+
+    return one_at_a_time(decompose, upper)
 
 
-def _strips(x):
+def _strips(x, transposed=None):
     """The upper triangle of x^T x in strips of rows, each from its block on the diagonal to the last column."""
     size = x.shape[-1]
     count = _STRIPS if size >= _STRIP_COLUMNS else 1
-    transposed = transposed_operand(x)
+    transposed = transposed_operand(x) if transposed is None else transposed
     bounds = [size * index // count for index in range(count + 1)]
     return [matmul(transposed[..., first:last, :], x[..., first:]) for first, last in itertools.pairwise(bounds)]
 
 
 def _from_strips(strips):
-    """The symmetric matrix that this is the upper triangle of."""
-    # Row by row of blocks: XLA on CPU takes half a minute to compile a mirroring of the whole by `where` or by slices.
+    """The upper triangle of a matrix from its strips, zeros before them."""
     size = strips[0].shape[-1]
-    firsts = [size - strip.shape[-1] for strip in strips]
-    rows = []
-    for index, (first, strip) in enumerate(zip(firsts, strips, strict=True)):
-        last = first + strip.shape[-2]
-        above = [
-            transpose(other[..., first - start : last - start])
-            for start, other in zip(firsts[:index], strips[:index], strict=True)
-        ]
-        rows.append(jnp.concatenate([*above, strip], axis=-1))
-    return jnp.concatenate(rows, axis=-2)
+    return jnp.concatenate([_after_zeros(strip, size - strip.shape[-1]) for strip in strips], axis=-2)
+
+
+def _after_zeros(x, count):
+    return jnp.concatenate([jnp.zeros((*x.shape[:-1], count), x.dtype), x], axis=-1)

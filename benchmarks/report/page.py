@@ -21,6 +21,7 @@ def page(results: Results, plots: Sequence[str] = ()) -> str:
         _accuracy(results.records),
         _layers(results.records),
         _timed(results.records, "pairs", "Whole analysis of a pair"),
+        _pair_floors(results.records),
         _timed(results.records, "kernels", "Kernels alone"),
         _timed(results.records, "batch", "Stacks of small matrices"),
         _growth(results.records),
@@ -207,6 +208,17 @@ def _timed(records, suite, title):
         kept = [[row[i] for i in keep] for row in rows]
         text += table([header[i] for i in keep], kept) + "\n"
     return f"## {title}\n\n{text}" if text else ""
+
+
+def _pair_floors(records):
+    lines = [
+        f"- {record['rows']} x {record['cols']}, {record['lanes']} side by side: {record['times_floor']:.2f} times the "
+        f"floor of {seconds(record['floor_seconds'])} (two eigendecompositions, the eigenvalues of the change, and the "
+        "products that cannot be left out)."
+        for record in records
+        if "times_floor" in record
+    ]
+    return "\n".join(lines) + "\n" if lines else ""
 
 
 def _tracking(records):

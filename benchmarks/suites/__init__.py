@@ -7,7 +7,7 @@ MODULES = {
     "kernels": ("kernels",),
     "batch": ("batch",),
     "growth": ("growth", "devices"),
-    "pairs": ("commands", "pairs"),
+    "pairs": ("commands", "pair_floor", "pairs"),
     "reading": ("reading", "memory", "planning"),
     "tracking": ("tracking",),
 }

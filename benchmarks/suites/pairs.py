@@ -83,7 +83,7 @@ def script_contestants(options: Options, base: np.ndarray, post: np.ndarray) -> 
     wide = base.shape[-2] < base.shape[-1]
     found = []
     for name, library, analyse in peers.scripts(options.peers, options.threads):
-        if "careful" in name and not wide:
+        if name.endswith("careful") and not wide:
             continue  # the same program as the plain one
         found.append(_scripted(name, library, analyse, base, post))
     return found

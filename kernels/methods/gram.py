@@ -20,7 +20,7 @@ from polarax.kernels.methods.lapack import Lapack
 from polarax.kernels.methods.method import Method
 from polarax.kernels.methods.route import Route
 from polarax.kernels.polar_polynomial import orthogonality_tolerance
-from polarax.kernels.products import matmul
+from polarax.kernels.products import matmul, transpose
 from polarax.kernels.refine import refine_svd
 from polarax.kernels.row_blocks import rows_of_block
 from polarax.kernels.sequential import one_at_a_time
@@ -103,7 +103,8 @@ def _by_gram(tall, vectors):
         scaled, unit = _scaled(tall)
         gram_matrix = gram(scaled)
         if vectors:
-            values, right, _ = right_frame(gram_matrix, lambda vectors: gram(matmul(scaled, vectors)))
+            values, rows, _ = right_frame(gram_matrix, lambda rows: gram(matmul(scaled, transpose(rows))))
+            right = transpose(rows)
             if dtype == jnp.float64:
                 left, values, right, _, residual = refine_svd(scaled, right)
                 accurate = jnp.all(residual <= orthogonality_tolerance(scaled))
@@ -124,7 +125,8 @@ def _by_gram_and_qr(tall):
     """The SVD by the Gram matrix with U from a QR decomposition of W V: orthonormal whatever the rank."""
     with jax.enable_x64(True):
         scaled, unit = _scaled(tall)
-        values, right, _ = right_frame(gram(scaled), lambda vectors: gram(matmul(scaled, vectors)))
+        values, rows, _ = right_frame(gram(scaled), lambda rows: gram(matmul(scaled, transpose(rows))))
+        right = transpose(rows)
         left, triangle = one_at_a_time(lambda x: tuple(jnp.linalg.qr(x)), matmul(scaled, right))
         signs = jnp.where(jnp.diagonal(triangle, axis1=-2, axis2=-1) < 0, -1, 1)
         parts = left * signs[..., None, :], values * unit, right
@@ -143,7 +145,7 @@ def _values_by_gram(tall, gram_matrix):
     values = eigenvalue_roots(gram_matrix)
 
     def with_vectors():
-        frame = right_frame(gram_matrix, lambda vectors: gram(matmul(tall, vectors)))
+        frame = right_frame(gram_matrix, lambda rows: gram(matmul(tall, transpose(rows))))
         return frame.values, frame.resolved
 
     blurred = jnp.any(values[..., -1] < RESOLVED * values[..., 0])

@@ -16,11 +16,12 @@ from polarax.kernels.gram import (
     change_in_frame,
     change_rows,
     eigenvalue_roots,
+    pair_grams,
     right_frame,
     stored_gram,
 )
 from polarax.kernels.methods.route import Post, Route
-from polarax.kernels.products import inner, matmul, transpose
+from polarax.kernels.products import matmul, transpose
 
 # ||W_p|| over ||W_b||: from here up, rounding errors of W_b's Gram matrix are at most 100 times those of W_p's own.
 _SMALL_POST = 0.1
@@ -69,52 +70,60 @@ class GramRoute(Route[Stored, Decomposed]):
         self._fallback = fallback if self._dtype == jnp.float64 else None
         if posts is not None:
             self.posts = Stored(posts)
-        gram_matrix = stored_gram(base, self._convert)
-        finite = jnp.isfinite(_root_of_trace(gram_matrix))
-        self._gram_base = self._cleaned(gram_matrix, finite)
-        self._base = Post(Stored(base), self._decomposed(base, self._gram_base, finite))
+        self._grams_of_only_post: ChangeGrams | None = None
+        if posts is not None and posts.shape[0] == 1:
+            self._gram_base, self._grams_of_only_post = pair_grams(base, posts[0], self._convert)
+        else:
+            self._gram_base = stored_gram(base, self._convert)
+        finite = jnp.isfinite(_root_of_trace(self._gram_base))
+        self._base = Post(Stored(base), self._decomposed(base, self._cleaned(self._gram_base, finite), finite))
 
     def with_post(self, matrix: Stored) -> tuple[Frames, Decomposed]:
         """As `Route.with_post`."""
-        grams = change_grams(self._base.matrix.stored, matrix.stored, self._convert)
+        grams = self._grams_of_only_post
+        if grams is None:
+            grams = change_grams(self._base.matrix.stored, matrix.stored, self._convert)
         finite = self._base.decomposed.finite & jnp.isfinite(_root_of_trace(grams.change))
-        cleaned = ChangeGrams(*(self._cleaned(gram_matrix, finite) for gram_matrix in grams))
-        gram_post = self._gram_of_post(matrix.stored, cleaned, finite)
-        decomposed = self._decomposed(matrix.stored, gram_post, finite)
-        pair = self._related(self._base, Post(matrix, decomposed), cleaned, finite, self._change_values)
+        decomposed = self._decomposed(matrix.stored, self._gram_of_post(matrix.stored, grams, finite), finite)
+        pair = self._related(self._base, Post(matrix, decomposed), grams, finite, self._change_values)
         return pair, decomposed
 
     def between(self, first: Post[Stored, Decomposed], second: Post[Stored, Decomposed]) -> Frames:
         """As `Route.between`."""
         grams = change_grams(first.matrix.stored, second.matrix.stored, self._convert)
         finite = first.decomposed.finite & second.decomposed.finite
-        cleaned = ChangeGrams(*(self._cleaned(gram_matrix, finite) for gram_matrix in grams))
-        return self._related(first, second, cleaned, finite, change_values=False)
+        return self._related(first, second, grams, finite, change_values=False)
 
     def _gram_of_post(self, post, grams, finite):
-        """W_p^T W_p by its difference from the base's, unless it is so small that the base's rounding errors show."""
+        """W_p^T W_p by its difference from the base's, unless it is so small that the base's rounding errors show.
+
+        Upper, and the identity for a post that is not finite.
+        """
         gram_base = self._gram_base
-        gram_post = gram_base + grams.across + transpose(grams.across) + grams.change
-        much_smaller = _root_of_trace(gram_post) < _SMALL_POST * _root_of_trace(gram_base)
-        gram_post = lax.cond(
+        traces = (jnp.trace(x, axis1=-2, axis2=-1) for x in (gram_base, 2 * grams.across, grams.change))
+        trace_base, trace_across, trace_change = traces
+        much_smaller = trace_base + trace_across + trace_change < _SMALL_POST**2 * trace_base
+        return lax.cond(
             jnp.any(much_smaller & finite),
             lambda: self._cleaned(stored_gram(post, self._convert), finite),
-            lambda: gram_post,
+            lambda: self._cleaned(gram_base + (grams.across + transpose(grams.across)) + grams.change, finite),
         )
-        return self._cleaned(gram_post, finite)
 
-    def _decomposed(self, x, gram_matrix, finite):
-        return Decomposed(right_frame(gram_matrix, functools.partial(stored_gram, x, self._convert)), finite)
+    def _decomposed(self, x, upper, finite):
+        return Decomposed(right_frame(upper, functools.partial(stored_gram, x, self._convert)), finite)
 
     def _related(self, base, post, grams, finite, change_values):
         """The frames of two decomposed matrices, given the Gram matrices of their change."""
         frame_base, frame_post = base.decomposed.frame, post.decomposed.frame
         rows_of = functools.partial(change_rows, base.matrix.stored, post.matrix.stored, self._convert)
         in_frame = change_in_frame(frame_base, grams.across, rows_of)
-        right = inner(frame_base.vectors, frame_post.vectors)
-        grown = in_frame + frame_base.values[..., :, None] * self._identity
-        left = matmul(grown, right) / jnp.where(frame_post.values > 0, frame_post.values, 1)[..., None, :]
+        right = matmul(frame_base.rows, transpose(frame_post.rows))
+        grown = frame_base.values[..., :, None] * right + matmul(in_frame, right)
+        left = grown / jnp.where(frame_post.values > 0, frame_post.values, 1)[..., None, :]
         scale = self._scale
+        s_change = None
+        if change_values:
+            s_change = eigenvalue_roots(self._cleaned(grams.change, finite)) * scale[..., None]
         pair = make_frames(
             self._shape,
             frame_base.values * scale[..., None],
@@ -123,7 +132,7 @@ class GramRoute(Route[Stored, Decomposed]):
             right=right,
             in_frame=in_frame * scale[..., None, None],
             change_norm=_root_of_trace(grams.change) * scale,
-            s_change=eigenvalue_roots(grams.change) * scale[..., None] if change_values else None,
+            s_change=s_change,
             dtype=self._dtype,
         )
         pair = poison(pair, finite)
@@ -143,8 +152,9 @@ class GramRoute(Route[Stored, Decomposed]):
         x = x.astype(jnp.float64)
         return x if self._unit is None else x / self._unit[..., None, None]
 
-    def _cleaned(self, gram_matrix, finite):
-        return jnp.where(finite[..., None, None], gram_matrix, self._identity)
+    def _cleaned(self, upper, finite):
+        """The identity in place of a Gram matrix that is not finite, of which LAPACK might not return."""
+        return jnp.where(finite[..., None, None], upper, self._identity)
 
 
 def _unit_of(base, posts):

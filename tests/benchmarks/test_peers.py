@@ -38,6 +38,32 @@ def test_script_agrees_with_polarax(shape, analyse):
     np.testing.assert_allclose(readings["s_base"], frames.s_base, rtol=1e-4)
 
 
+@pytest.mark.parametrize("shape", [(32, 32), (48, 24), (24, 48)], ids=str)
+def test_full_script_agrees_with_polarax(shape):
+    base, post = _pair(shape, np.float32)
+    readings = peers.full_script(peers.Library(), base.astype(np.float64), post.astype(np.float64))
+    tall = (base, post) if shape[0] >= shape[1] else (base.T, post.T)
+    frames = polarax.kernels.frames(*tall, change_values=True)
+    scaling = polarax.kernels.scaling(frames.s_base, frames.s_post)
+    budget = polarax.kernels.budget_of_frames(frames)
+    fit = polarax.kernels.fit_of_frames(frames)
+    wanted = {
+        "nf": polarax.kernels.rotation_difference(frames),
+        "alpha": scaling.alpha,
+        "ratio_cv": scaling.ratio_cv,
+        "nss": scaling.nss,
+        **{f"budget_{part}": getattr(budget, part) for part in budget._fields[:4]},
+        "fit_alpha": fit.alpha,
+        "fit_error": fit.error,
+        "drift": fit.error_unchanged * np.linalg.norm(post) / np.linalg.norm(base),
+        "stable_rank_change": polarax.kernels.stable_rank(frames.s_change),
+        "effective_rank_change": polarax.kernels.effective_rank(frames.s_change),
+    }
+    for name, value in wanted.items():
+        assert readings[name] == pytest.approx(float(value), rel=1e-3, abs=1e-4), name
+    np.testing.assert_allclose(readings["s_change"], frames.s_change, rtol=1e-3)
+
+
 def test_jnp_script_agrees_with_numpy():
     pair = _pair((40, 20), np.float32)
     jnp = peers.Jnp()

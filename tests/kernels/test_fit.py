@@ -143,5 +143,6 @@ def test_stacks_and_vmap():
     stacked = found(base, post)
     with jax.enable_x64(True):
         mapped = jax.jit(jax.vmap(jax.vmap(fitted)))(base, post)
+    # One step of the series, where it is enough, adds up to 0.03 with the rounding errors of float32.
     for way in (stacked, mapped):
-        np.testing.assert_allclose(np.stack(way).reshape(4, 6).T, expected, rtol=1e-9)
+        np.testing.assert_allclose(np.stack(way).reshape(4, 6).T, expected, rtol=0.03 * np.finfo("float32").eps)
