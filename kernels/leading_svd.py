@@ -67,6 +67,7 @@ def leading_svd(
     tolerance: float = TOLERANCE,
     vector_tolerance: float | None = None,
     precision: lax.Precision | str = PRECISION,
+    in_range: bool = False,
 ) -> LeadingSvd:
     """The k leading singular values and vectors of one matrix; `lax.map` it over a stack.
 
@@ -80,6 +81,7 @@ def leading_svd(
         vector_tolerance: Error of the k right vectors, in radians, at which they count as found, for callers that need
             the vectors themselves: values have converged when vectors are still off by the root of the tolerance.
         precision: Of the products with x.
+        in_range: Whether the squares of the entries are known to be in range, which spares a copy of x.
 
     Returns:
         A `LeadingSvd`; `error` above the tolerance says that it ended early.
@@ -100,9 +102,9 @@ def leading_svd(
         raise ValueError(f"Expected 1 <= k <= b <= min(m, n). Got k={k}, b={block}, shape={x.shape}.")
     dtype = jnp.promote_types(x.dtype, jnp.float32)
     product = functools.partial(jnp.matmul, precision=precision)
-    unit = jnp.max(jnp.abs(x)).astype(dtype)
+    unit = jnp.ones((), dtype) if in_range else jnp.max(jnp.abs(x)).astype(dtype)
     unit = jnp.where(unit > 0, unit, 1)
-    x = x.astype(dtype) / unit  # so that squares stay in range; converted and divided in one pass
+    x = x.astype(dtype) if in_range else x.astype(dtype) / unit  # converted and divided in one pass
     kept = min(_KEPT * block, x.shape[1])
     outside = block < min(x.shape)
 

@@ -2,8 +2,8 @@
 
 All sums of a base and a post come from one pass over both: a single reduction of several arrays along the rows, which
 XLA on CPU computes from the stored entries without writing anything out. They are in float64 where there is some.
-Float64 entries, and all where there are no float64 sums, are taken over a power of two, so that squares stay in range
-and nothing is lost when they are rounded to float32.
+Entries are taken over a power of two, so that squares stay in range and nothing is lost when they are rounded to
+float32.
 """
 
 import math
@@ -38,9 +38,10 @@ class EntrySums(NamedTuple):
 
 def entries_of(stored: jax.Array, dtype: str) -> Entries:
     """The entries of a matrix, (m, n), to be summed in `dtype`."""
-    if stored.dtype != jnp.float64 and dtype != "float32":
-        return Entries(stored, jnp.ones((), dtype))
-    return Entries(stored, _power_of_two(jnp.max(jnp.abs(_exact(stored))).astype(dtype)))
+    # Largest by its bits: of small floats XLA on CPU would write out a float32 copy to reduce.
+    bits = jnp.finfo(stored.dtype).bits
+    size = stored.view(f"uint{bits}") & np.array((1 << (bits - 1)) - 1, f"uint{bits}")
+    return Entries(stored, _power_of_two(_exact(jnp.max(size).view(stored.dtype)).astype(dtype)))
 
 
 def change_unit(base: Entries, post: Entries) -> jax.Array:
@@ -78,13 +79,15 @@ def drawn_sums(base: Entries, change: jax.Array, unit: jax.Array) -> tuple[jax.A
 
 def working_matrix(entries: Entries, finite: jax.Array) -> jax.Array:
     """The matrix over its unit in float32; zero where it is not finite. (m, n)."""
-    # Written once: a product would convert it again.
-    return lax.optimization_barrier(jnp.where(finite, _over(entries.stored, entries.unit).astype(WORKING), 0))
+    # Written once, here: a product would convert it again, and what sums are taken of would be written for both.
+    stored, finite = lax.optimization_barrier((entries.stored, finite))
+    return lax.optimization_barrier(jnp.where(finite, _over(stored, entries.unit).astype(WORKING), 0))
 
 
 def working_change(base: Entries, post: Entries, finite: jax.Array) -> jax.Array:
     """D over its unit in float32, of differences taken in float64 where either is stored in it; as `working_matrix`."""
-    change = _difference(base.stored, post.stored, change_unit(base, post)).astype(WORKING)
+    stored_base, stored_post, finite = lax.optimization_barrier((base.stored, post.stored, jnp.asarray(finite)))
+    change = _difference(stored_base, stored_post, change_unit(base, post)).astype(WORKING)
     return lax.optimization_barrier(jnp.where(finite, change, 0))
 
 

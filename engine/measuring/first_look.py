@@ -157,7 +157,7 @@ def look_at(
         tolerance: Error of the vectors, in radians; None where values and subspaces are enough.
     """
     k, dtype = min(measurement.top_k, *matrix.shape), measurement.dtype
-    found = leading_svd(matrix, start, k=k, cycles=CYCLES, vector_tolerance=tolerance)
+    found = leading_svd(matrix, start, k=k, cycles=CYCLES, vector_tolerance=tolerance, in_range=True)
     rank = kernels.numerical_rank(found.values[:k], *matrix.shape)
     part = LeadingPart(norm, unit * found.values.astype(dtype), rank, found.left[:, :k], found.right[:, :k])
     certificate = certificate_of(found.values.astype(dtype), found.residuals.astype(dtype), rank, shape=matrix.shape)
@@ -189,7 +189,7 @@ def _read(
     certificates, values = [look.certificate, look_post.certificate], None
     if measurement.change_values:
         start = _random_start(_CHANGE, before.stored, min(CHANGE_COLUMNS, *shape))
-        found = leading_svd(change, _later(start, look_post), k=1, cycles=CYCLES)
+        found = leading_svd(change, _later(start, look_post), k=1, cycles=CYCLES, in_range=True)
         rank = kernels.numerical_rank(found.values[:1], *shape)
         values = found.values
         certificates.append(certificate_of(values.astype(dtype), found.residuals.astype(dtype), rank, shape=shape))
