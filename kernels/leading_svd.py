@@ -270,7 +270,7 @@ def _gram_vectors(image):
     """Eigenvectors of image^T image, values ascending."""
 
     def solve(image):
-        return lax.linalg.eigh(_small(_as_it_is(transpose(image)), image), symmetrize_input=False)[0]
+        return lax.linalg.eigh(_small(transpose(image), image), symmetrize_input=False)[0]
 
     return _in_float64(solve, image)
 
