@@ -202,10 +202,16 @@ def _open_output(open_writers, request, described, sides, comparison, path, over
         asked = {"metrics": comparison.measurement.groups, "control_draws": comparison.measurement.control_draws}
         description |= {"base": first[0], "flags": described["flags"] | asked, "changes_from": described["base"]}
     folder = claim_directory(path / comparison.folder, description, overwrite=overwrite)
-    header = columns(comparison.measurement.groups, sampled=bool(comparison.measurement.draws), between=bool(first))
+    measurement = comparison.measurement
+    header = columns(
+        measurement.groups,
+        sampled=bool(measurement.draws),
+        between=bool(first),
+        by_products=measurement.by_products,
+    )
     writer = RunWriter(folder, description, header, part.skipped)
     open_writers.enter_context(contextlib.closing(writer))
-    return Output(writer, comparison.posts, part, request.plan, comparison.measurement)
+    return Output(writer, comparison.posts, part, request.plan, measurement)
 
 
 def _part_between(request, first, second):

@@ -22,7 +22,7 @@ import numpy as np
 from jax import lax
 
 from polarax.kernels.controls import Controls
-from polarax.kernels.products import frobenius, matmul, transpose
+from polarax.kernels.products import frobenius, iteration_product, matmul, transpose
 
 # exp(-x) on [0, 1] by a polynomial of this degree, within 1e-9: four products.
 _DEGREE = 8
@@ -85,7 +85,7 @@ def exponential_traces(hermitian: jax.Array) -> Traces:
 
     def advance(state):
         exponential, traces, step = state
-        exponential = matmul(exponential, exponential)
+        exponential = iteration_product(exponential, exponential)
         # Rounding can leave an eigenvalue of H below 0, and g must not grow with it.
         trace = jnp.clip(_trace(exponential), 0, traces[step])
         return exponential, traces.at[step + 1].set(trace), step + 1
@@ -161,8 +161,8 @@ def _outside(traces, sd, free):
     """What the space outside, of so many dimensions, makes of each singular value, summed over them.
 
     Returns:
-        Of `closed_form_controls`: the squares of how far directions are shortened, the variance of their sum, and by how
-        much singular values grow, in the unit of the traces.
+        As in `closed_form_controls`, summed: the squares of how far directions are shortened, the variance of that sum,
+        and by how much singular values grow, in the unit of the traces.
     """
 
     def of_spectrum():

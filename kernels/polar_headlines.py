@@ -87,9 +87,8 @@ def polar_pair(
     base, post = (jnp.where(finite[..., None, None], x, 0) for x in (base, post))
     change = post - base
     base_norm, change_norm = frobenius(base), frobenius(change)
-    hermitian = inner(
-        polar_base.factor, base / _nonzero(base_norm)[..., None, None]
-    )  # over ||W_b||: its squares are in range
+    # Over ||W_b||, so that its squares are in range.
+    hermitian = inner(polar_base.factor, base / _nonzero(base_norm)[..., None, None])
     in_frame = _in_frame(polar_base, change / jnp.where(change_norm > 0, change_norm, 1)[..., None, None])
     inside = jnp.sum(in_frame**2, axis=(-2, -1))
     square = polar_base.rank == max(shape)  # nothing is outside, not even rounding errors

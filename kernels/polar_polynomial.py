@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from polarax.kernels.products import frobenius, matmul, transpose
+from polarax.kernels.products import frobenius, iteration_product, matmul, transpose
 from polarax.kernels.sequential import one_at_a_time
 
 # A matrix this much taller than wide is better reduced to its n x n factor by QR before it is iterated on: 4 m n^2
@@ -85,8 +85,8 @@ def polynomial_polar(x: jax.Array) -> Iterated:
         factor, gram, step, _ = state
         a, b, c = jnp.moveaxis(steps[jnp.minimum(first + step, len(steps) - 1)], -1, 0)[..., None, None]
         identity = jnp.eye(gram.shape[-1], dtype=gram.dtype)
-        factor = matmul(factor, a * identity + b * gram + c * matmul(gram, gram))
-        gram = matmul(transpose(factor), factor)
+        factor = iteration_product(factor, a * identity + b * gram + c * iteration_product(gram, gram))
+        gram = iteration_product(transpose(factor), factor)
         return factor, gram, step + 1, orthogonality_residual(gram)
 
     state = factor, gram, jnp.int32(0), orthogonality_residual(gram)

@@ -101,12 +101,13 @@ def find_effects(frame: pd.DataFrame, draws: int = 0) -> pd.DataFrame:
         z; in the order of `kinds`, and within one the farthest from its control first.
     """
     rows = frame[rows_that_count(frame)]
-    by_metric = {metric.name: _effects(rows, metric, draws) for metric in effects_told()}
+    told = _told_of(frame)
+    by_metric = {metric.name: _effects(rows, metric, draws) for metric in told}
     named = {
         name: {row for effects in of_kind.values() for row in effects.index} for name, of_kind in by_metric.items()
     }
     ordered = []
-    for metric in effects_told():
+    for metric in told:
         assert metric.effect is not None
         explained = set().union(*(named.get(other, set()) for other in metric.effect.unless))
         for kind, effects in by_metric[metric.name].items():
@@ -119,7 +120,12 @@ def find_effects(frame: pd.DataFrame, draws: int = 0) -> pd.DataFrame:
 
 def judged_by(frame: pd.DataFrame) -> list[str]:
     """The metrics with effects that at least one of the rows has, with a control."""
-    return [metric.name for metric in effects_told() if not _unjudged(frame, metric).all()]
+    return [metric.name for metric in _told_of(frame) if not _unjudged(frame, metric).all()]
+
+
+def could_be_judged_by() -> list[str]:
+    """The metrics with effects of a run that has measured everything."""
+    return [metric.name for metric in effects_told() if not metric.stands_for]
 
 
 def without_control(frame: pd.DataFrame) -> pd.Series:
@@ -128,6 +134,11 @@ def without_control(frame: pd.DataFrame) -> pd.Series:
     for metric in metrics_of_first_order():
         lacking |= rows_that_count(frame) & column(frame, metric.name).notna() & _unjudged(frame, metric)
     return lacking
+
+
+def _told_of(frame: pd.DataFrame) -> list[Metric]:
+    """Without the metrics that stand for one that the run has."""
+    return [metric for metric in effects_told() if metric.stands_for not in frame]
 
 
 def metrics_of_first_order() -> list[Metric]:

@@ -13,6 +13,7 @@ from polarax.metrics import (  # noqa: F401  they register what they read
     common_direction,
     fit,
     overlap,
+    polar_factors,
     rotation,
     scaling,
     shape,
@@ -31,6 +32,7 @@ from polarax.metrics.catalogue import (
     effects_told,
     every_metric,
     metric_of,
+    metrics_of,
     register,
     sampled_columns,
     sampled_metrics,
@@ -40,6 +42,7 @@ from polarax.metrics.matrix_pair import MatrixPair, Readings, Spectra, ratio_to
 
 __all__ = [
     "BETWEEN",
+    "CERTIFICATE_COLUMNS",
     "CONTROL_COLUMNS",
     "GROUPS",
     "IDENTITY_COLUMNS",
@@ -60,6 +63,7 @@ __all__ = [
     "effects_told",
     "every_metric",
     "metric_of",
+    "metrics_of",
     "parse_metrics",
     "ratio_to",
     "register",
@@ -79,6 +83,12 @@ CONTROL_COLUMNS = {
     "control_reach": "condition number of the base times drift",
     "control": "'closed form'; 'out of range' where control_reach passes 1 and nf_null and ratio_cv_null are rough; "
     "'sampled' where random changes were drawn",
+}
+
+# Columns of a run in which polar factors were iterated for: how good these are.
+CERTIFICATE_COLUMNS = {
+    "polar_residual": "||P^T P - I|| / sqrt(r) of the worse of the two polar factors",
+    "polar_steps": "steps that were iterated for them; 0 where a matrix needed its SVD instead",
 }
 
 # Of all these, those that hold words.
@@ -104,17 +114,21 @@ def parse_metrics(given: str | Iterable[str] | None) -> tuple[str, ...]:
     return tuple(group for group in GROUPS if not words or group in words)
 
 
-def columns(groups: Iterable[str], *, sampled: bool = False, between: bool = False) -> tuple[str, ...]:
+def columns(
+    groups: Iterable[str], *, sampled: bool = False, between: bool = False, by_products: bool = False
+) -> tuple[str, ...]:
     """Every column of matrices.csv for these groups, in order.
 
     Args:
         groups: Metric groups.
         sampled: Whether random changes are drawn.
         between: Whether it is two posts that are compared.
+        by_products: Whether polar factors are iterated for.
     """
     groups = tuple(groups)
-    measured = [column for group in groups for column in GROUPS[group]]
-    more = (*(sampled_columns(groups) if sampled else ()), *(BETWEEN if between else ()))
+    measured = [column for metric in metrics_of(groups) for column in metric.columns]
+    certificate = CERTIFICATE_COLUMNS if by_products else ()
+    more = (*certificate, *(sampled_columns(groups) if sampled else ()), *(BETWEEN if between else ()))
     return (*IDENTITY_COLUMNS, *measured, *more, *CONTROL_COLUMNS)
 
 

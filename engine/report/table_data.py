@@ -77,7 +77,7 @@ def _headlines(frame: pd.DataFrame) -> set[str]:
     of_matrix = {*_LABELS, "name", "layer", "role", "expert", "status"}
     if "matched_by" in frame and not frame["matched_by"].isin(["name", ""]).all():
         of_matrix |= {"name_post", "matched_by"}
-    return of_matrix | {column for metric in shown_in(Shown.PAGE) for column in metric.page_columns}
+    return of_matrix | {column for metric in shown_in(Shown.PAGE, measured=frame) for column in metric.page_columns}
 
 
 def script_json(content: Any) -> str:
