@@ -43,7 +43,7 @@ class Measurement:
         for name, number in (("control_draws", options.control_draws), ("seed", options.seed)):
             if number < 0:
                 raise UsageError(f"{name} must be at least 0. Got {number}.")
-        # Draws of the change's spectrum need singular values. On CPU two eigendecompositions take less than the products.
+        # Draws of the change's spectrum need singular values; on CPU two eigendecompositions take less than products.
         alone = groups == (POLAR.name,) and options.method == AUTO and not options.control_draws
         by_products = alone and takes_batches()
         return cls(
