@@ -22,6 +22,7 @@ from jax.scipy.linalg import eigh_tridiagonal
 from polarax.kernels.products import inner, matmul, transpose, transposed_operand
 from polarax.kernels.row_blocks import reduce_row_blocks
 from polarax.kernels.sequential import one_at_a_time
+from polarax.kernels.symmetric_eigen import eigh_ascending
 
 # Relative to s_1: from here down, singular values of a float64 Gram matrix go through the second pass. Their relative
 # error is about 10 eps (s_1 / s)^2 / 2, 1e-7 at this size.
@@ -194,7 +195,7 @@ def _resolve_small(gram_of, values, vectors, blurred, count):
 
 
 def _eigh_descending(symmetric):
-    vectors, values = one_at_a_time(lambda g: tuple(lax.linalg.eigh(g, symmetrize_input=False)), symmetric)
+    vectors, values = eigh_ascending(symmetric)
     return values[..., ::-1], vectors[..., ::-1]
 
 

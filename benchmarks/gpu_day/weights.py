@@ -1,4 +1,4 @@
-"""Pairs of weights with realistic spectra, made on the device: 14336 x 4096 takes seconds there and minutes on a host."""
+"""Pairs of weights with realistic spectra, made on the device: large ones take seconds there and minutes on a host."""
 
 import functools
 
