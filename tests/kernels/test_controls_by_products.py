@@ -52,7 +52,12 @@ def sums(values, drift, shape):
 # so that its smallest, 1e-5 s_1, is off by up to 1%; the space outside is read off a spectrum that is not unique.
 @pytest.mark.parametrize(
     ("dtype", "shape", "tolerance"),
-    [("float64", (48, 48), 1e-3), ("float32", (48, 48), 5e-3), ("float64", (96, 48), 0.03), ("float32", (96, 48), 0.03)],
+    [
+        ("float64", (48, 48), 1e-3),
+        ("float32", (48, 48), 5e-3),
+        ("float64", (96, 48), 0.03),
+        ("float32", (96, 48), 0.03),
+    ],
 )
 @pytest.mark.parametrize("condition", [1e2, 1e5])
 @pytest.mark.parametrize("drift", [1e-3, 0.1])
