@@ -85,7 +85,7 @@ import numpy as np
 stack = np.random.default_rng(0).normal(size=(1, 8, 8)).astype("float32")
 found = measure_stack(stack, (2 * stack,), measurement=Measurement(("polar",), dtype="float32", by_products=True))
 assert abs(float(found.posts[0]["nuclear_norm_ratio"][0]) - 2) < 1e-5
-assert not {{"tensorstore", "pandas"}} & {{name for name, module in sys.modules.items() if getattr(module, "__file__", None)}}
+assert not [name for name in ("tensorstore", "pandas") if getattr(sys.modules[name], "__file__", None)]
 """
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(
@@ -105,9 +105,8 @@ def _record(case, seconds, rows=4096, cols=4096, **more):
 
 
 def test_targets_are_met_or_missed():
-    layer = [
-        _record("layer", 0.5, rows, cols) for rows, cols in ((4096, 4096), (1024, 4096), (14336, 4096), (4096, 14336))
-    ]
+    shapes = (4096, 4096), (1024, 4096), (14336, 4096), (4096, 14336)
+    layer = [_record("layer", 0.5, *shape) for shape in shapes]
     records = [
         _record("torch.linalg.svd", 3.0),
         _record("torch.linalg.svd", 0.1, 1024, 1024),

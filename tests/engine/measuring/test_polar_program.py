@@ -70,10 +70,10 @@ def test_by_products_and_from_frames(shape, dtype):
     assert not set(by_products) & {"s_base", "s_post"}
     exact = 1e-4 if dtype == "float32" else 1e-9
     for name in (*SHARED, *OWN):
-        # The control's sums by the trapezoidal rule, and for tall matrices what is outside.
-        near = exact if not name.startswith("nf_") else 0.03
-        near = max(near, 1e-2) if name.startswith("nuclear_norm_ratio_") or name.endswith("_z") else near
-        np.testing.assert_allclose(by_products[name], from_frames[name], rtol=near, atol=exact, err_msg=name)
+        # The control's sums by the trapezoidal rule, and for tall matrices what is outside. A z is a difference.
+        near = 0.03 if name.startswith("nf_") else 1e-2 if name.startswith("nuclear_norm_ratio_") else exact
+        apart = 0.01 if name.endswith("_z") else exact
+        np.testing.assert_allclose(by_products[name], from_frames[name], rtol=near, atol=apart, err_msg=name)
     np.testing.assert_allclose(by_products["control_reach"], from_frames["control_reach"], rtol=0.05)
     assert (np.asarray(by_products["polar_steps"]) > 0).all()
     assert (np.asarray(by_products["polar_residual"]) < 1e3 * np.finfo(dtype).eps).all()
