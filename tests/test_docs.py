@@ -19,7 +19,14 @@ from polarax.cli import COMMANDS
 from polarax.findings.effects import thresholds
 from polarax.findings.signature import Signature
 from polarax.loaders import ROLES
-from polarax.metrics import BETWEEN, CONTROL_COLUMNS, GROUPS, IDENTITY_COLUMNS, sampled_columns
+from polarax.metrics import (
+    BETWEEN,
+    CERTIFICATE_COLUMNS,
+    CONTROL_COLUMNS,
+    GROUPS,
+    IDENTITY_COLUMNS,
+    sampled_columns,
+)
 from polarax.report.plots.gallery import run_gallery
 from polarax.report.table import table_by_role
 from polarax.tracking.readings import METRICS, Options, names
@@ -27,7 +34,13 @@ from polarax.tracking.readings import METRICS, Options, names
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").rglob("*.md"))]
-COLUMNS = {*IDENTITY_COLUMNS, *CONTROL_COLUMNS, *(c for group in GROUPS.values() for c in group), *BETWEEN}
+COLUMNS = {
+    *IDENTITY_COLUMNS,
+    *CERTIFICATE_COLUMNS,
+    *CONTROL_COLUMNS,
+    *(c for group in GROUPS.values() for c in group),
+    *BETWEEN,
+}
 ARRAYS = {"s_base", "s_post", "s_change", "cosines_left", "cosines_right"}
 ARRAYS |= {"rotation_left", "rotation_right", "rotation_difference"}
 PLOTS = {picture.name for part in run_gallery() for picture in part.pictures}
