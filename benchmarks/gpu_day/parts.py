@@ -6,6 +6,7 @@ Every part is a function of a `Day`. Sizes are those of Llama-3.1-8B's layers; t
 import contextlib
 import dataclasses
 import functools
+import importlib
 import importlib.util
 import json
 import math
@@ -221,7 +222,7 @@ def kernels(day: Day) -> None:
     """What the analyses are made of, alone: to see where a pair's time goes, and which driver `auto` should take."""
     from polarax import kernels
     from polarax.kernels.controls_by_products import exponential_traces
-    from polarax.kernels.gram import gram
+    from polarax.kernels.gram import _tridiagonal_eigenvalues, gram
     from polarax.kernels.polar_polynomial import polynomial_polar
     from polarax.kernels.polar_qdwh import qdwh_polar
 
@@ -243,7 +244,8 @@ def kernels(day: Day) -> None:
             symmetric = jax.block_until_ready(jax.jit(gram)(x))
             for name, function in {
                 "eigh": functools.partial(lax.linalg.eigh, symmetrize_input=False),
-                "eigenvalues": jnp.linalg.eigvalsh,
+                "eigenvalues": jnp.linalg.eigvalsh,  # which jaxlib takes with vectors on GPUs
+                "eigenvalues by tridiagonal form": _tridiagonal_eigenvalues,
                 "Cholesky": jnp.linalg.cholesky,
                 "traces of exponentials": exponential_traces,
             }.items():
@@ -266,9 +268,21 @@ def kernels(day: Day) -> None:
 
 def first_look(day: Day) -> None:
     """`polarax compare --quick` in memory, on one pair of each shape of a layer."""
-    program = importlib.util.find_spec("polarax.measuring.first_look")
-    if program is None:
+    if importlib.util.find_spec("polarax.measuring.first_look") is None:
         raise NotImplementedError("This version of polarax has no --quick.")
+    from polarax.planning.devices import takes_batches
+    from polarax.planning.measurement import Measurement
+    from polarax.planning.options import Options
+
+    take_first_look = importlib.import_module("polarax.measuring.first_look").take_first_look
+    measurement = Measurement.parse(Options(**{"quick": True}))
+    for rows, cols in ((day.size(rows), day.size(cols)) for rows, cols, _ in LAYER):
+        with day.case("first look", rows=rows, cols=cols) as record:
+            base, post = weights.stack(rows, cols, 1)
+            if rows < cols:  # as a run reads them
+                base, post = (jnp.swapaxes(x, 1, 2) for x in (base, post))
+            keywords = {"measurement": measurement, "batched": takes_batches()}
+            day.program(record, take_first_look, base, (post,), x64=True, **keywords)
 
 
 def _measure(day, record, base, post, groups, *, dtype=None, by_products=False) -> Mapping[str, np.ndarray]:
