@@ -129,7 +129,7 @@ def language_model_weight(rows: int, cols: int, *, condition: float, seed: int |
     over sqrt(max(m, n)); the matrix as a whole is scaled to entries of about 0.02.
     """
     rng = np.random.default_rng(seed)
-    values = _language_model_spectrum(rows, cols, condition)
+    values = language_model_spectrum(rows, cols, condition)
     values *= 0.02 * math.sqrt(rows * cols) / np.linalg.norm(values)
     return with_spectrum(values, rows, cols, rng)
 
@@ -180,7 +180,8 @@ def with_spectrum(values: np.ndarray, rows: int, cols: int, rng: np.random.Gener
     return Matrix(entries * largest, values)
 
 
-def _language_model_spectrum(rows, cols, condition):
+def language_model_spectrum(rows: int, cols: int, condition: float) -> np.ndarray:
+    """The singular values of `language_model_weight` up to a factor, descending."""
     size = min(rows, cols)
     values = _marchenko_pastur(size, size / max(rows, cols))
     spikes = max(1, size // _SPIKE_EVERY)

@@ -235,17 +235,19 @@ def _open_output(open_writers, request, described, sides, comparison, path, over
         asked = {"metrics": comparison.measurement.groups, "control_draws": comparison.measurement.control_draws}
         description |= {"base": first[0], "flags": described["flags"] | asked, "changes_from": described["base"]}
     folder = claim_directory(path / comparison.folder, description, overwrite=overwrite)
+    measurement = comparison.measurement
     header = columns(
-        comparison.measurement.groups,
-        sampled=bool(comparison.measurement.draws),
+        measurement.groups,
+        sampled=bool(measurement.draws),
         between=bool(first),
-        quick=comparison.measurement.quick,
+        by_products=measurement.by_products,
+        quick=measurement.quick,
     )
-    if comparison.measurement.quick:
+    if measurement.quick:
         header = with_look(header)
     writer = RunWriter(folder, description, header, part.skipped)
     open_writers.enter_context(contextlib.closing(writer))
-    return Output(writer, comparison.posts, part, request.plan, comparison.measurement)
+    return Output(writer, comparison.posts, part, request.plan, measurement)
 
 
 def _part_between(request, first, second):

@@ -16,7 +16,8 @@ from polarax.kernels.frames import frames, map_frames, map_posts
 from polarax.kernels.frames_type import Frames, joint_signs
 from polarax.kernels.methods import method_names
 from polarax.kernels.overlap import Overlap, overlap, overlap_of_frames
-from polarax.kernels.polar import POLAR_METHODS, Polar, polar
+from polarax.kernels.polar import POLAR_METHODS, Polar, polar, polar_by_products
+from polarax.kernels.polar_headlines import Headlines, PolarPair, headlines_of_frames, polar_pair
 from polarax.kernels.products import frobenius
 from polarax.kernels.random_changes import RANDOM_CHANGES, random_change
 from polarax.kernels.rounding import noise_spectral_norm, rounding_noise, unchanged_share
@@ -35,8 +36,10 @@ __all__ = [
     "DriftBudget",
     "Fit",
     "Frames",
+    "Headlines",
     "Overlap",
     "Polar",
+    "PolarPair",
     "PowerLaw",
     "Scaling",
     "Svd",
@@ -51,6 +54,7 @@ __all__ = [
     "fit_of_frames",
     "frames",
     "frobenius",
+    "headlines_of_frames",
     "joint_signs",
     "map_frames",
     "map_posts",
@@ -60,6 +64,8 @@ __all__ = [
     "overlap",
     "overlap_of_frames",
     "polar",
+    "polar_by_products",
+    "polar_pair",
     "power_law",
     "random_change",
     "rotation_difference",

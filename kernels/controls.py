@@ -34,6 +34,10 @@ class Controls(NamedTuple):
     budget_discordant: jax.Array  # r (r - 1) / 2 / (m n)
     budget_outside: jax.Array  # 1 - r^2 / (m n)
     coordination_std: jax.Array  # its mean is 0
+    symmetry: jax.Array  # mean of symmetry, 1 / r
+    symmetry_std: jax.Array  # its standard deviation
+    nuclear_norm_ratio: jax.Array  # mean of the ratio of nuclear norms, to second order
+    nuclear_norm_ratio_std: jax.Array  # its standard deviation, to first order
     fit_error: jax.Array  # root mean square of the fit's error
     reach: jax.Array  # condition number times drift: the first-order forms hold up to about 1; inf if rank-deficient
 
@@ -98,6 +102,8 @@ def closed_form_controls(s_base: jax.Array, change_norm: jax.Array, *, shape: tu
     repulsion = _unturned(relative, sd, pairs)
     # The fit leaves the skew part of E, the diagonal but for alpha, and what is outside.
     unfitted = (rotations + rank - 1 + outside) * sd**2 + repulsion
+    repelled = jnp.sum(jnp.where(pairs, sd[..., None, None] ** 2 / sums, 0), axis=(-2, -1)) / 2
+    lengthened, total = (jnp.sum(jnp.where(inside, x, 0), axis=-1) for x in (grown - relative, relative))
     # Singular values move by E_ii, apart from each other, and up: all squares together grow by ||D||^2.
     lifted = jnp.where(inside, jnp.sqrt(relative**2 + longer * sd[..., None] ** 2) - relative, 0)
     moved = rank * sd**2 + repulsion + jnp.sum(lifted**2, axis=-1)
@@ -115,6 +121,13 @@ def closed_form_controls(s_base: jax.Array, change_norm: jax.Array, *, shape: tu
         # coordinated and discordant are two chi-squares with K = r(r-1)/2 degrees of freedom each, so
         # coordination = 2 Beta(K/2, K/2) - 1, whose variance is 1 / (K + 1).
         coordination_std=1 / jnp.sqrt(rotations + 1),
+        # The symmetric part with its diagonal and the skew part are chi-squares with r (r + 1) / 2 and K degrees of
+        # freedom: symmetry = 2 Beta - 1 again.
+        symmetry=1 / rank,
+        symmetry_std=jnp.sqrt(2 * (rank**2 - 1) / (rank**2 + 2)) / rank,
+        # Of the second order, each pair gives sd^2 s_i / (s_i^2 - s_j^2) + sd^2 s_j / (s_j^2 - s_i^2).
+        nuclear_norm_ratio=1 + (repelled + lengthened) / total,
+        nuclear_norm_ratio_std=sd * jnp.sqrt(rank) / total,
         fit_error=jnp.sqrt(unfitted) / (base_norm * jnp.sqrt(1 + drift**2)),
         reach=jnp.where((rank < shorter) & (drift > 0), jnp.inf, drift / smallest),
     )

@@ -26,6 +26,7 @@ from jax.scipy.linalg import eigh_tridiagonal
 from polarax.kernels.products import inner, matmul, transpose, transposed_operand
 from polarax.kernels.row_blocks import reduce_row_blocks
 from polarax.kernels.sequential import one_at_a_time
+from polarax.kernels.symmetric_eigen import eigh_ascending
 
 # Relative to s_1: from here down, singular values of a float64 Gram matrix go through the second pass. Their relative
 # error is about 10 eps (s_1 / s)^2 / 2, 1e-7 at this size.
@@ -219,12 +220,8 @@ def _resolve_small(gram_of, values, rows, blurred, count):
 
 def _eigh_descending(upper):
     """Eigenvalues and eigenvectors, these as rows; of the upper triangle, which is the transpose's lower one."""
-
-    def decompose(upper):
-        vectors, values = lax.linalg.eigh(transpose(upper), symmetrize_input=False)
-        return values[::-1], transpose(vectors)[::-1]
-
-    return one_at_a_time(decompose, upper)
+    vectors, values = eigh_ascending(transpose(upper))
+    return values[..., ::-1], transpose(vectors)[..., ::-1, :]
 
 
 def _strips(x, transposed=None):

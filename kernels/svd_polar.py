@@ -12,12 +12,12 @@ decomposition is good. P needs full rank: a rank-deficient matrix may be reporte
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from polarax.kernels.polar_polynomial import TALL, orthogonality_tolerance
 from polarax.kernels.polar_qdwh import qdwh_polar
 from polarax.kernels.products import frobenius, matmul, transpose
 from polarax.kernels.sequential import one_at_a_time
+from polarax.kernels.symmetric_eigen import eigh_ascending
 
 
 def svd_by_polar(x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
@@ -39,7 +39,7 @@ def svd_by_polar(x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Arr
     hermitian = matmul(transpose(polar.factor), scaled)
     asymmetry = frobenius(hermitian - transpose(hermitian)) / frobenius(scaled)
     hermitian = (hermitian + transpose(hermitian)) / 2
-    vectors, signed = one_at_a_time(lambda h: tuple(lax.linalg.eigh(h, symmetrize_input=False)), hermitian)
+    vectors, signed = eigh_ascending(hermitian)
     # Rounding can make the smallest eigenvalues negative: the sign belongs to the left vector then.
     order = jnp.argsort(-jnp.abs(signed), axis=-1)
     signed = jnp.take_along_axis(signed, order, axis=-1)

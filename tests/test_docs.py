@@ -19,7 +19,15 @@ from polarax.cli import COMMANDS
 from polarax.findings.effects import thresholds
 from polarax.findings.signature import Signature
 from polarax.loaders import ROLES
-from polarax.metrics import BETWEEN, CERTIFICATE, CONTROL_COLUMNS, GROUPS, IDENTITY_COLUMNS, sampled_columns
+from polarax.metrics import (
+    BETWEEN,
+    CERTIFICATE,
+    CERTIFICATE_COLUMNS,
+    CONTROL_COLUMNS,
+    GROUPS,
+    IDENTITY_COLUMNS,
+    sampled_columns,
+)
 from polarax.report.plots.gallery import run_gallery
 from polarax.report.table import table_by_role
 from polarax.tracking.readings import METRICS, Options, names
@@ -29,6 +37,7 @@ README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").rglob("*.md"))]
 COLUMNS = {
     *IDENTITY_COLUMNS,
+    *CERTIFICATE_COLUMNS,
     *CONTROL_COLUMNS,
     *(c for group in GROUPS.values() for c in group),
     *BETWEEN,
@@ -110,7 +119,8 @@ def test_the_csv_reads_back_exactly_as_the_page_says(workplace, monkeypatch):
     names: dict = {}
     exec(_blocks(ROOT / "docs/run_directory.md", "python")[0], names)
     ours = polarax.Run.open("runs/minilm").frame()
-    for column in COLUMNS - set(IDENTITY_COLUMNS) - set(BETWEEN) - set(CERTIFICATE) - {"control"}:
+    beside = {*IDENTITY_COLUMNS, *BETWEEN, *CERTIFICATE, *CERTIFICATE_COLUMNS, "control"}
+    for column in COLUMNS - beside:
         np.testing.assert_array_equal(names["frame"][column], ours[column])
 
 

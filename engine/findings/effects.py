@@ -104,12 +104,13 @@ def find_effects(frame: pd.DataFrame, draws: int = 0) -> pd.DataFrame:
         z; in the order of `kinds`, and within one the farthest from its control first.
     """
     rows = frame[rows_that_count(frame)]
-    by_metric = {metric.name: _effects(rows, metric, draws) for metric in effects_told()}
+    told = may_be_told(frame)
+    by_metric = {metric.name: _effects(rows, metric, draws) for metric in told}
     named = {
         name: {row for effects in of_kind.values() for row in effects.index} for name, of_kind in by_metric.items()
     }
     ordered = []
-    for metric in effects_told():
+    for metric in told:
         assert metric.effect is not None
         explained = set().union(*(named.get(other, set()) for other in metric.effect.unless))
         for kind, effects in by_metric[metric.name].items():
@@ -126,11 +127,21 @@ def judged_by(frame: pd.DataFrame) -> list[str]:
 
 
 def may_be_told(frame: pd.DataFrame) -> list[Metric]:
-    """The metrics whose effects can be said of such rows: some are of first looks alone."""
+    """The metrics whose effects can be said of such rows.
+
+    Some are of first looks alone, and some stand for another one, where the run does not have that.
+    """
     first = bool(is_first(frame).any())
     return [
-        metric for metric in effects_told() if metric.effect is not None and (first or not metric.effect.first_look)
+        metric
+        for metric in effects_told()
+        if metric.effect is not None and (first or not metric.effect.first_look) and metric.stands_for not in frame
     ]
+
+
+def could_be_judged_by(frame: pd.DataFrame) -> list[str]:
+    """The metrics that would be judged of such rows, if everything had been measured."""
+    return [metric.name for metric in may_be_told(frame) if not metric.stands_for]
 
 
 def without_control(frame: pd.DataFrame) -> pd.Series:

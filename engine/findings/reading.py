@@ -8,6 +8,7 @@ import pandas as pd
 from polarax.findings.coverage import not_compared
 from polarax.findings.effects import (
     DEVIATIONS,
+    could_be_judged_by,
     find_effects,
     judged_by,
     kinds,
@@ -80,7 +81,7 @@ def _quiet(frame, effects):
     if quiet.empty:
         return
     limits = []
-    if len(metrics) < len(may_be_told(frame)):
+    if not set(could_be_judged_by(frame)) <= set(metrics):
         limits.append(f"by {_listed(metrics)}")
     if without_control(quiet).any():
         limits.append("as far as it can be judged")

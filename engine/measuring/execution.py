@@ -80,7 +80,8 @@ class Output:
         base, post = (operands[0], *(operands[1 + place] for place in places))[-2:]
         for index, row in enumerate(rows):
             matrices = (x[index].T if part.transposed[index] else x[index] for x in (base, post))
-            row["relation"] = relation_of(row, mine["s_base"][index], mine["s_post"][index], *matrices).value
+            spectra = (mine[name][index] for name in ("s_base", "s_post") if name in mine)
+            row["relation"] = relation_of(row, *spectra, *matrices).value if "s_base" in mine else ""
         arrays = {name: values for name, values in mine.items() if values.ndim > 1}
         self.writer.write_stack(part, rows, arrays, [self._place[pair.name] for pair in part.pairs])
 

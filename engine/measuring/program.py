@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from polarax import kernels
+from polarax.measuring.polar_program import by_polar_factors
 from polarax.measuring.sampled_controls import sampled_readings
 from polarax.metrics import GROUPS, MatrixPair, Readings, Spectra
 from polarax.planning.measurement import Measurement
@@ -87,6 +88,8 @@ def _measure(
     pairs: tuple[tuple[int, int], ...],
 ) -> StackReadings:
     dtype, between = measurement.dtype, measurement.between_posts()
+    if measurement.by_products:
+        return StackReadings(*by_polar_factors(base, posts, pairs, measurement))
     together = jnp.stack([post.astype(_common_dtype(posts)) for post in posts])
 
     def of_post(frames, spectra, post):

@@ -15,6 +15,7 @@ from polarax.metrics import (  # noqa: F401  they register what they read
     fit,
     leading,
     overlap,
+    polar_factors,
     rotation,
     scaling,
     shape,
@@ -34,6 +35,7 @@ from polarax.metrics.catalogue import (
     effects_told,
     every_metric,
     metric_of,
+    metrics_of,
     register,
     sampled_columns,
     sampled_metrics,
@@ -45,6 +47,7 @@ from polarax.metrics.matrix_pair import MatrixPair, Readings, Spectra, ratio_to
 __all__ = [
     "BETWEEN",
     "CERTIFICATE",
+    "CERTIFICATE_COLUMNS",
     "CONTROL_COLUMNS",
     "GROUPS",
     "IDENTITY_COLUMNS",
@@ -67,6 +70,7 @@ __all__ = [
     "effects_told",
     "every_metric",
     "metric_of",
+    "metrics_of",
     "parse_metrics",
     "quick_groups",
     "ratio_to",
@@ -87,6 +91,12 @@ CONTROL_COLUMNS = {
     "control_reach": "condition number of the base times drift",
     "control": "'closed form'; 'out of range' where control_reach passes 1 and nf_null and ratio_cv_null are rough; "
     "'sampled' where random changes were drawn",
+}
+
+# Columns of a run in which polar factors were iterated for: how good these are.
+CERTIFICATE_COLUMNS = {
+    "polar_residual": "||P^T P - I|| / sqrt(r) of the worse of the two polar factors",
+    "polar_steps": "steps that were iterated for them; 0 where a matrix needed its SVD instead",
 }
 
 # Of all these, those that hold words.
@@ -137,7 +147,12 @@ def parse_metrics(given: str | Iterable[str] | None, *, quick: bool = False) -> 
 
 
 def columns(
-    groups: Iterable[str], *, sampled: bool = False, between: bool = False, quick: bool = False
+    groups: Iterable[str],
+    *,
+    sampled: bool = False,
+    between: bool = False,
+    by_products: bool = False,
+    quick: bool = False,
 ) -> tuple[str, ...]:
     """Every column of matrices.csv for these groups, in order.
 
@@ -145,11 +160,13 @@ def columns(
         groups: Metric groups.
         sampled: Whether random changes are drawn.
         between: Whether it is two posts that are compared.
+        by_products: Whether polar factors are iterated for.
         quick: Whether it is a first look: of the groups what that measures, and its certificate.
     """
     groups = tuple(groups)
-    measured = [column for group in groups for column in (GROUPS[group].quick_columns if quick else GROUPS[group])]
+    measured = [column for metric in metrics_of(groups, quick=quick) for column in metric.columns]
     more = (
+        *(CERTIFICATE_COLUMNS if by_products else ()),
         *(sampled_columns(groups, quick=quick) if sampled else ()),
         *(BETWEEN if between else ()),
         *(CERTIFICATE if quick else ()),

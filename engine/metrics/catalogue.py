@@ -7,7 +7,7 @@ record says: tables, pictures, page, summary, reading. docs/definitions.md has t
 
 import dataclasses
 import enum
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from polarax.kernels import RANDOM_CHANGES
@@ -117,6 +117,7 @@ class Metric:
     caption: str = ""  # below a picture over layers or posts
     steps_caption: str = ""  # below a picture over steps; the same if not given
     low: float | None = None  # where the axis of a picture begins
+    stands_for: str = ""  # a metric that says the same more finely: where that is measured, this one is only a column
     of_stored_dtype: bool = False  # says nothing of what was stored quantised
     quick: bool = False  # also measured at a first look (--quick), with all columns of its control
     effect: Effect | None = None
@@ -160,6 +161,7 @@ class Group:
     change_values: bool = False  # needs the singular values of the change
     stored: bool = False  # depends on the stored dtypes: read of each post as it is stored
     between: bool = False  # posts are compared in it with each other too
+    also: tuple[str, ...] = ()  # metrics of other groups that stand here too where those are not asked for
     metrics: list[Metric] = dataclasses.field(default_factory=list)
     readers: "list[Callable[[MatrixPair], dict[str, Any]]]" = dataclasses.field(default_factory=list)
     quick_readers: "list[Callable[[LeadingPair], dict[str, Any]]]" = dataclasses.field(default_factory=list)
@@ -187,13 +189,14 @@ CHANGE = Group("change", "Size of the change", vectors=False, stored=True, betwe
 SCALING = Group("scaling", "Scaling of singular values", vectors=False, between=True)
 ROTATION = Group("rotation", "Rotation of singular vectors", between=True)
 BUDGET = Group("budget", "Drift budget", between=True)
+POLAR = Group("polar", "Headlines by polar factors", between=True, also=("nf", "budget_outside"))
 FIT = Group("fit", "The framework's fit")
 OVERLAP = Group("overlap", "Leading subspaces", between=True)
 LEADING = Group("leading", "The change in the leading frame", between=True)
 SHAPE = Group("shape", "Shape of the spectrum", vectors=False, change_values=True)
 
 # By name, in the order of the columns.
-GROUPS = {group.name: group for group in (CHANGE, SCALING, ROTATION, BUDGET, FIT, OVERLAP, LEADING, SHAPE)}
+GROUPS = {group.name: group for group in (CHANGE, SCALING, ROTATION, BUDGET, POLAR, FIT, OVERLAP, LEADING, SHAPE)}
 # What posts that are compared with each other have besides; nobody asks for it.
 BETWEEN = Group("between", "Post against post", vectors=False)
 # What a first look has besides; nobody asks for it, and full analyses have no use for it.
@@ -284,10 +287,23 @@ def metric_of(name: str) -> Metric:
     return next((metric for metric in every_metric() if metric.name == name), Metric(name, ""))
 
 
-def shown_in(place: Shown, *, groups: Iterable[str] | None = None) -> list[Metric]:
-    """The metrics that are shown in a place, in the order of the columns; of some groups alone if they are given."""
+def shown_in(
+    place: Shown, *, groups: Iterable[str] | None = None, measured: Container[str] | None = None
+) -> list[Metric]:
+    """The metrics that are shown in a place, in the order of the columns.
+
+    Args:
+        place: Where.
+        groups: Of these alone.
+        measured: Names of metrics that there are: without those that stand for one of them.
+    """
     among = [*GROUPS.values(), *_BESIDE] if groups is None else [GROUPS[name] for name in groups]
-    return [metric for group in among for metric in group.metrics if place in metric.shown]
+    return [
+        metric
+        for group in among
+        for metric in group.metrics
+        if place in metric.shown and not (metric.stands_for and measured is not None and metric.stands_for in measured)
+    ]
 
 
 def effects_told() -> list[Metric]:
@@ -295,14 +311,25 @@ def effects_told() -> list[Metric]:
     return sorted((m for m in every_metric() if m.effect is not None), key=lambda m: m.effect.told if m.effect else 0)
 
 
+def metrics_of(groups: Iterable[str], *, quick: bool = False) -> list[Metric]:
+    """The metrics that are measured of these groups, each once, in the order of their columns.
+
+    Args:
+        groups: Names.
+        quick: Those of a first look.
+    """
+    groups = tuple(groups)
+    own = {metric.name for name in groups for metric in GROUPS[name].metrics}
+    found: dict[str, Metric] = {}
+    for name in groups:
+        others = [metric_of(other) for other in GROUPS[name].also if other not in own]
+        found |= {metric.name: metric for metric in (*others, *GROUPS[name].metrics) if metric.name not in found}
+    return [metric for metric in found.values() if metric.quick or not quick]
+
+
 def sampled_metrics(groups: Iterable[str], *, quick: bool = False) -> tuple[str, ...]:
     """The metrics of these groups whose control can be sampled; with `quick`, those of a first look."""
-    return tuple(
-        metric.name
-        for group in groups
-        for metric in GROUPS[group].metrics
-        if metric.control is not None and metric.control.sampled and (metric.quick or not quick)
-    )
+    return tuple(m.name for m in metrics_of(groups, quick=quick) if m.control is not None and m.control.sampled)
 
 
 def sampled_columns(groups: Iterable[str], *, quick: bool = False) -> tuple[str, ...]:

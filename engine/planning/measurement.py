@@ -4,9 +4,10 @@ import dataclasses
 
 from polarax import kernels
 from polarax.errors import UsageError
+from polarax.kernels.methods import AUTO
 from polarax.metrics import GROUPS, between_groups, parse_metrics, sampled_metrics
-from polarax.metrics.catalogue import version
-from polarax.planning.devices import working_dtype, working_method
+from polarax.metrics.catalogue import POLAR, version
+from polarax.planning.devices import takes_batches, working_dtype, working_method
 from polarax.planning.options import DEFAULT_CONTROL_DRAWS, DEFAULT_SEED, DEFAULT_TOP_K, DTYPES, Options
 
 
@@ -20,6 +21,7 @@ class Measurement:
     method: str = "auto"  # how to decompose, one of `polarax.kernels.SVD_METHODS`
     control_draws: int = DEFAULT_CONTROL_DRAWS  # random changes of each kind, as they were asked for
     seed: int = DEFAULT_SEED  # what they are drawn from
+    by_products: bool = False  # polar factors are iterated for and nothing is decomposed: of the group "polar" alone
     pictures: bool = True  # keep the arrays that are only looked at
     quick: bool = False  # a first look: leading values and vectors, by products in float32; dtype is that of sums
     catalogue: int = dataclasses.field(default_factory=version)  # of the metrics that the groups had
@@ -49,10 +51,14 @@ class Measurement:
         for name, number in (("control_draws", options.control_draws), ("seed", options.seed)):
             if number < 0:
                 raise UsageError(f"{name} must be at least 0. Got {number}.")
+        # Draws of the change's spectrum need singular values; on CPU two eigendecompositions take less than products.
+        alone = groups == (POLAR.name,) and options.method == AUTO and not options.control_draws
+        by_products = alone and takes_batches()
         return cls(
             groups=groups,
             top_k=options.top_k,
-            dtype=working_dtype(options.dtype),
+            dtype="float32" if by_products and options.dtype == "auto" else working_dtype(options.dtype),
+            by_products=by_products,
             method=working_method(options.method),
             control_draws=options.control_draws,
             seed=options.seed,

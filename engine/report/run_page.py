@@ -135,7 +135,7 @@ def _matrix(run, row, number):
         "label": printable(row["name"] if label == row["name"] else f"{label}: {row['name']}"),
         "status": row["status"],
         "shape": f"{row['rows']} x {row['cols']}",
-        "facts": [_fact(row, metric) for metric in shown_in(Shown.FACTS) if _has(row, metric)],
+        "facts": [_fact(row, metric) for metric in shown_in(Shown.FACTS, measured=row) if _has(row, metric)],
         "plots": [
             svg_of(figure, f"matrix-{number}-{place}") for place, figure in enumerate(drawn) if figure is not None
         ],

@@ -22,7 +22,7 @@ def table_of_steps(frame: pd.DataFrame) -> str:
 def rows_of_steps(frame: pd.DataFrame) -> tuple[list[list[str]], list[str]]:
     """The cells of `table_of_steps`, headings first, and the notes below it."""
     shown = []  # heading, column, how its value is written
-    for metric in shown_in(Shown.STEPS):
+    for metric in shown_in(Shown.STEPS, measured=frame):
         if metric.name in frame:
             shown.append((metric.heading or metric.name, metric.name, metric.format))
             if metric.null is not None:  # one that is 0 needs no column

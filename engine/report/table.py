@@ -28,7 +28,8 @@ def align_rows(rows: Sequence[Sequence[str]], notes: Sequence[str], text_columns
 def rows_by_role(summary: Mapping) -> tuple[list[list[str]], list[str]]:
     """The cells of `table_by_role`, headings first, and the notes below it."""
     roles = summary["roles"]
-    shown = [metric for metric in _shown(summary) if any(metric.name in role for role in roles.values())]
+    measured = {name for role in roles.values() for name in role}
+    shown = [metric for metric in _shown(summary, measured) if metric.name in measured]
     rows = [["role", "matrices", *(heading for metric in shown for heading in headings(metric)), "named"]]
     rough = False
     for name, role in roles.items():
@@ -46,10 +47,10 @@ def rows_by_role(summary: Mapping) -> tuple[list[list[str]], list[str]]:
     return rows, notes
 
 
-def _shown(summary):
+def _shown(summary, measured):
     """The metrics of the table; where some matrices had a first look alone, those that all have."""
     if not summary.get("first_look", {}).get("matrices"):
-        return shown_in(Shown.ROLES)
+        return shown_in(Shown.ROLES, measured=measured)
     return [metric for metric in shown_in(Shown.ROLES) if metric.quick] + shown_in(Shown.FIRST_LOOK)
 
 

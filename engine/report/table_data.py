@@ -79,7 +79,7 @@ def _headlines(frame: pd.DataFrame) -> set[str]:
     of_matrix = {*_LABELS, "name", "layer", "role", "expert", "status"}
     if "matched_by" in frame and not frame["matched_by"].isin(["name", ""]).all():
         of_matrix |= {"name_post", "matched_by"}
-    shown = shown_in(Shown.PAGE)
+    shown = shown_in(Shown.PAGE, measured=frame)
     if LOOK in frame:
         of_matrix |= {LOOK, "converged"}
         shown = [*shown, *shown_in(Shown.FIRST_LOOK)]

@@ -15,6 +15,7 @@ PROGRAMS = {
     "align": lambda x: kernels.align(x, 2 * x),
     "drift_budget": lambda x: kernels.drift_budget(x, 2 * x),
     "overlap": lambda x: kernels.overlap(x, 2 * x),
+    "polar_pair": lambda x: kernels.polar_pair(x, 2 * x),
 }
 
 

@@ -32,14 +32,14 @@ _BAND_DEVIATIONS = 2  # half the width of the control's band of the ratio
 def plot_spectra(run: "Run", name: str) -> "Figure | None":
     """Singular values of base and post on logarithmic axes, and their ratio with what drift alone gives.
 
-    None where they are not finite.
+    None where they are not finite, or the run has none.
 
     Raises:
         KeyError: No such matrix.
         UsageError: matplotlib is not installed.
     """
-    base, post = run.spectra(name)
-    if not (np.isfinite(base).all() and np.isfinite(post).all()):
+    base, post = (_array(run, name, kind) for kind in ("s_base", "s_post"))
+    if base is None or post is None or not (np.isfinite(base).all() and np.isfinite(post).all()):
         return None
     rows = run.frame()
     row = rows[rows["name"] == name].iloc[0]
@@ -146,7 +146,8 @@ def _array(run, name, kind):
     try:
         return run.array(name, kind)
     except KeyError:
-        run.spectra(name)  # raises for a name that is not there
+        if name not in set(run.frame()["name"]):
+            raise
         return None
 
 

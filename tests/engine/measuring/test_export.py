@@ -13,9 +13,9 @@ from polarax.measuring.program import measure_stack
 from polarax.planning.measurement import Measurement
 
 
-def lowered(platform, dtype, shape):
-    """StableHLO text of the whole analysis of four bfloat16 pairs."""
-    program = jax.jit(functools.partial(measure_stack, measurement=Measurement(dtype=dtype)))
+def lowered(platform, dtype, shape, **what):
+    """StableHLO text of the analysis of four bfloat16 pairs; the whole one unless something else is asked for."""
+    program = jax.jit(functools.partial(measure_stack, measurement=Measurement(dtype=dtype, **what)))
     stack = jax.ShapeDtypeStruct((4, *shape), jnp.bfloat16)
     # The custom calls of the linear algebra are what is looked at, not a promise that they stay the same for years.
     checks = [export.DisabledSafetyCheck.custom_call("cusolver_gesvdj_ffi")]
@@ -52,3 +52,38 @@ def test_every_product_is_at_full_precision(platform, dtype):
     products = re.findall(r"stablehlo\.dot_general.*", lowered(platform, dtype, (96, 64)))
     assert products
     assert not [line for line in products if "precision = [HIGHEST, HIGHEST]" not in line]
+
+
+HEADLINES = {"groups": ("polar",), "by_products": True}
+
+
+@pytest.mark.parametrize("shape", [(96, 64), (64, 64)])
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+def test_headlines_by_products(platform, shape):
+    """No float64, every product at full precision, nothing from the host; an SVD for each matrix that needs one."""
+    text = lowered(platform, "float32", shape, **HEADLINES)
+    assert not re.search(r"tensor<(\d+x)*f64>", text)
+    products = re.findall(r"stablehlo\.dot_general.*", text)
+    assert len(products) > 20
+    assert not [line for line in products if "precision = [HIGHEST, HIGHEST]" not in line]
+    calls = custom_calls(text)
+    assert not [name for name in calls if "callback" in name or name.startswith("lapack") or "syev" in name]
+    if platform == "cuda":
+        single = f"tensor<{shape[0]}x{shape[1]}xf32>"
+        decomposed = re.findall(r"@cusolver_gesvdj_ffi\(.*", text)
+        assert len(decomposed) == 2 and all(single in line for line in decomposed)
+
+
+def test_headlines_by_products_in_float64_on_cuda():
+    text = lowered("cuda", "float64", (64, 64), **HEADLINES)
+    assert re.search(r"tensor<4x64x64xf64>", text)
+    assert not [name for name in custom_calls(text) if "callback" in name or name.startswith("lapack")]
+
+
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+def test_eigenproblems_of_a_stack_are_one_call(platform):
+    """No loop over matrices anywhere in the whole analysis: all four are given at once."""
+    text = lowered(platform, "float32" if platform == "tpu" else "float64", (64, 64))
+    solved = re.findall(r"@(?:cusolver_syevd_ffi|Eigh)\(.*", text)
+    assert solved and all(re.search(r"\(tensor<\d+x\d+x\d+xf\d\d>\) ->", line) for line in solved)
+    assert not [name for name in custom_calls(text) if "callback" in name]

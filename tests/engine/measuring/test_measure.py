@@ -93,6 +93,8 @@ def reference(base, post, k=16):
     rotated = shares["coordinated"] + shares["discordant"]
     readings |= {f"budget_{part}": share for part, share in shares.items()}
     readings["coordination"] = (shares["coordinated"] - shares["discordant"]) / rotated
+    readings["symmetry"] = np.sum(in_frame * in_frame.T) / np.sum(in_frame**2)
+    readings["nuclear_norm_ratio"] = np.sum(s_post) / np.sum(s_base)
 
     # The framework's fit and the trivial models, in full.
     q_left, q_right = u_base.T @ u_post, vt_base @ vt_post.T
@@ -199,6 +201,16 @@ def closed_form_controls(readings, s_base, norm, rows, cols):
     }
     controls["alpha_z"] = (readings["alpha"] - controls["alpha_null"]) / controls["alpha_null_std"]
     controls["coordination_z"] = readings["coordination"] / controls["coordination_null_std"]
+    repelled = sum(sd**2 / (s_base[i] + s_base[j]) for i in range(rank) for j in range(i))
+    lengthened = np.sum(np.sqrt(s_base**2 + free * sd**2) - s_base)
+    controls |= {
+        "symmetry_null": 1 / rank,
+        "symmetry_null_std": math.sqrt(2 * (rank**2 - 1) / (rank**2 + 2)) / rank,
+        "nuclear_norm_ratio_null": 1 + (repelled + lengthened) / np.sum(s_base),
+        "nuclear_norm_ratio_null_std": sd * math.sqrt(rank) / np.sum(s_base),
+    }
+    for name in ("symmetry", "nuclear_norm_ratio"):
+        controls[f"{name}_z"] = (readings[name] - controls[f"{name}_null"]) / controls[f"{name}_null_std"]
     controls["control"] = "closed form" if controls["control_reach"] <= 1 else "out of range"
     return controls
 

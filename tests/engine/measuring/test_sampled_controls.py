@@ -95,6 +95,8 @@ def headline_numbers(base, post):
         "budget_scaling": diagonal / total,
         "budget_outside": 1 - np.sum(in_frame**2) / total,
         "coordination": (symmetric - skew) / (symmetric + skew),
+        "symmetry": np.sum(in_frame * in_frame.T) / np.sum(in_frame**2),
+        "nuclear_norm_ratio": np.sum(s_post) / np.sum(s),
         "fit_error": np.linalg.norm(post - scale * fitted) / np.linalg.norm(post),
     }
 

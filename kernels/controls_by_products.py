@@ -1,0 +1,233 @@
+"""The controls of `polarax.kernels.controls` where no singular value is known, by products alone.
+
+They are sums over pairs of singular values, and of H = P^T W = V S V^T all powers of 1 / (s_i + s_j) summed over pairs
+come from traces of exponentials alone: with g(t) = tr exp(-t H) = sum_i exp(-t s_i),
+
+    sum_ij (s_i + s_j)^(-p) = 1 / (p - 1)! * integral of t^(p-1) g(t)^2 dt,
+
+and with g(2t) in place of g(t)^2 the diagonal alone. In log t the integrand is smooth: the trapezoidal rule on t = 2^k
+errs by |Gamma(p + 2 pi i / log 2)| / Gamma(p), 5e-6 for p = 1, 5e-5 for 2, 6e-4 for 4 (Trefethen and Weideman 2014, The
+Exponentially Convergent Trapezoidal Rule, SIAM Review 56). And from one t to the next it takes one product, a square.
+
+What a tall matrix shows of the space that it leaves free is a sum over single values of a function that is not such an
+integral. It is small, and is read off a spectrum that has the same g.
+"""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from polarax.kernels.controls import Controls
+from polarax.kernels.products import frobenius, iteration_product, matmul, transpose
+
+# exp(-x) on [0, 1] by a polynomial of this degree, within 1e-9: four products.
+_DEGREE = 8
+# Squares go on until no direction is left, or down to singular values that are zero to the working dtype.
+_NOTHING_LEFT = 1e-10
+# Of a base of lower rank, what is no more than this of g is a rounding error of the directions that are left.
+_ROUNDING = 1e-3
+# Powers of two below 1 at which g is taken from traces of powers: down to where it is the number of directions.
+_SMALL_TIMES = 24
+# Singular values of the spectrum with the same g: this many an octave, and how often they are weighed again.
+_NODES_AN_OCTAVE, _WEIGHINGS = 3, 200
+# Columns and powers from which the largest singular value is taken.
+_COLUMNS, _POWERS = 8, 40
+
+
+class Traces(NamedTuple):
+    """Of a positive semidefinite stack: traces of its exponentials."""
+
+    times: np.ndarray  # (k,): t = 2^..., ascending, for singular values over `unit`; static
+    traces: jax.Array  # g(t), (..., k); 0 where nothing is left
+    total: jax.Array  # (...): the sum of all singular values, over `unit`
+    largest: jax.Array  # (...): the largest one, over `unit`, to a few per cent
+    unit: jax.Array  # (...): at least the largest one
+
+
+def exponential_traces(hermitian: jax.Array) -> Traces:
+    """Traces of exponentials of H, (..., r, r), symmetric and positive semidefinite up to rounding."""
+    size, dtype = hermitian.shape[-1], hermitian.dtype
+    square = matmul(hermitian, hermitian)
+    # ||H^2||_F >= s_1^2 is at most sqrt(r) too large.
+    unit = jnp.sqrt(frobenius(square))
+    divisor = jnp.where(unit > 0, unit, 1)[..., None, None]
+    one, two = hermitian / divisor, square / divisor**2
+    three = matmul(two, one)
+    identity = jnp.eye(size, dtype=dtype)
+    coefficients = [float(c) for c in _exponential_coefficients()]
+    blocks = [
+        sum(c * power for c, power in zip(coefficients[start : start + 3], (identity, one, two), strict=True))
+        for start in range(0, _DEGREE + 1, 3)
+    ]
+    exponential = blocks[-1]
+    for block in blocks[-2::-1]:
+        exponential = matmul(three, exponential) + block
+
+    powers = [_trace(identity * jnp.ones_like(one)), _trace(one), _trace(two), _trace(three)]
+    powers += [jnp.sum(x * y, axis=(-2, -1)) for x, y in ((two, two), (two, three), (three, three))]
+    small = 2.0 ** -np.arange(_SMALL_TIMES, 0, -1)
+    at_small = sum(
+        trace[..., None] * jnp.asarray((-small) ** order / math.factorial(order), dtype)
+        for order, trace in enumerate(powers)
+    )
+
+    squares = math.ceil(math.log2(1 / float(jnp.finfo(dtype).eps)))
+    first = _trace(exponential)
+    traces = jnp.zeros((squares + 1, *first.shape), dtype).at[0].set(first)
+
+    def unfinished(state):
+        _, traces, step = state
+        return (step < squares) & jnp.any(traces[step] > _NOTHING_LEFT)
+
+    def advance(state):
+        exponential, traces, step = state
+        exponential = iteration_product(exponential, exponential)
+        # Rounding can leave an eigenvalue of H below 0, and g must not grow with it.
+        trace = jnp.clip(_trace(exponential), 0, traces[step])
+        return exponential, traces.at[step + 1].set(trace), step + 1
+
+    _, traces, _ = lax.while_loop(unfinished, advance, (exponential, traces, jnp.int32(0)))
+    traces = jnp.concatenate([at_small, jnp.moveaxis(traces, 0, -1)], axis=-1)
+    times = np.concatenate([small, 2.0 ** np.arange(squares + 1)])
+    return Traces(times, traces, powers[1], _largest(one), unit)
+
+
+def controls_by_products(
+    traces: Traces, base_norm: jax.Array, change_norm: jax.Array, rank: jax.Array, *, shape: tuple[int, int]
+) -> Controls:
+    """`closed_form_controls`, from traces of exponentials of H = P^T W over ||W||.
+
+    Args:
+        traces: Of P_b^T W_b / ||W_b||_F.
+        base_norm: ||W_b||_F, (...).
+        change_norm: ||D||_F, (...).
+        rank: Of the base, (...).
+        shape: (m, n) of the matrix.
+
+    Returns:
+        `Controls`. NaN are those that need single values: ratio_cv, nss and fit_error; and all of a zero base.
+    """
+    longer, shorter = max(shape), min(shape)
+    entries = longer * shorter
+    zeros = (shorter - rank)[..., None]
+    # Directions that the base leaves undetermined stay in g for ever.
+    g = jnp.where(zeros > 0, jnp.where(traces.traces - zeros > _ROUNDING, traces.traces - zeros, 0), traces.traces)
+    traces = traces._replace(traces=g.astype(traces.traces.dtype))
+    rank = jnp.where(rank > 0, rank, jnp.nan).astype(base_norm.dtype)
+    drift = change_norm / jnp.where(base_norm > 0, base_norm, jnp.nan)
+    unit = jnp.where(traces.unit > 0, traces.unit, jnp.nan)
+    sd, total = drift / unit / math.sqrt(entries), traces.total
+    rotations, free = rank * (rank - 1) / 2, longer - rank
+    pairs, fourth_powers, sums = (_over_pairs(traces, power) if shorter > 1 else 0.0 for power in (2, 4, 1))
+    shortened, shortened_variance, grown = _outside(traces, sd, free)
+    nf_squared = (2 * sd**2 * pairs + shortened) / rank
+    variance = 16 * sd**4 * fourth_powers + shortened_variance
+    missing = jnp.full_like(drift, jnp.nan)
+    reach = drift * traces.largest / jnp.where(drift > 0, _smallest(traces), 1)
+    return Controls(
+        nf=jnp.sqrt(nf_squared),
+        nf_std=jnp.where(nf_squared == 0, 0, jnp.sqrt(variance) / rank / (2 * jnp.sqrt(nf_squared))),
+        ratio_cv=missing,
+        nss=missing,
+        alpha=1 + drift**2 / 2,
+        alpha_std=drift / math.sqrt(entries),
+        budget_scaling=rank / entries,
+        budget_coordinated=rotations / entries,
+        budget_discordant=rotations / entries,
+        budget_outside=(shorter * free + rank * (shorter - rank)) / entries,
+        coordination_std=1 / jnp.sqrt(rotations + 1),
+        symmetry=1 / rank,
+        symmetry_std=jnp.sqrt(2 * (rank**2 - 1) / (rank**2 + 2)) / rank,
+        nuclear_norm_ratio=1 + (sd**2 * sums / 2 + grown) / total,
+        nuclear_norm_ratio_std=sd * jnp.sqrt(rank) / total,
+        fit_error=missing,
+        reach=jnp.where((rank < shorter) & (drift > 0), jnp.inf, reach),
+    )
+
+
+def _over_pairs(traces, power):
+    """Sum over i != j of (s_i + s_j)^-power, in the unit of the traces."""
+    g = traces.traces
+    doubled = jnp.concatenate([g[..., 1:], jnp.zeros_like(g[..., :1])], axis=-1)
+    weights = math.log(2) / math.factorial(power - 1) * traces.times**power
+    return jnp.sum(jnp.asarray(weights, g.dtype) * (g**2 - doubled), axis=-1)
+
+
+def _outside(traces, sd, free):
+    """What the space outside, of so many dimensions, makes of each singular value, summed over them.
+
+    Returns:
+        As in `closed_form_controls`, summed: the squares of how far directions are shortened, the variance of that sum,
+        and by how much singular values grow, in the unit of the traces.
+    """
+
+    def of_spectrum():
+        values, weights = _spectrum_like(traces)
+        spread, space = sd[..., None], free[..., None]
+        grown = jnp.sqrt(values**2 + space * spread**2)
+        shortening = 1 - values / grown
+        shortening_std = shortening * values / grown**3 * jnp.sqrt(2 * space) * spread**2
+        return tuple(jnp.sum(weights * x, axis=-1) for x in (shortening**2, shortening_std**2, grown - values))
+
+    return lax.cond(jnp.any(free > 0), of_spectrum, lambda: (jnp.zeros_like(sd),) * 3)
+
+
+def _spectrum_like(traces):
+    """Values, (nodes,), and how many singular values lie at each, (..., nodes): one spectrum that has these traces.
+
+    Weights that are positive, weighed again by how far the traces at each time are off (Richardson 1972, Lucy 1974).
+    """
+    dtype, first = traces.traces.dtype, _SMALL_TIMES - 2  # before, g is the number of directions
+    times, g = traces.times[first:], traces.traces[..., first:]
+    nodes = 2.0 ** -(np.arange(_NODES_AN_OCTAVE * (len(times) - first + _SMALL_TIMES)) / _NODES_AN_OCTAVE)
+    kernel = jnp.asarray(np.exp(-np.outer(times, nodes)), dtype)
+    counted = g > _NOTHING_LEFT
+    relative = jnp.where(counted, 1 / jnp.where(counted, g, 1), 0)
+
+    def weigh(_, weights):
+        there = jnp.where(counted, matmul(weights[..., None, :], transpose(kernel))[..., 0, :] * relative, 1)
+        wanted = jnp.where(counted, relative / there, 0)
+        back = [matmul(x[..., None, :], kernel)[..., 0, :] for x in (wanted, relative)]
+        return weights * back[0] / jnp.where(back[1] > 0, back[1], 1)
+
+    even = jnp.broadcast_to(g[..., :1] / len(nodes), (*g.shape[:-1], len(nodes)))
+    return jnp.asarray(nodes, dtype), lax.fori_loop(0, _WEIGHINGS, weigh, even)
+
+
+def _smallest(traces):
+    """The smallest singular value, from how fast the last of the exponentials decay: their mean, weighed by these."""
+    times, g = traces.times, traces.traces
+    last = jnp.maximum(jnp.sum(g > _NOTHING_LEFT, axis=-1) - 1, 1)
+    before, after = (jnp.take_along_axis(g, (last - back)[..., None], axis=-1)[..., 0] for back in (1, 0))
+    return jnp.log(before / after) / (jnp.asarray(times, g.dtype)[last] / 2)
+
+
+def _largest(hermitian):
+    """The largest eigenvalue, by powers of a positive semidefinite stack of norm 1 at most; a per cent too small."""
+    size = hermitian.shape[-1]
+    start = jnp.asarray(np.random.default_rng(0).standard_normal((size, _COLUMNS)), hermitian.dtype)
+    block = jnp.broadcast_to(start, (*hermitian.shape[:-1], _COLUMNS))
+
+    def lengths(x):
+        return jnp.sqrt(jnp.sum(x**2, axis=-2, keepdims=True))
+
+    def advance(_, block):
+        block = matmul(hermitian, block)
+        return block / jnp.maximum(lengths(block), jnp.finfo(block.dtype).tiny)
+
+    block = lax.fori_loop(0, _POWERS, advance, block)
+    return jnp.max(lengths(matmul(hermitian, block)), axis=(-2, -1))
+
+
+def _trace(x):
+    return jnp.trace(x, axis1=-2, axis2=-1)
+
+
+def _exponential_coefficients():
+    """Of exp(-x) on [0, 1] as powers of x, ascending."""
+    fitted = np.polynomial.Chebyshev.interpolate(lambda x: np.exp(-x), _DEGREE, domain=[0, 1])
+    return fitted.convert(kind=np.polynomial.Polynomial).coef
