@@ -6,12 +6,12 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from polarax.kernels.subspace_iteration import DEGREE
+from polarax.kernels.leading_svd import iteration_operations
 from polarax.loaders import Skipped
 from polarax.tracking.layout import Layout
 from polarax.tracking.readings import Options
 
-# Cycles of subspace iteration that a measurement takes, as seen in fine-tuning: one or two.
+# Cycles of the iteration that a measurement takes, as seen in fine-tuning: one or two.
 _CYCLES = 2
 
 # Products of matrices with few columns, and decompositions, run at a part of the rate of a training step's products.
@@ -100,9 +100,7 @@ def plan_tracking(
         k, b = options.count(group.shape), options.block(group.shape)
         operations["change"] += count * 8.0 * m * n
         if options.leading:
-            narrow = (2 * DEGREE * _CYCLES + 1) * 2 * m * n * b + 2 * m * n * k
-            small = _CYCLES * (8 * (DEGREE + 1) ** 2 * (m + n) * b**2 + 25 * ((DEGREE + 1) * b) ** 3)
-            operations["leading"] += count * float(narrow + small)
+            operations["leading"] += count * (iteration_operations(m, n, k, b, _CYCLES) + 2.0 * m * n * k)
             state["frames"] += 2 * count * size * (m * k + n * b + b)
         if "budget" in options.metrics:
             operations["budget"] += count * float(2 * m * n**2 + 4 * n**3)

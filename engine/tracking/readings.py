@@ -12,8 +12,8 @@ import numpy as np
 
 from polarax import kernels
 from polarax.kernels.align import difference_of_factors
+from polarax.kernels.leading_svd import OVERSAMPLING, leading_svd, restarted
 from polarax.kernels.polar import polar_from_svd
-from polarax.kernels.subspace_iteration import OVERSAMPLING, leading_svd, restarted
 from polarax.metrics.budget import budget_columns
 from polarax.metrics.controlled import controlled
 from polarax.metrics.known_spectrum import known_spectrum, largest_null, overlap_null
@@ -30,7 +30,7 @@ METRICS = ("change", "scaling", "shape", "overlap", "leading", "budget", "rotati
 DEFAULT_METRICS = METRICS[:5]
 _FROM_LEADING = frozenset({"scaling", "shape", "overlap", "leading"})
 
-# Cycles of subspace iteration: at init the vectors are unknown; later two are the rule.
+# Cycles of block Lanczos: at init the vectors are unknown; later two are the rule.
 _FIRST_CYCLES, _LATER_CYCLES = 100, 12
 
 

@@ -84,7 +84,7 @@ class Tracker:
             role_map: The user's own table of names, as `polarax.compare` takes it.
             lora_scale: What the product of a low-rank adapter is multiplied by where it is added to its weight; or a
                 function of the weight's name.
-            precision: Of the products with whole matrices in subspace iteration on accelerators: "highest", "high" or
+            precision: Of the products with whole matrices in block Lanczos on accelerators: "highest", "high" or
                 "default", as JAX names them.
 
         Raises:
