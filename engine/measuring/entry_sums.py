@@ -24,12 +24,22 @@ class Entries(NamedTuple):
     stored: jax.Array  # (m, n)
     unit: jax.Array  # a power of two, (), in the dtype of sums
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(m, n)."""
+        return self.stored.shape[0], self.stored.shape[1]
+
 
 class Working(NamedTuple):
     """A matrix for products."""
 
     matrix: jax.Array  # (m, n), float32, over the unit: squares are in range; zero where the stored one is not finite
     unit: jax.Array  # a power of two near its norm, (), in the dtype of sums
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(m, n)."""
+        return self.matrix.shape[0], self.matrix.shape[1]
 
 
 class EntrySums(NamedTuple):

@@ -108,7 +108,7 @@ def _measure(
             def look_drawn(post, change):
                 of_drawn = drawn_sums(before, norm, change)
                 drawn = look_at(post, jnp.hypot(norm, of_drawn[0]), start, measurement)
-                pair = _pair(base.shape, look, drawn, of_drawn, change)
+                pair = _pair(before.shape, look, drawn, of_drawn, change)
                 return read_groups(
                     pair, [group for group in measurement.groups if sampled_metrics([group], quick=True)]
                 )
@@ -121,7 +121,8 @@ def _measure(
     between, of_pairs = measurement.between_posts(), []
     for places in pairs:
         first, second = (entries_of(posts[place], dtype) for place in places)
-        readings, *_ = _read(first, second, entry_sums(first, second), *(looks[place] for place in places), between)
+        before_look, after_look = (looks[place] for place in places)
+        readings, *_ = _read(first, second, entry_sums(first, second), before_look, after_look, between)
         changes = (
             working_change(before, entries, sums_of_posts[place].change).matrix
             for place, entries in zip(places, (first, second), strict=True)
@@ -142,7 +143,7 @@ def look_at(
         measurement: How many leading values are wanted.
         tolerance: Error of the vectors, in radians; None where values and subspaces are enough.
     """
-    shape, dtype = working.matrix.shape, measurement.dtype
+    shape, dtype = working.shape, measurement.dtype
     k = min(measurement.top_k, *shape)
     found = leading_svd(working.matrix, start, k=k, cycles=CYCLES, vector_tolerance=tolerance, in_range=True)
     rank = kernels.numerical_rank(found.values[:k], *shape)
@@ -170,7 +171,7 @@ def _read(
     before: Entries, after: Entries, sums: EntrySums, look: Look, look_post: Look, measurement: Measurement
 ) -> tuple[Readings, Working, jax.Array | None]:
     """The readings of a base and a post; the change and, if they are asked for, its leading values over its unit."""
-    dtype, shape = measurement.dtype, before.stored.shape
+    dtype, shape = measurement.dtype, before.shape
     finite, undefined = jnp.isfinite(sums.base) & jnp.isfinite(sums.post), jnp.full((), jnp.nan, dtype)
     change = working_change(before, after, jnp.where(finite, sums.change, jnp.nan))
     certificates, values = [look.certificate, look_post.certificate], None

@@ -95,6 +95,8 @@ def headline_numbers(base, post):
         "budget_scaling": diagonal / total,
         "budget_outside": 1 - np.sum(in_frame**2) / total,
         "coordination": (symmetric - skew) / (symmetric + skew),
+        "leading_scaling": diagonal / total,  # fewer singular values than leading ones are compared
+        "leading_coordination": (symmetric - skew) / (symmetric + skew),
         "fit_error": np.linalg.norm(post - scale * fitted) / np.linalg.norm(post),
     }
 
