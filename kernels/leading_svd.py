@@ -66,8 +66,8 @@ def leading_svd(
     cycles: int = 40,
     tolerance: float = TOLERANCE,
     vector_tolerance: float | None = None,
-    precision: lax.Precision | str = PRECISION,
     in_range: bool = False,
+    precision: lax.Precision | str = PRECISION,
 ) -> LeadingSvd:
     """The k leading singular values and vectors of one matrix; `lax.map` it over a stack.
 
@@ -80,8 +80,9 @@ def leading_svd(
         tolerance: Estimated relative error of the values at which they count as found.
         vector_tolerance: Error of the k right vectors, in radians, at which they count as found, for callers that need
             the vectors themselves: values have converged when vectors are still off by the root of the tolerance.
+        in_range: Whether squares of sums of entries are known to be in range, as where the norm of x is near 1: then x
+            is not divided by its largest entry, and one of float32 is not copied.
         precision: Of the products with x.
-        in_range: Whether the squares of the entries are known to be in range, which spares a copy of x.
 
     Returns:
         A `LeadingSvd`; `error` above the tolerance says that it ended early.
@@ -102,9 +103,12 @@ def leading_svd(
         raise ValueError(f"Expected 1 <= k <= b <= min(m, n). Got k={k}, b={block}, shape={x.shape}.")
     dtype = jnp.promote_types(x.dtype, jnp.float32)
     product = functools.partial(jnp.matmul, precision=precision)
-    unit = jnp.ones((), dtype) if in_range else jnp.max(jnp.abs(x)).astype(dtype)
-    unit = jnp.where(unit > 0, unit, 1)
-    x = x.astype(dtype) if in_range else x.astype(dtype) / unit  # converted and divided in one pass
+    if in_range:
+        x, unit = x.astype(dtype), jnp.ones((), dtype)
+    else:
+        unit = jnp.max(jnp.abs(x)).astype(dtype)
+        unit = jnp.where(unit > 0, unit, 1)
+        x = x.astype(dtype) / unit  # so that squares stay in range; converted and divided in one pass
     kept = min(_KEPT * block, x.shape[1])
     outside = block < min(x.shape)
 

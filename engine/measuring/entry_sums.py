@@ -2,8 +2,8 @@
 
 All sums of a base and a post come from one pass over both: a single reduction of several arrays along the rows, which
 XLA on CPU computes from the stored entries without writing anything out. They are in float64 where there is some.
-Entries are taken over a power of two, so that squares stay in range and nothing is lost when they are rounded to
-float32.
+Float64 entries, and all where there are no float64 sums, are taken over a power of two, so that squares stay in range
+and nothing is lost when they are rounded to float32.
 """
 
 import math
@@ -24,24 +24,40 @@ class Entries(NamedTuple):
     stored: jax.Array  # (m, n)
     unit: jax.Array  # a power of two, (), in the dtype of sums
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(m, n)."""
+        return self.stored.shape[0], self.stored.shape[1]
+
+
+class Working(NamedTuple):
+    """A matrix for products."""
+
+    matrix: jax.Array  # (m, n), float32, over the unit: squares are in range; zero where the stored one is not finite
+    unit: jax.Array  # a power of two near its norm, (), in the dtype of sums
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(m, n)."""
+        return self.matrix.shape[0], self.matrix.shape[1]
+
 
 class EntrySums(NamedTuple):
-    """What the entries of base and post say, each (): norms, in the units of the matrices' entries."""
+    """What the entries of base and post say, each ()."""
 
     base: jax.Array  # ||W_b||_F
     post: jax.Array  # ||W_p||_F
     change: jax.Array  # ||D||_F
-    along: jax.Array  # <W_b, D> over the units of both
+    along: jax.Array  # <W_b, D> / ||W_b||^2; NaN for a base that is zero
     unchanged: jax.Array  # share of entries that are the same, bit for bit or, of different dtypes, in value
     noise: jax.Array  # expected norm of the rounding of the stored types, the larger of both
 
 
 def entries_of(stored: jax.Array, dtype: str) -> Entries:
     """The entries of a matrix, (m, n), to be summed in `dtype`."""
-    # Largest by its bits: of small floats XLA on CPU would write out a float32 copy to reduce.
-    bits = jnp.finfo(stored.dtype).bits
-    size = stored.view(f"uint{bits}") & np.array((1 << (bits - 1)) - 1, f"uint{bits}")
-    return Entries(stored, _power_of_two(_exact(jnp.max(size).view(stored.dtype)).astype(dtype)))
+    if stored.dtype != jnp.float64 and dtype != "float32":
+        return Entries(stored, jnp.ones((), dtype))
+    return Entries(stored, _power_of_two(jnp.max(jnp.abs(_exact(stored))).astype(dtype)))
 
 
 def change_unit(base: Entries, post: Entries) -> jax.Array:
@@ -63,32 +79,47 @@ def entry_sums(base: Entries, post: Entries) -> EntrySums:
         base=base.unit * norm_base,
         post=post.unit * norm_post,
         change=unit * norm_change,
-        along=along,
+        along=_share(along, norm_base, unit / base.unit),
         unchanged=equal / math.prod(base.stored.shape),
         noise=jnp.maximum(*(x.unit * y * _ulp(x) for x, y in ((base, noise_base), (post, noise_post)))),
     )
 
 
-def drawn_sums(base: Entries, change: jax.Array, unit: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """||D||_F, and <W_b, D> over the units of both, of a change (m, n) over its unit."""
+def drawn_sums(base: Entries, norm: jax.Array, drawn: Working) -> tuple[jax.Array, jax.Array]:
+    """||D||_F and <W_b, D> / ||W_b||^2 of a change that is not there as two stored matrices.
+
+    Args:
+        base: The base's entries.
+        norm: ||W_b||_F, ().
+        drawn: The change.
+    """
     dtype = base.unit.dtype
-    change = change.astype(dtype)
+    change = drawn.matrix.astype(dtype)
     squares, along = _sums(change**2, _over(base.stored, base.unit).astype(dtype) * change)
-    return unit * jnp.sqrt(squares), along
+    return drawn.unit * jnp.sqrt(squares), _share(along, norm / base.unit, drawn.unit / base.unit)
 
 
-def working_matrix(entries: Entries, finite: jax.Array) -> jax.Array:
-    """The matrix over its unit in float32; zero where it is not finite. (m, n)."""
-    # Written once, here: a product would convert it again, and what sums are taken of would be written for both.
-    stored, finite = lax.optimization_barrier((entries.stored, finite))
-    return lax.optimization_barrier(jnp.where(finite, _over(stored, entries.unit).astype(WORKING), 0))
+def working_matrix(entries: Entries, norm: jax.Array) -> Working:
+    """The matrix for products, of its norm, ()."""
+    x = _exact(entries.stored)
+    unit = _power_of_two(norm, x.dtype)
+    return _written(_over(x, unit), norm, unit)
 
 
-def working_change(base: Entries, post: Entries, finite: jax.Array) -> jax.Array:
-    """D over its unit in float32, of differences taken in float64 where either is stored in it; as `working_matrix`."""
-    stored_base, stored_post, finite = lax.optimization_barrier((base.stored, post.stored, jnp.asarray(finite)))
-    change = _difference(stored_base, stored_post, change_unit(base, post)).astype(WORKING)
-    return lax.optimization_barrier(jnp.where(finite, change, 0))
+def working_change(base: Entries, post: Entries, norm: jax.Array) -> Working:
+    """The change for products, of its norm, (): differences are taken in float64 where either is stored in it."""
+    unit = _power_of_two(norm, jnp.promote_types(_exact(base.stored).dtype, _exact(post.stored).dtype))
+    return _written(_difference(base.stored, post.stored, unit), norm, unit)
+
+
+def _written(x, norm, unit):
+    """In float32, written once: each product would convert it again."""
+    return Working(lax.optimization_barrier(jnp.where(jnp.isfinite(norm), x, 0).astype(WORKING)), unit)
+
+
+def _share(along, norm, units):
+    norm = jnp.where(norm > 0, norm, jnp.nan)
+    return units * (along / norm) / norm
 
 
 def nonfinite_entries(entries: Entries, norm: jax.Array) -> jax.Array:
@@ -150,9 +181,9 @@ def _exact(x):
     return x.astype(jnp.promote_types(x.dtype, WORKING))
 
 
-def _power_of_two(largest):
-    """At most the largest entry's size, whose inverse is in range; 1 where that is 0 or not finite."""
-    info = np.finfo(largest.dtype)
-    size = jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1)
+def _power_of_two(size, dtype=None):
+    """Near a size, (), its inverse in range, in a dtype if one is given; 1 where the size is 0 or not finite."""
+    info = np.finfo(size.dtype if dtype is None else min((dtype, size.dtype), key=lambda x: x.itemsize))
+    size = jnp.where((size > 0) & jnp.isfinite(size), size, 1)
     _, exponent = jnp.frexp(size)
     return jnp.ldexp(jnp.ones_like(size), jnp.clip(exponent, info.minexp + 2, info.maxexp - 2))

@@ -22,7 +22,8 @@ from polarax.measuring.entry_sums import (
     WORKING,
     Entries,
     EntrySums,
-    change_unit,
+    Working,
+    drawn_sums,
     entries_of,
     entry_sums,
     nonfinite_entries,
@@ -91,38 +92,28 @@ def _measure(
     dtype = measurement.dtype
     before = entries_of(base, dtype)
     sums_of_posts = _each(lambda post: entry_sums(before, entries_of(post, dtype)), posts)
-    finite = jnp.isfinite(sums_of_posts[0].base)
-    matrix = working_matrix(before, finite)
+    norm = sums_of_posts[0].base
+    matrix = working_matrix(before, norm)
     columns = min(measurement.top_k + OVERSAMPLING, *base.shape)
-    look = look_at(
-        matrix,
-        before.unit,
-        sums_of_posts[0].base,
-        _random_start(_BASE, base, columns),
-        measurement,
-        tolerance=FRAME_TOLERANCE,
-    )
+    look = look_at(matrix, norm, _random_start(_BASE, base, columns), measurement, tolerance=FRAME_TOLERANCE)
     start = restarted(look.block, jax.random.key(_POST, impl=_GENERATOR))
 
     def of_post(post, sums):
         after = entries_of(post, dtype)
-        working = working_matrix(after, jnp.isfinite(sums.post))
-        look_post = look_at(working, after.unit, sums.post, _later(start, look), measurement)
+        look_post = look_at(working_matrix(after, sums.post), sums.post, _later(start, look), measurement)
         readings, change, values = _read(before, after, sums, look, look_post, measurement)
         if measurement.draws:
             assert keys is not None and values is not None
-            unit = change_unit(before, after)
 
-            def look_drawn(post, change, norm, along):
-                drawn = look_at(post, unit, norm, start, measurement)
-                pair = _pair(before, sums.base, look, drawn, unit, norm, along, change)
+            def look_drawn(post, change):
+                of_drawn = drawn_sums(before, norm, change)
+                drawn = look_at(post, jnp.hypot(norm, of_drawn[0]), start, measurement)
+                pair = _pair(before.shape, look, drawn, of_drawn, change)
                 return read_groups(
                     pair, [group for group in measurement.groups if sampled_metrics([group], quick=True)]
                 )
 
-            readings |= sampled_looks(
-                before, matrix, change, values, keys, readings, measurement, unit=unit, look=look_drawn
-            )
+            readings |= sampled_looks(matrix, change, values, keys, readings, measurement, look=look_drawn)
         return readings, look_post
 
     found = _each(of_post, posts, sums_of_posts)
@@ -130,44 +121,41 @@ def _measure(
     between, of_pairs = measurement.between_posts(), []
     for places in pairs:
         first, second = (entries_of(posts[place], dtype) for place in places)
-        sums = entry_sums(first, second)
-        readings, *_ = _read(first, second, sums, *(looks[place] for place in places), between)
-        changes = (working_change(before, entries, True) for entries in (first, second))
+        before_look, after_look = (looks[place] for place in places)
+        readings, *_ = _read(first, second, entry_sums(first, second), before_look, after_look, between)
+        changes = (
+            working_change(before, entries, sums_of_posts[place].change).matrix
+            for place, entries in zip(places, (first, second), strict=True)
+        )
         of_pairs.append(readings | {"change_cosine": kernels.change_cosine(*changes).astype(dtype)})
     return StackReadings(tuple(of_posts), tuple(of_pairs))
 
 
 def look_at(
-    matrix: jax.Array,
-    unit: jax.Array,
-    norm: jax.Array,
-    start: jax.Array,
-    measurement: Measurement,
-    *,
-    tolerance: float | None = None,
+    working: Working, norm: jax.Array, start: jax.Array, measurement: Measurement, *, tolerance: float | None = None
 ) -> Look:
     """The leading part of one matrix.
 
     Args:
-        matrix: (m, n), float32, over its unit.
-        unit: ().
+        working: The matrix.
         norm: ||W||_F, ().
         start: Right vectors to start from, (n, b).
         measurement: How many leading values are wanted.
         tolerance: Error of the vectors, in radians; None where values and subspaces are enough.
     """
-    k, dtype = min(measurement.top_k, *matrix.shape), measurement.dtype
-    found = leading_svd(matrix, start, k=k, cycles=CYCLES, vector_tolerance=tolerance, in_range=True)
-    rank = kernels.numerical_rank(found.values[:k], *matrix.shape)
-    part = LeadingPart(norm, unit * found.values.astype(dtype), rank, found.left[:, :k], found.right[:, :k])
-    certificate = certificate_of(found.values.astype(dtype), found.residuals.astype(dtype), rank, shape=matrix.shape)
+    shape, dtype = working.shape, measurement.dtype
+    k = min(measurement.top_k, *shape)
+    found = leading_svd(working.matrix, start, k=k, cycles=CYCLES, vector_tolerance=tolerance, in_range=True)
+    rank = kernels.numerical_rank(found.values[:k], *shape)
+    part = LeadingPart(norm, working.unit * found.values.astype(dtype), rank, found.left[:, :k], found.right[:, :k])
+    certificate = certificate_of(found.values.astype(dtype), found.residuals.astype(dtype), rank, shape=shape)
     return Look(part, found.right, certificate)
 
 
-def change_in_frame(change: jax.Array, unit: jax.Array, base: LeadingPart) -> jax.Array:
-    """U_b,k^T D V_b,k, (k, k), of a change (m, n) over its unit."""
-    in_frame = matmul(base.left.T, matmul(change, base.right))
-    return unit * in_frame.astype(unit.dtype)
+def change_in_frame(change: Working, base: LeadingPart) -> jax.Array:
+    """U_b,k^T D V_b,k, (k, k)."""
+    in_frame = matmul(base.left.T, matmul(change.matrix, base.right))
+    return change.unit * in_frame.astype(change.unit.dtype)
 
 
 def read_groups(pair: LeadingPair, groups: Sequence[str]) -> Readings:
@@ -181,21 +169,21 @@ def read_groups(pair: LeadingPair, groups: Sequence[str]) -> Readings:
 
 def _read(
     before: Entries, after: Entries, sums: EntrySums, look: Look, look_post: Look, measurement: Measurement
-) -> tuple[Readings, jax.Array, jax.Array | None]:
-    """The readings of a base and a post; the change and, if they are asked for, its leading values, over its unit."""
-    dtype, shape = measurement.dtype, before.stored.shape
+) -> tuple[Readings, Working, jax.Array | None]:
+    """The readings of a base and a post; the change and, if they are asked for, its leading values over its unit."""
+    dtype, shape = measurement.dtype, before.shape
     finite, undefined = jnp.isfinite(sums.base) & jnp.isfinite(sums.post), jnp.full((), jnp.nan, dtype)
-    unit, change = change_unit(before, after), working_change(before, after, finite)
+    change = working_change(before, after, jnp.where(finite, sums.change, jnp.nan))
     certificates, values = [look.certificate, look_post.certificate], None
     if measurement.change_values:
         start = _random_start(_CHANGE, before.stored, min(CHANGE_COLUMNS, *shape))
-        found = leading_svd(change, _later(start, look_post), k=1, cycles=CYCLES, in_range=True)
+        found = leading_svd(change.matrix, _later(start, look_post), k=1, cycles=CYCLES, in_range=True)
         rank = kernels.numerical_rank(found.values[:1], *shape)
         values = found.values
         certificates.append(certificate_of(values.astype(dtype), found.residuals.astype(dtype), rank, shape=shape))
     pair = dataclasses.replace(
-        _pair(before, sums.base, look, look_post, unit, sums.change, sums.along, change),
-        change_values=None if values is None else unit * values.astype(dtype),
+        _pair(shape, look, look_post, (sums.change, sums.along), change),
+        change_values=None if values is None else change.unit * values.astype(dtype),
         unchanged=sums.unchanged,
         noise=sums.noise,
         stored_base=before.stored,
@@ -225,35 +213,16 @@ def _read(
 
 
 def _pair(
-    before: Entries,
-    norm: jax.Array,
-    look: Look,
-    look_post: Look,
-    unit: jax.Array,
-    change_norm: jax.Array,
-    along: jax.Array,
-    change: jax.Array,
+    shape: tuple[int, int], look: Look, look_post: Look, sums: tuple[jax.Array, jax.Array], change: Working
 ) -> LeadingPair:
-    """Base and post, of which only the leading parts and the change are at hand.
-
-    Args:
-        before: The base's entries.
-        norm: ||W_b||_F, ().
-        look: Of the base.
-        look_post: Of the post.
-        unit: Of the change, ().
-        change_norm: ||D||_F, ().
-        along: <W_b, D> over the units of both, ().
-        change: D over its unit, (m, n).
-    """
-    size = jnp.where(norm > 0, norm / before.unit, jnp.nan)
+    """Base and post, of which only the leading parts and the change are at hand; sums are as `drawn_sums` has them."""
     return LeadingPair(
-        shape=before.stored.shape,
+        shape=shape,
         base=look.part,
         post=look_post.part,
-        change_norm=change_norm,
-        along=(unit / before.unit) * (along / size) / size,
-        in_frame=change_in_frame(change, unit, look.part),
+        change_norm=sums[0],
+        along=sums[1],
+        in_frame=change_in_frame(change, look.part),
         change_values=None,
         unchanged=None,
         noise=None,

@@ -41,10 +41,10 @@ def read_overlap_quickly(pair: LeadingPair) -> Readings:
     across = {
         side: _across(getattr(base, side), getattr(post, side), base.rank, post.rank) for side in ("left", "right")
     }
-    overlaps = (_share(x, base.rank, post.rank).astype(pair.sd.dtype) for x in across.values())
+    left, right = (_share(x, base.rank, post.rank).astype(pair.sd.dtype) for x in across.values())
     cosines = jnp.clip(kernels.singular_values(jnp.stack([*across.values()]), method="lapack"), 0, 1)
     return {
-        **_columns(*overlaps, overlap_null(pair.spectrum, pair.sd, base.rank, k=k)),
+        **_columns(left, right, overlap_null(pair.spectrum, pair.sd, base.rank, k=k)),
         **{f"cosines_{side}": values for side, values in zip(across, cosines.astype(pair.sd.dtype), strict=True)},
     }
 

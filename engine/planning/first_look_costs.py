@@ -3,9 +3,9 @@
 import math
 
 from polarax.kernels import RANDOM_CHANGES
-from polarax.kernels.leading_svd import DEGREE, OVERSAMPLING
+from polarax.kernels.leading_svd import OVERSAMPLING, iteration_operations
 
-# Cycles of subspace iteration on weights with a bulk and spikes: of the base, whose vectors are unknown; of a post,
+# Cycles of block Lanczos on weights with a bulk and spikes: of the base, whose vectors are unknown; of a post,
 # which starts from them; of a change, of which one value is wanted.
 _CYCLES_BASE, _CYCLES_POST, _CYCLES_CHANGE = 6, 3, 6
 
@@ -33,12 +33,12 @@ def first_look_operations(m: int, n: int, *, columns: int, posts: int, draws: in
         draws: Random changes of each kind that are read for each post.
     """
     drawn = len(RANDOM_CHANGES) * draws
-    cycles = _CYCLES_BASE + posts * (_CYCLES_POST * (1 + drawn) + _CYCLES_CHANGE)
-    looks = 1 + posts * (2 + drawn)
-    products = (2 * DEGREE * cycles + 3 * looks) * 2 * m * n * columns
-    # Ritz values and orthonormal blocks, of a few blocks each.
-    small = cycles * (24 * (m + n) * columns**2 + 9 * (4 * columns) ** 3)
-    return float(products + small + _PASSES * m * n * looks)
+    k = max(columns - OVERSAMPLING, 1)
+    base, post, change = (
+        iteration_operations(m, n, k, columns, cycles) for cycles in (_CYCLES_BASE, _CYCLES_POST, _CYCLES_CHANGE)
+    )
+    looks = base + posts * (post * (1 + drawn) + change)
+    return looks + _PASSES * m * n * (1 + posts * (1 + drawn))
 
 
 def first_look_bytes(

@@ -276,6 +276,9 @@ def test_huge_and_tiny_entries(dtype, scale):
         look_at(*((x.astype(np.float64) * unit).astype(dtype) for x in (base, post)))[0],
     )
     for name, value in found.items():
+        if name == "alpha_z":  # what rounding leaves of alpha, over its deviation
+            assert scaled[name] == pytest.approx(value, abs=0.01)
+            continue
         if name.startswith("spectral_norm") or name in ("s_base", "s_post", "norm_base", "norm_post", "change_norm"):
             value = value * unit
         np.testing.assert_allclose(scaled[name], value, rtol=2e-5, atol=1e-5 * np.max(np.abs(value)), err_msg=name)

@@ -97,6 +97,8 @@ def headline_numbers(base, post):
         "coordination": (symmetric - skew) / (symmetric + skew),
         "symmetry": np.sum(in_frame * in_frame.T) / np.sum(in_frame**2),
         "nuclear_norm_ratio": np.sum(s_post) / np.sum(s),
+        "leading_scaling": diagonal / total,  # fewer singular values than leading ones are compared
+        "leading_coordination": (symmetric - skew) / (symmetric + skew),
         "fit_error": np.linalg.norm(post - scale * fitted) / np.linalg.norm(post),
     }
 
