@@ -60,7 +60,7 @@ def exponential_traces(hermitian: jax.Array) -> Traces:
     identity = jnp.eye(size, dtype=dtype)
     coefficients = [float(c) for c in _exponential_coefficients()]
     blocks = [
-        sum(c * power for c, power in zip(coefficients[start : start + 3], (identity, one, two), strict=True))
+        coefficients[start] * identity + coefficients[start + 1] * one + coefficients[start + 2] * two
         for start in range(0, _DEGREE + 1, 3)
     ]
     exponential = blocks[-1]

@@ -141,7 +141,8 @@ def _by_svd_where(failed, tall, factors):
 
 
 def _eye_like(tall):
-    return jnp.eye(*tall.shape[-2:], dtype=tall.dtype)
+    rows, cols = tall.shape[-2:]
+    return jnp.eye(rows, cols, dtype=tall.dtype)
 
 
 def _iterated(tall: jax.Array, iterate: Callable[[jax.Array], Iterated]) -> Polar:
