@@ -85,7 +85,7 @@ def _turn(pair):
     full_rank = jnp.all(jnp.minimum(pair.rank_base, pair.rank_post) == middle.shape[-1])
     off = lax.cond(full_rank, _off_by_rotation, lambda x, _: _off(x), middle, rotation)
     near = full_rank & (_largest_norm(off) <= _NEAR)
-    return lax.cond(near, _by_series, lambda x, off, _: _by_eigenvectors(x, off), middle, off, rotation)
+    return lax.cond(near, _by_series, lambda x, *_: _by_eigenvectors(x), middle, off, rotation)
 
 
 def _by_series(middle, off, rotation):
@@ -154,8 +154,8 @@ def _straighten_few(x):
     return x + matmul(matmul(x, vectors) * (factor - 1)[..., None, :], transpose(vectors))
 
 
-def _by_eigenvectors(middle, off):
-    vectors, distances = _eigh(off)
+def _by_eigenvectors(middle):
+    vectors, distances = _eigh(_off(middle))
     squares = 1 - distances
     kept = squares > _rounding(middle)
     inverse_roots = jnp.where(kept, 1 / jnp.sqrt(jnp.where(kept, squares, 1)), 0)
