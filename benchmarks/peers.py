@@ -265,8 +265,8 @@ def full_script(library: Library, base: Any, post: Any) -> dict[str, Any]:
     skew = float((((in_frame - in_frame.T) / 2) ** 2).sum())
     outside = total - scaled - symmetric - skew
 
-    left, _, right_t = library.svd(q_left + q_right)
-    turn = left @ right_t
+    left, cosines, right_t = library.svd(q_left + q_right)
+    turn = (left * (cosines > 1e-3)) @ right_t  # 0 where left and right turned to opposite directions
     model = (turn * s_base) @ turn.T
     target = in_frame + library.identity(in_frame) * s_base
     fit_alpha = float((model * target).sum()) / float((model**2).sum())

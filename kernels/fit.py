@@ -29,9 +29,6 @@ _NEAR, _MOST_STEPS = 5.0, 3
 _FEW = 40
 # What a step multiplies a singular value by, at most: 1 + 1/2 + 3/8 + 5/16 + 35/128.
 _GROWTH = 2.4609375
-# Float32's random errors, 1e-7 of the model, change what it leaves by 1e-7 / (r share) of itself, where it leaves that
-# share of the post: by 2e-7 from this many directions and this share on. Elsewhere the model is formed in float64.
-_MANY, _CLOSE = 512, 1e-3
 # The distance from an orthogonal matrix that is left, beside which every drift is large; and that from which the first
 # term of the series alone is enough: d becomes 3/4 d^2.
 _ORTHOGONAL, _ONE_TERM = 1e-8, 1e-5
@@ -56,7 +53,10 @@ def fit_of_frames(pair: Frames) -> Fit:
     values = jnp.where(inside, pair.s_base / unit[..., None], 0)  # free of the unit, so that squares stay in range
     change = pair.change / unit[..., None, None]
     base = values[..., :, None] * jnp.eye(values.shape[-1], dtype=values.dtype)
-    turned, alpha = _model(pair, values, base + change)
+    turn = _turn(pair)
+    # In the frames' dtype: alpha hangs on the few largest singular values, whose errors do not average out.
+    turned = matmul(turn * values[..., None, :], transpose(turn))
+    alpha = _inner(turned, base + change) / _inner(turned, turned)
     growth = _inner(base, change) / _inner(base, base)  # alpha - 1 of the best multiple of the base
 
     norm = pair.change_norm / unit
@@ -78,26 +78,6 @@ def fit_of_frames(pair: Frames) -> Fit:
     )
 
 
-def _model(pair, values, post):
-    """Q S_b Q^T and alpha, in the base's frame, where post is S_b + E.
-
-    In float32 where that is enough.
-    """
-    turn = _turn(pair)
-
-    def model_in(dtype):
-        turn_in = turn.astype(dtype)
-        turned = matmul(turn_in * values[..., None, :].astype(dtype), transpose(turn_in)).astype(post.dtype)
-        return turned, _inner(turned, post) / _inner(turned, turned)
-
-    if post.dtype == jnp.float32 or post.shape[-1] < _MANY:
-        return model_in(post.dtype)
-    turned, alpha = model_in(jnp.float32)
-    left = frobenius(post - alpha[..., None, None] * turned)
-    close = jnp.any(left < _CLOSE * frobenius(post))
-    return lax.cond(close, lambda: model_in(post.dtype), lambda: (turned, alpha))
-
-
 def _turn(pair):
     """Polar factor of X = (Q_U + Q_V) / 2, (..., r, r), over the singular values that are not rounding errors."""
     middle = (pair.left + pair.right) / 2
@@ -105,7 +85,7 @@ def _turn(pair):
     full_rank = jnp.all(jnp.minimum(pair.rank_base, pair.rank_post) == middle.shape[-1])
     off = lax.cond(full_rank, _off_by_rotation, lambda x, _: _off(x), middle, rotation)
     near = full_rank & (_largest_norm(off) <= _NEAR)
-    return lax.cond(near, _by_series, lambda x, off, _: _by_eigenvectors(x, off), middle, off, rotation)
+    return lax.cond(near, _by_series, lambda x, *_: _by_eigenvectors(x), middle, off, rotation)
 
 
 def _by_series(middle, off, rotation):
@@ -174,8 +154,8 @@ def _straighten_few(x):
     return x + matmul(matmul(x, vectors) * (factor - 1)[..., None, :], transpose(vectors))
 
 
-def _by_eigenvectors(middle, off):
-    vectors, distances = _eigh(off)
+def _by_eigenvectors(middle):
+    vectors, distances = _eigh(_off(middle))
     squares = 1 - distances
     kept = squares > _rounding(middle)
     inverse_roots = jnp.where(kept, 1 / jnp.sqrt(jnp.where(kept, squares, 1)), 0)

@@ -189,8 +189,9 @@ def verdicts(records: Sequence[Record]) -> list[Verdict]:
     """The project's targets (ratios in one run) beside this run's figures."""
     found = []
     for what, script, wanted in (
-        ("whole command against the torch script", "torch script", 3.0),
-        ("whole command against the careful torch script", "torch careful script", 2.0),
+        ("whole command against the torch script", "torch script", 1.6),
+        ("whole command against the careful torch script", "torch careful script", 1.0),
+        ("whole command against a careful torch script of every column", "torch full script", 1.4),
         ("whole command against the jnp script", "jnp script", 4.0),
     ):
         for case, in_case in groups(of_suite(records, "pairs")):

@@ -18,7 +18,7 @@ from benchmarks.shapes import CONFIGS, linear_layers
 from benchmarks.timing import Contestant
 
 # Scripts as programs, for each peer.
-_SCRIPTS = {"torch": ("torch", "torch-careful"), "numpy": ("numpy",), "jnp": ("jnp",)}
+_SCRIPTS = {"torch": ("torch", "torch-careful", "torch-full"), "numpy": ("numpy",), "jnp": ("jnp",)}
 # A case is many programs, so it may take this many times --limit.
 _PATIENCE = 3.0
 # The short form has time for one script and the headline alone.
@@ -58,10 +58,11 @@ def _race(options, model) -> list[Record]:
 
 
 def contestants(options: Options, folder: pathlib.Path, base: pathlib.Path, post: pathlib.Path) -> list[Contestant]:
-    """`polarax compare` with and without its plots, and every script."""
+    """`polarax compare` with and without its plots, and with less than the scripts measure; and every script."""
     out, cache = folder / "run", programs.cache_environment(folder / "cache")
     without = programs.compare_command(base, post, out, "--plots=false")
     with_plots = programs.compare_command(base, post, out)
+    script_alone = programs.compare_command(base, post, out, "--plots=false", "--metrics=scaling,rotation")
 
     def outcome():
         return programs.run_seconds(out)
@@ -69,9 +70,10 @@ def contestants(options: Options, folder: pathlib.Path, base: pathlib.Path, post
     found = [
         Contestant("polarax compare", _program(options, without, cache, outcome)),
         Contestant("polarax compare, with plots", _program(options, with_plots, cache, outcome)),
+        Contestant("polarax compare, scaling and rotation", _program(options, script_alone, cache, outcome)),
     ]
     if options.short:
-        del found[1]
+        del found[1:]
     for peer in options.peers:
         for kind in _SCRIPTS.get(peer, ()):
             if options.short and kind not in _SHORT_SCRIPTS:

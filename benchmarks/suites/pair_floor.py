@@ -4,8 +4,9 @@ The floor of a pair is what cannot be left out, each part measured in the same r
 neighbours that it has in a run: two eigendecompositions in float64, the eigenvalues of the change, and these products,
 in units of one of n x n matrices (the pair is m x n, m >= n):
 
-- float64: W_b^T W_b and D^T D, half of each by symmetry, and W_b^T D, m / n of them; two for E, one each for Q_V, Q_U;
-- float32: for the fit half of X^T X, one for a step, and half for Q S Q^T.
+- float64: W_b^T W_b and D^T D, half of each by symmetry, and W_b^T D, m / n of them; two for E, one each for Q_V, Q_U,
+  and half for the fit's Q S Q^T;
+- float32: for the fit half of X^T X, and one for a step.
 """
 
 import concurrent.futures
@@ -33,7 +34,7 @@ from polarax.measuring.program import measure_stack
 from polarax.planning.devices import lone_cpu, most_lanes, shared_cores
 from polarax.planning.measurement import Measurement
 
-_FLOAT32_PRODUCTS = 2
+_FLOAT32_PRODUCTS = 1.5
 # Contestants that stand for parts of the floor.
 _EIGH, _VALUES, _FLOAT64, _FLOAT32 = (
     "an eigendecomposition", "eigenvalues of the change", "a float64 product", "a float32 product",
@@ -70,7 +71,7 @@ def _race(options, model, rows, cols) -> list[Record]:
     records[0]["operations"] = nominal_operations(rows, cols, lanes)
     samples = {record["contestant"]: record["samples"] for record in records if record.get("samples")}
     if len(samples) == len(records):
-        float64_products = 2 * rows / cols + 4
+        float64_products = 2 * rows / cols + 4.5
         floors = [
             2 * eigh + values + float64_products * float64 + _FLOAT32_PRODUCTS * float32
             for eigh, values, float64, float32 in zip(
