@@ -63,9 +63,9 @@ def leading_svd(
     /,
     *,
     k: int,
-    cycles: int = 40,
-    tolerance: float = TOLERANCE,
-    vector_tolerance: float | None = None,
+    cycles: int | jax.Array = 40,
+    tolerance: float | jax.Array = TOLERANCE,
+    vector_tolerance: float | jax.Array | None = None,
     in_range: bool = False,
     precision: lax.Precision | str = PRECISION,
 ) -> LeadingSvd:
@@ -77,7 +77,7 @@ def leading_svd(
             any b random columns do for a first time.
         k: How many values have to converge.
         cycles: At most so many cycles, of 4 products with x and b columns each; found vectors need one or two.
-        tolerance: Estimated relative error of the values at which they count as found.
+        tolerance: Estimated relative error of the values at which they count as found; of all, or of each, (k,).
         vector_tolerance: Error of the k right vectors, in radians, at which they count as found, for callers that need
             the vectors themselves: values have converged when vectors are still off by the root of the tolerance.
         in_range: Whether squares of sums of entries are known to be in range, as where the norm of x is near 1: then x
@@ -132,27 +132,28 @@ def leading_svd(
         squares, turn = _ritz(squares, across)
         # W^T W V - V S^2 has its columns in the span of the block that follows: what the last one has of them.
         residuals = _lengths(_small(_small(transpose(newest), pulled[-1]), turn[-block:, :k]))
-        error, angle = _errors(residuals, jnp.sqrt(squares[:block]), outside)
-        return _small(basis, turn), newest, squares, count + 1, error, angle, before
+        errors, angle = _errors(residuals, jnp.sqrt(squares[:block]), outside)
+        return _small(basis, turn), newest, squares, count + 1, errors, angle, before
 
     def unfinished(state):
-        *_, count, error, angle, before = state
-        wanted = error > tolerance
+        *_, count, errors, angle, before = state
+        wanted = jnp.any(errors > tolerance)
         if vector_tolerance is not None:
             wanted |= (angle > vector_tolerance) & (angle <= (1 - _PROGRESS) * before)
         return wanted & (count < cycles)
 
     unknown = jnp.array(jnp.inf, dtype)
     first = jnp.zeros((x.shape[1], kept), dtype), _orthonormal(start.astype(dtype), []), jnp.zeros(kept, dtype)
-    found = lax.while_loop(unfinished, cycle, (*first, jnp.int32(0), unknown, unknown, unknown))
-    space, _, _, count, error, angle, _ = found
+    errors = jnp.full(k, jnp.inf, dtype)
+    found = lax.while_loop(unfinished, cycle, (*first, jnp.int32(0), errors, unknown, unknown))
+    space, _, _, count, errors, angle, _ = found
     right, image, values = _graded(space[:, :block], pushed(space[:, :block]))
     order = jnp.argsort(-values)  # in order already, but for rounding
     right, image, values = right[:, order], image[:, order], values[order]
     left = jnp.where(values > 0, image / jnp.where(values > 0, values, 1), 0)
     off = pulled_back(left[:, :k]) - right[:, :k] * values[:k]
     residuals = _lengths(off) / jnp.where(values[0] > 0, values[0], 1)
-    return LeadingSvd(left, values * unit, right, count, error, angle, residuals)
+    return LeadingSvd(left, values * unit, right, count, jnp.max(errors), angle, residuals)
 
 
 def _graded(vectors, image):
@@ -195,7 +196,7 @@ def _ritz(squares, across):
 
 
 def _errors(residuals, values, outside):
-    """Largest relative error of the k values, and error of their vectors, from the residuals of W^T W.
+    """Relative errors of the k values, and the largest error of their vectors, from the residuals of W^T W.
 
     To first order a vector is off by its residual over the gap to what is outside, and the square of its value by the
     square of the residual over that gap, or by the residual where there is none.
@@ -213,7 +214,7 @@ def _errors(residuals, values, outside):
     beyond = jnp.maximum(residuals - _ROUNDING * smallest, 0)
     squares = jnp.where(found > 0, found, 1) ** 2
     errors = jnp.minimum(beyond, beyond * (beyond / gap)) / (2 * squares)
-    return jnp.max(errors), jnp.max(angles)
+    return errors, jnp.max(angles)
 
 
 def iteration_operations(m: int, n: int, k: int, block: int, cycles: int) -> float:

@@ -7,16 +7,18 @@ leading columns is decomposed.
 """
 
 import dataclasses
+import enum
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from polarax import kernels
-from polarax.kernels.leading_svd import OVERSAMPLING, leading_svd, restarted
+from polarax.kernels.leading_svd import OVERSAMPLING, TOLERANCE, leading_svd, restarted
 from polarax.kernels.products import matmul
 from polarax.measuring.entry_sums import (
     WORKING,
@@ -37,17 +39,25 @@ from polarax.metrics.certificate import certificate_of
 from polarax.metrics.leading import FRAME_TOLERANCE
 from polarax.planning.measurement import Measurement
 
-# At most so many cycles of subspace iteration: a few are the rule, and what needs more has no gaps to converge by.
-CYCLES = 40
-
-# Columns that find the largest singular value of a change: nothing is read of its vectors.
-CHANGE_COLUMNS = 16
+# Error of the post's leading vectors, in radians: what is read of its subspaces errs by the square.
+POST_TOLERANCE = 1e-3
 
 # Random columns to start from are the same for every matrix, whatever JAX's settings.
 _GENERATOR = "threefry2x32"
-_BASE, _POST, _CHANGE = range(3)
 
-Item = TypeVar("Item")
+
+class Kind(enum.IntEnum):
+    """What is looked at."""
+
+    BASE = 0
+    POST = 1
+    CHANGE = 2
+
+
+# At most so many cycles of block Lanczos, by kind: a few are the rule, and what needs more has no gaps to converge by.
+CYCLES = (14, 8, 10)
+
+Found = TypeVar("Found")
 
 
 class Look(NamedTuple):
@@ -56,6 +66,7 @@ class Look(NamedTuple):
     part: LeadingPart
     block: jax.Array  # right vectors of all columns that were iterated on, (n, b)
     certificate: Readings  # residual, angle, off
+    in_frame: jax.Array  # of a change: U_b,k^T D V_b,k, (k, k)
 
 
 @functools.partial(jax.jit, static_argnames=STATIC)
@@ -90,72 +101,130 @@ def _measure(
 ) -> StackReadings:
     """The readings of one matrix, (m, n), and its posts."""
     dtype = measurement.dtype
-    before = entries_of(base, dtype)
+    before, *entries = (entries_of(x, dtype) for x in (base, *posts))
     sums_of_posts = _each(lambda post: entry_sums(before, entries_of(post, dtype)), posts)
-    norm = sums_of_posts[0].base
-    matrix = working_matrix(before, norm)
-    columns = min(measurement.top_k + OVERSAMPLING, *base.shape)
-    look = look_at(matrix, norm, _random_start(_BASE, base, columns), measurement, tolerance=FRAME_TOLERANCE)
-    start = restarted(look.block, jax.random.key(_POST, impl=_GENERATOR))
-
-    def of_post(post, sums):
-        after = entries_of(post, dtype)
-        look_post = look_at(working_matrix(after, sums.post), sums.post, _later(start, look), measurement)
-        readings, change, values = _read(before, after, sums, look, look_post, measurement)
-        if measurement.draws:
-            assert keys is not None and values is not None
-
-            def look_drawn(post, change):
-                of_drawn = drawn_sums(before, norm, change)
-                drawn = look_at(post, jnp.hypot(norm, of_drawn[0]), start, measurement)
-                pair = _pair(before.shape, look, drawn, of_drawn, change)
-                return read_groups(
-                    pair, [group for group in measurement.groups if sampled_metrics([group], quick=True)]
-                )
-
-            readings |= sampled_looks(matrix, change, values, keys, readings, measurement, look=look_drawn)
-        return readings, look_post
-
-    found = _each(of_post, posts, sums_of_posts)
-    of_posts, looks = ([one[place] for one in found] for place in (0, 1))
-    between, of_pairs = measurement.between_posts(), []
-    for places in pairs:
-        first, second = (entries_of(posts[place], dtype) for place in places)
-        before_look, after_look = (looks[place] for place in places)
-        readings, *_ = _read(first, second, entry_sums(first, second), before_look, after_look, between)
-        changes = (
-            working_change(before, entries, sums_of_posts[place].change).matrix
-            for place, entries in zip(places, (first, second), strict=True)
+    between = measurement.between_posts()
+    norms = [sums_of_posts[0].base, *(sums.post for sums in sums_of_posts)]
+    sides = [before, *entries]
+    # A change is that of two sides, by their places: the base and each post, then posts that are related.
+    compared = [(0, 1 + place) for place in range(len(posts))]
+    compared += [(1 + first, 1 + second) for first, second in pairs]
+    sums = [*sums_of_posts, *(entry_sums(*(entries[place] for place in places)) for places in pairs)]
+    items = [
+        Item(Kind.POST if place else Kind.BASE, functools.partial(working_matrix, side, norm), place, norm)
+        for place, (side, norm) in enumerate(zip(sides, norms, strict=True))
+    ]
+    for (first, second), of_both in zip(compared, sums, strict=True):
+        norm = jnp.where(jnp.isfinite(of_both.base) & jnp.isfinite(of_both.post), of_both.change, jnp.nan)
+        items.append(
+            Item(Kind.CHANGE, functools.partial(working_change, sides[first], sides[second], norm), first, norm)
         )
-        of_pairs.append(readings | {"change_cosine": kernels.change_cosine(*changes).astype(dtype)})
+    looks = look_at_all(items, base.shape, measurement)
+    found = []
+    for number, ((first, second), of_both) in enumerate(zip(compared, sums, strict=True)):
+        change = looks[len(sides) + number]
+        groups = measurement if number < len(posts) else between
+        found.append(_read(sides[first], sides[second], of_both, looks[first], looks[second], change, groups))
+    of_posts, of_pairs = found[: len(posts)], found[len(posts) :]
+    if measurement.draws:
+        assert keys is not None
+        for number, after in enumerate(entries):
+            drawn = _drawn(
+                before, after, sums[number], looks[0], looks[len(sides) + number], keys, of_posts[number], measurement
+            )
+            of_posts[number] = of_posts[number] | drawn
+    for readings, places in zip(of_pairs, pairs, strict=True):
+        changes = (working_change(before, entries[place], sums_of_posts[place].change).matrix for place in places)
+        readings["change_cosine"] = kernels.change_cosine(*changes).astype(dtype)
     return StackReadings(tuple(of_posts), tuple(of_pairs))
 
 
-def look_at(
-    working: Working, norm: jax.Array, start: jax.Array, measurement: Measurement, *, tolerance: float | None = None
-) -> Look:
-    """The leading part of one matrix.
+class Item(NamedTuple):
+    """A matrix to be looked at."""
+
+    kind: Kind
+    working: Callable[[], Working]
+    frame: int  # of a change: place among the items of that in whose frame it is read
+    norm: jax.Array  # ||W||_F, ()
+
+
+def look_at_all(items: Sequence[Item], shape: tuple[int, int], measurement: Measurement) -> list[Look]:
+    """The leading parts of matrices, one after another by one loop: the base first, from which the posts start.
 
     Args:
-        working: The matrix.
-        norm: ||W||_F, ().
-        start: Right vectors to start from, (n, b).
-        measurement: How many leading values are wanted.
-        tolerance: Error of the vectors, in radians; None where values and subspaces are enough.
+        items: The base, and others.
+        shape: (m, n) of each.
+        measurement: How many leading values are wanted; of a change the first, and only where a group needs it.
     """
-    shape, dtype = working.shape, measurement.dtype
-    k = min(measurement.top_k, *shape)
-    found = leading_svd(working.matrix, start, k=k, cycles=CYCLES, vector_tolerance=tolerance, in_range=True)
-    rank = kernels.numerical_rank(found.values[:k], *shape)
-    part = LeadingPart(norm, working.unit * found.values.astype(dtype), rank, found.left[:, :k], found.right[:, :k])
-    certificate = certificate_of(found.values.astype(dtype), found.residuals.astype(dtype), rank, shape=shape)
-    return Look(part, found.right, certificate)
+    k, columns, dtype = min(measurement.top_k, *shape), min(measurement.top_k + OVERSAMPLING, *shape), measurement.dtype
+    kinds = np.array([item.kind for item in items])
+    wanted = np.array([k, k, int(measurement.change_values)])[kinds]
+    tolerances = np.where(np.arange(k) < wanted[:, None], TOLERANCE, np.inf).astype(WORKING)
+    vector_tolerances = np.array([FRAME_TOLERANCE, POST_TOLERANCE, np.inf], WORKING)[kinds]
+    cycles, frames = np.array(CYCLES)[kinds], np.array([item.frame for item in items])
+
+    def look(known, place):
+        lefts, rights = known
+        kind, frame = jnp.asarray(kinds)[place], jnp.asarray(frames)[place]
+        working = lax.switch(place, [item.working for item in items])
+        key = jax.random.key(kind, impl=_GENERATOR)
+        start = jnp.where(
+            kind == Kind.POST,
+            restarted(rights[0], key),
+            jax.random.normal(key, (shape[1], columns), WORKING),
+        )
+        found = leading_svd(
+            working.matrix,
+            start,
+            k=k,
+            cycles=jnp.asarray(cycles)[place],
+            tolerance=jnp.asarray(tolerances)[place],
+            vector_tolerance=jnp.asarray(vector_tolerances)[place],
+            in_range=True,
+        )
+        in_frame = lax.cond(
+            kind == Kind.CHANGE,
+            lambda: matmul(lefts[frame].T, matmul(working.matrix, rights[frame, :, :k])),
+            lambda: jnp.zeros((k, k), WORKING),
+        )
+        known = lefts.at[place].set(found.left[:, :k]), rights.at[place].set(found.right)
+        return known, (working.unit, found.values, found.residuals, in_frame)
+
+    nothing = tuple(jnp.zeros((len(items), *sizes), WORKING) for sizes in ((shape[0], k), (shape[1], columns)))
+    (lefts, rights), found = lax.scan(look, nothing, jnp.arange(len(items)))
+    looks = []
+    for place, item in enumerate(items):
+        unit, values, residuals, in_frame = (x[place] for x in found)
+        values, needed = values.astype(dtype), max(int(wanted[place]), 1)
+        rank = kernels.numerical_rank(values[:needed].astype(WORKING), *shape)
+        part = LeadingPart(item.norm, unit * values, rank, lefts[place], rights[place, :, :k])
+        certificate = certificate_of(values, residuals[:needed].astype(dtype), rank, shape=shape)
+        looks.append(Look(part, rights[place], certificate, unit * in_frame.astype(dtype)))
+    return looks
 
 
-def change_in_frame(change: Working, base: LeadingPart) -> jax.Array:
-    """U_b,k^T D V_b,k, (k, k)."""
-    in_frame = matmul(base.left.T, matmul(change.matrix, base.right))
-    return change.unit * in_frame.astype(change.unit.dtype)
+def _drawn(before, after, sums, look, change, keys, readings, measurement):
+    """The columns of the sampled controls of a base and a post."""
+    start = restarted(look.block, jax.random.key(Kind.POST, impl=_GENERATOR))
+    groups = [group for group in measurement.groups if sampled_metrics([group], quick=True)]
+    k, shape, norm = min(measurement.top_k, *before.shape), before.shape, sums.base
+
+    def look_drawn(post, drawn):
+        size, along = drawn_sums(before, norm, drawn)
+        found = leading_svd(
+            post.matrix, start, k=k, cycles=CYCLES[Kind.POST], vector_tolerance=POST_TOLERANCE, in_range=True
+        )
+        rank = kernels.numerical_rank(found.values[:k], *shape)
+        values = post.unit * found.values.astype(measurement.dtype)
+        part = LeadingPart(jnp.hypot(norm, size), values, rank, found.left[:, :k], found.right[:, :k])
+        in_frame = matmul(look.part.left.T, matmul(drawn.matrix, look.part.right))
+        pair = _pair(shape, look.part, part, size, along, drawn.unit * in_frame.astype(drawn.unit.dtype))
+        return read_groups(pair, groups)
+
+    matrix = working_matrix(before, norm)
+    working = working_change(before, after, jnp.where(jnp.isfinite(norm + sums.post), sums.change, jnp.nan))
+    values = (change.part.values / working.unit).astype(WORKING)
+    return sampled_looks(matrix, working, values, keys, readings, measurement, look=look_drawn)
 
 
 def read_groups(pair: LeadingPair, groups: Sequence[str]) -> Readings:
@@ -168,22 +237,25 @@ def read_groups(pair: LeadingPair, groups: Sequence[str]) -> Readings:
 
 
 def _read(
-    before: Entries, after: Entries, sums: EntrySums, look: Look, look_post: Look, measurement: Measurement
-) -> tuple[Readings, Working, jax.Array | None]:
-    """The readings of a base and a post; the change and, if they are asked for, its leading values over its unit."""
-    dtype, shape = measurement.dtype, before.shape
+    before: Entries,
+    after: Entries,
+    sums: EntrySums,
+    look: Look,
+    look_post: Look,
+    change: Look,
+    measurement: Measurement,
+) -> Readings:
+    """The readings of a base and a post."""
+    dtype = measurement.dtype
     finite, undefined = jnp.isfinite(sums.base) & jnp.isfinite(sums.post), jnp.full((), jnp.nan, dtype)
-    change = working_change(before, after, jnp.where(finite, sums.change, jnp.nan))
-    certificates, values = [look.certificate, look_post.certificate], None
-    if measurement.change_values:
-        start = _random_start(_CHANGE, before.stored, min(CHANGE_COLUMNS, *shape))
-        found = leading_svd(change.matrix, _later(start, look_post), k=1, cycles=CYCLES, in_range=True)
-        rank = kernels.numerical_rank(found.values[:1], *shape)
-        values = found.values
-        certificates.append(certificate_of(values.astype(dtype), found.residuals.astype(dtype), rank, shape=shape))
+    certificates = [
+        look.certificate,
+        look_post.certificate,
+        *([change.certificate] if measurement.change_values else []),
+    ]
     pair = dataclasses.replace(
-        _pair(shape, look, look_post, (sums.change, sums.along), change),
-        change_values=None if values is None else change.unit * values.astype(dtype),
+        _pair(before.shape, look.part, look_post.part, sums.change, sums.along, change.in_frame),
+        change_values=change.part.values if measurement.change_values else None,
         unchanged=sums.unchanged,
         noise=sums.noise,
         stored_base=before.stored,
@@ -198,7 +270,7 @@ def _read(
         "change_norm": sums.change,
         "residual_base": look.certificate["residual"],
         "residual_post": look_post.certificate["residual"],
-        "residual_change": undefined if values is None else certificates[-1]["residual"],
+        "residual_change": change.certificate["residual"] if measurement.change_values else undefined,
         "angle_base": look.certificate["angle"],
         "angle_post": look_post.certificate["angle"],
         "values_off": jnp.max(jnp.stack([certificate["off"] for certificate in certificates])),
@@ -209,20 +281,25 @@ def _read(
         "nonfinite_base": nonfinite_entries(before, sums.base),
         "nonfinite_post": nonfinite_entries(after, sums.post),
     }
-    return readings | counts, change, values
+    return readings | counts
 
 
 def _pair(
-    shape: tuple[int, int], look: Look, look_post: Look, sums: tuple[jax.Array, jax.Array], change: Working
+    shape: tuple[int, int],
+    base: LeadingPart,
+    post: LeadingPart,
+    change_norm: jax.Array,
+    along: jax.Array,
+    in_frame: jax.Array,
 ) -> LeadingPair:
-    """Base and post, of which only the leading parts and the change are at hand; sums are as `drawn_sums` has them."""
+    """Base and post, of which only the leading parts are at hand."""
     return LeadingPair(
         shape=shape,
-        base=look.part,
-        post=look_post.part,
-        change_norm=sums[0],
-        along=sums[1],
-        in_frame=change_in_frame(change, look.part),
+        base=base,
+        post=post,
+        change_norm=change_norm,
+        along=along,
+        in_frame=in_frame,
         change_values=None,
         unchanged=None,
         noise=None,
@@ -231,23 +308,12 @@ def _pair(
     )
 
 
-def _each(function: Callable[..., Item], posts: Sequence[jax.Array], more: Sequence[Any] | None = None) -> list[Item]:
-    """function(post, ...) of every post: one after another in one loop, unless their dtypes differ."""
-    others: list[tuple] = [() for _ in posts] if more is None else [(one,) for one in more]
+def _each(function: Callable[[jax.Array], Found], posts: Sequence[jax.Array]) -> list[Found]:
+    """function(post) of every post: one after another in one loop, unless their dtypes differ."""
     if len(posts) == 1 or len({post.dtype for post in posts}) > 1:
-        return [function(post, *other) for post, other in zip(posts, others, strict=True)]
+        return [function(post) for post in posts]
     kind, stacked = posts[0].dtype, jnp.stack(posts)
     if kind.itemsize < 4:  # XLA on CPU would carry a float32 copy of small floats through the loop
         stacked = stacked.view(f"uint{8 * kind.itemsize}")
-    beside = jax.tree.map(lambda *x: jnp.stack(x), *others)
-    found = lax.map(lambda x: function(x[0] if x[0].dtype == kind else x[0].view(kind), *x[1]), (stacked, beside))
+    found = lax.map(lambda x: function(x if x.dtype == kind else x.view(kind)), stacked)
     return [jax.tree.map(lambda x, place=place: x[place], found) for place in range(len(posts))]
-
-
-def _random_start(number: int, matrix: jax.Array, columns: int) -> jax.Array:
-    return jax.random.normal(jax.random.key(number, impl=_GENERATOR), (matrix.shape[1], columns), WORKING)
-
-
-def _later(start: jax.Array, look: Look) -> jax.Array:
-    """The start, but not before the look was taken: small decompositions side by side contend for the cores."""
-    return kernels.after(start, look.certificate["residual"])
