@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from polarax.kernels.products import PRECISION, transpose
+from polarax.kernels.sequential import by_leading_axes
 
 # Columns beyond the k wanted: convergence goes by the gap between s_k and the first value outside the block.
 OVERSAMPLING = 8
@@ -281,14 +282,20 @@ def _gram_vectors(image):
 
 
 def _in_float64(solve, *arrays):
-    """solve(*arrays) in float64 where there is, which keeps small values apart; in the arrays' own dtype."""
+    """solve(*arrays), the last of them a matrix, in float64 where there is; in the arrays' own dtype.
+
+    It keeps small values apart.
+    """
 
     def in_float64(*arrays):
         with jax.enable_x64(True):
-            results = solve(*(x.astype(jnp.float64) for x in arrays))
+            mapped = solve
+            for _ in range(arrays[-1].ndim - 2):  # within the scope, which a `vmap` from outside would have left
+                mapped = jax.vmap(mapped)
+            results = mapped(*(x.astype(jnp.float64) for x in arrays))
             return jax.tree.map(lambda x: x.astype(arrays[0].dtype), results)
 
-    return lax.platform_dependent(*arrays, tpu=solve, default=in_float64)
+    return lax.platform_dependent(*arrays, tpu=solve, default=by_leading_axes(in_float64))
 
 
 def _small(left, right):

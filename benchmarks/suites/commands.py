@@ -58,10 +58,11 @@ def _race(options, model) -> list[Record]:
 
 
 def contestants(options: Options, folder: pathlib.Path, base: pathlib.Path, post: pathlib.Path) -> list[Contestant]:
-    """`polarax compare` with and without its plots, and with less than the scripts measure; and every script."""
+    """`polarax compare` with its plots and without, with what the scripts measure, at a first look; every script."""
     out, cache = folder / "run", programs.cache_environment(folder / "cache")
     without = programs.compare_command(base, post, out, "--plots=false")
     with_plots = programs.compare_command(base, post, out)
+    quick = programs.compare_command(base, post, out, "--plots=false", "--quick")
     script_alone = programs.compare_command(base, post, out, "--plots=false", "--metrics=scaling,rotation")
 
     def outcome():
@@ -71,9 +72,10 @@ def contestants(options: Options, folder: pathlib.Path, base: pathlib.Path, post
         Contestant("polarax compare", _program(options, without, cache, outcome)),
         Contestant("polarax compare, with plots", _program(options, with_plots, cache, outcome)),
         Contestant("polarax compare, scaling and rotation", _program(options, script_alone, cache, outcome)),
+        Contestant("polarax compare, first look", _program(options, quick, cache, outcome)),
     ]
     if options.short:
-        del found[1:]
+        del found[1:3]
     for peer in options.peers:
         for kind in _SCRIPTS.get(peer, ()):
             if options.short and kind not in _SHORT_SCRIPTS:
