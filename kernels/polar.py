@@ -125,6 +125,8 @@ def _polynomial_or_svd(tall):
 def _by_svd_where(failed, tall, factors):
     """`factors`, with those of the matrices that failed, (...), from SVDs of these alone."""
     shape, batch = tall.shape[-2:], tall.shape[:-2]
+    if 0 in batch:
+        return factors
     matrices = tall.reshape((math.prod(batch), *shape))
     flat = jax.tree.map(lambda x: x.reshape((len(matrices), *x.shape[len(batch) :])), factors)
     order = jnp.argsort(~failed.reshape(-1), stable=True)  # those that failed in front

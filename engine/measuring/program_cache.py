@@ -145,8 +145,11 @@ def _folder() -> pathlib.Path | None:
 def _name_of(function: Any, arguments: Any, static: Mapping[str, Any]) -> str | None:
     """The name of a program's file; None if it cannot be told from others, or the source may not be what is running."""
     leaves, tree = jax.tree.flatten(arguments)
+    called = getattr(function, "__qualname__", None)
+    if called is None:  # something else that can be lowered
+        return None
     described = [
-        f"{function.__module__}.{function.__qualname__}",
+        f"{function.__module__}.{called}",
         str(tree),
         *(f"{leaf.shape} {np.dtype(leaf.dtype).name} {leaf.sharding} {leaf.weak_type}" for leaf in leaves),
         *(f"{name}={value!r}" for name, value in sorted(static.items())),

@@ -12,7 +12,7 @@ import polarax.comparison
 import polarax.measuring.execution
 import polarax.planning.request
 from polarax.loaders import CheckpointError
-from polarax.metrics import CONTROL_COLUMNS, GROUPS, IDENTITY_COLUMNS
+from polarax.metrics import CONTROL_COLUMNS, GROUPS, IDENTITY_COLUMNS, metrics_of
 from polarax.planning.comparison_plan import plan_posts
 from polarax.planning.selection import Selection
 from polarax.results.arrays import read_array
@@ -84,7 +84,7 @@ class TestWhatIsCompared:
     def test_a_metric_group_gives_its_columns_with_the_same_values(self, llama, llama_run, groups):
         run = compare(llama.base, llama.post, metrics=",".join(groups), layers="0", roles="k")
         frame = run.frame()
-        measured = [column for group in groups for column in GROUPS[group]]
+        measured = [column for metric in metrics_of(groups) for column in metric.columns]
         assert list(frame.columns) == [*IDENTITY_COLUMNS, *measured, *CONTROL_COLUMNS]
         everything = llama_run.frame()
         same = everything[(everything["layer"] == 0) & (everything["role"] == "k")]

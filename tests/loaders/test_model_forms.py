@@ -28,7 +28,7 @@ def matrices_of(form, config):
 @pytest.mark.parametrize("name", MODELS)
 def test_every_form_holds_the_same_matrices(name):
     config = MODELS[name].config
-    saved = forms(name)
+    saved = dict(forms(name))
     expected = matrices_of(saved.pop("transformers 4"), config)
     assert len(saved) >= 3
     for tool, form in saved.items():
