@@ -119,7 +119,7 @@ def _measure(
         items.append(
             Item(Kind.CHANGE, functools.partial(working_change, sides[first], sides[second], norm), first, norm)
         )
-    looks = look_at_all(items, base.shape, measurement)
+    looks = look_at_all(items, before.shape, measurement)
     found = []
     for number, ((first, second), of_both) in enumerate(zip(compared, sums, strict=True)):
         change = looks[len(sides) + number]
