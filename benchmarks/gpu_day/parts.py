@@ -6,7 +6,6 @@ Every part is a function of a `Day`. Sizes are those of Llama-3.1-8B's layers; t
 import contextlib
 import dataclasses
 import functools
-import importlib
 import importlib.util
 import json
 import math
@@ -268,21 +267,19 @@ def kernels(day: Day) -> None:
 
 def first_look(day: Day) -> None:
     """`polarax compare --quick` in memory, on one pair of each shape of a layer."""
-    if importlib.util.find_spec("polarax.measuring.first_look") is None:
-        raise NotImplementedError("This version of polarax has no --quick.")
+    from polarax.measuring.program import measure_stack
     from polarax.planning.devices import takes_batches
     from polarax.planning.measurement import Measurement
     from polarax.planning.options import Options
 
-    take_first_look = importlib.import_module("polarax.measuring.first_look").take_first_look
-    measurement = Measurement.parse(Options(**{"quick": True}))
+    measurement = Measurement.parse(Options(quick=True))
     for rows, cols in ((day.size(rows), day.size(cols)) for rows, cols, _ in LAYER):
         with day.case("first look", rows=rows, cols=cols) as record:
             base, post = weights.stack(rows, cols, 1)
             if rows < cols:  # as a run reads them
                 base, post = (jnp.swapaxes(x, 1, 2) for x in (base, post))
             keywords = {"measurement": measurement, "batched": takes_batches()}
-            day.program(record, take_first_look, base, (post,), x64=True, **keywords)
+            day.program(record, measure_stack, base, (post,), x64=True, **keywords)
 
 
 def _measure(day, record, base, post, groups, *, dtype=None, by_products=False) -> Mapping[str, np.ndarray]:

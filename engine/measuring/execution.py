@@ -12,7 +12,6 @@ import numpy as np
 
 from polarax.kernels.methods import METHODS
 from polarax.loaders import Checkpoint, Pair
-from polarax.measuring.first_look import take_first_look
 from polarax.measuring.program import StackReadings, measure_stack
 from polarax.measuring.program_cache import is_of_this_package, load_or_compile
 from polarax.measuring.progress import Progress
@@ -159,7 +158,7 @@ class _Programs:
                 if self._work.measurement.draws:
                     keys.append(jax.ShapeDtypeStruct((shape[0], 2), np.uint32, sharding=self._sharding))
                 self._compiled[key] = load_or_compile(
-                    take_first_look if self._work.measurement.quick else measure_stack,
+                    measure_stack,
                     base,
                     tuple(posts),
                     *keys,

@@ -1,9 +1,8 @@
-"""The compiled program of a first look: leading values and vectors of base, posts and changes, by products alone.
+"""The program of a first look: leading values and vectors of base, posts and changes, by products alone.
 
-A stack of matrices with their posts goes in, as into `measure_stack`, and every reading comes out. Each matrix is
-converted to float32 once, for all products; norms and inner products are summed from the entries as they are stored.
-The base is iterated on once for all its posts, which start from its vectors. Nothing larger than a few blocks of
-leading columns is decomposed.
+Each matrix is converted to float32 once, for all products; norms and inner products are summed from the entries as they
+are stored. The base is iterated on once for all its posts, which start from its vectors. Nothing larger than a few
+blocks of leading columns is decomposed.
 """
 
 import dataclasses
@@ -33,7 +32,6 @@ from polarax.measuring.entry_sums import (
     working_matrix,
 )
 from polarax.measuring.first_look_draws import sampled_looks
-from polarax.measuring.program import STATIC, StackReadings, over_stack
 from polarax.metrics import GROUPS, LeadingPair, LeadingPart, Readings, sampled_metrics
 from polarax.metrics.certificate import certificate_of
 from polarax.metrics.leading import FRAME_TOLERANCE
@@ -69,26 +67,30 @@ class Look(NamedTuple):
     in_frame: jax.Array  # of a change: U_b,k^T D V_b,k, (k, k)
 
 
-@functools.partial(jax.jit, static_argnames=STATIC)
-def take_first_look(
+def by_first_look(
     base: jax.Array,
     posts: tuple[jax.Array, ...],
-    keys: jax.Array | None = None,
-    *,
+    keys: jax.Array | None,
+    pairs: Sequence[tuple[int, int]],
     measurement: Measurement,
-    pairs: tuple[tuple[int, int], ...] = (),
-    mesh: jax.sharding.Mesh | None = None,
-    batched: bool = True,
-) -> StackReadings:
-    """Reads a stack of matrices and their posts at a first look. Arguments as for `measure_stack`, with m >= n.
+) -> tuple[list[Readings], list[Readings]]:
+    """Reads matrices and their posts at a first look.
+
+    Args:
+        base: (m, n) or (count, m, n), m >= n, in the stored dtype.
+        posts: The same shape each, in their stored dtypes.
+        keys: (2,) or (count, 2), as for `measure_stack`.
+        pairs: Places of posts to be read against each other, the first as the base of the second.
+        measurement: What is measured.
 
     Returns:
-        Column name -> (count,) for the quick metrics of the groups and what their status and certificate need; and the
-        arrays `s_base` and `s_post`, with "overlap" also `cosines_left` and `cosines_right`, each (count, k).
+        For each post, and for each pair: column name -> () or (count,) for the quick metrics of the groups and what
+        their status and certificate need; and the arrays `s_base` and `s_post`, with "overlap" also `cosines_left` and
+        `cosines_right`, each (..., k).
     """
     measure = functools.partial(_measure, measurement=measurement, pairs=pairs)
     stacks = (base, posts) if keys is None else (base, posts, keys)
-    return over_stack(jax.vmap(measure) if batched else measure, stacks, mesh, batched)
+    return (jax.vmap(measure) if base.ndim > 2 else measure)(*stacks)
 
 
 def _measure(
@@ -97,8 +99,8 @@ def _measure(
     keys: jax.Array | None = None,
     *,
     measurement: Measurement,
-    pairs: tuple[tuple[int, int], ...],
-) -> StackReadings:
+    pairs: Sequence[tuple[int, int]],
+) -> tuple[list[Readings], list[Readings]]:
     """The readings of one matrix, (m, n), and its posts."""
     dtype = measurement.dtype
     before, *entries = (entries_of(x, dtype) for x in (base, *posts))
@@ -136,7 +138,7 @@ def _measure(
     for readings, places in zip(of_pairs, pairs, strict=True):
         changes = (working_change(before, entries[place], sums_of_posts[place].change).matrix for place in places)
         readings["change_cosine"] = kernels.change_cosine(*changes).astype(dtype)
-    return StackReadings(tuple(of_posts), tuple(of_pairs))
+    return of_posts, of_pairs
 
 
 class Item(NamedTuple):
@@ -184,7 +186,7 @@ def look_at_all(items: Sequence[Item], shape: tuple[int, int], measurement: Meas
         )
         in_frame = lax.cond(
             kind == Kind.CHANGE,
-            lambda: matmul(lefts[frame].T, matmul(working.matrix, rights[frame, :, :k])),
+            lambda: _in_frame(working, lefts[frame], rights[frame, :, :k]),
             lambda: jnp.zeros((k, k), WORKING),
         )
         known = lefts.at[place].set(found.left[:, :k]), rights.at[place].set(found.right)
@@ -195,34 +197,41 @@ def look_at_all(items: Sequence[Item], shape: tuple[int, int], measurement: Meas
     looks = []
     for place, item in enumerate(items):
         unit, values, residuals, in_frame = (x[place] for x in found)
-        values, needed = values.astype(dtype), max(int(wanted[place]), 1)
-        rank = kernels.numerical_rank(values[:needed].astype(WORKING), *shape)
-        part = LeadingPart(item.norm, unit * values, rank, lefts[place], rights[place, :, :k])
-        certificate = certificate_of(values, residuals[:needed].astype(dtype), rank, shape=shape)
+        needed = max(int(wanted[place]), 1)
+        part = _part(item.norm, unit, values, needed, lefts[place], rights[place, :, :k])
+        certificate = certificate_of(values.astype(dtype), residuals[:needed].astype(dtype), part.rank, shape=shape)
         looks.append(Look(part, rights[place], certificate, unit * in_frame.astype(dtype)))
     return looks
+
+
+def _part(norm, unit, values, needed, left, right):
+    """The leading part of a matrix of this norm, its values over the unit; vectors (m, k) and (n, k)."""
+    rank = kernels.numerical_rank(values[:needed], left.shape[0], right.shape[0])
+    return LeadingPart(norm, unit * values.astype(unit.dtype), rank, left, right)
+
+
+def _in_frame(change, left, right):
+    """U^T D V over the unit of the change, (k, k)."""
+    return matmul(left.T, matmul(change.matrix, right))
 
 
 def _drawn(before, after, sums, look, change, keys, readings, measurement):
     """The columns of the sampled controls of a base and a post."""
     start = restarted(look.block, jax.random.key(Kind.POST, impl=_GENERATOR))
     groups = [group for group in measurement.groups if sampled_metrics([group], quick=True)]
-    k, shape, norm = min(measurement.top_k, *before.shape), before.shape, sums.base
+    k, norm = min(measurement.top_k, *before.shape), sums.base
 
     def look_drawn(post, drawn):
         size, along = drawn_sums(before, norm, drawn)
         found = leading_svd(
             post.matrix, start, k=k, cycles=CYCLES[Kind.POST], vector_tolerance=POST_TOLERANCE, in_range=True
         )
-        rank = kernels.numerical_rank(found.values[:k], *shape)
-        values = post.unit * found.values.astype(measurement.dtype)
-        part = LeadingPart(jnp.hypot(norm, size), values, rank, found.left[:, :k], found.right[:, :k])
-        in_frame = matmul(look.part.left.T, matmul(drawn.matrix, look.part.right))
-        pair = _pair(shape, look.part, part, size, along, drawn.unit * in_frame.astype(drawn.unit.dtype))
+        part = _part(jnp.hypot(norm, size), post.unit, found.values, k, found.left[:, :k], found.right[:, :k])
+        in_frame = _in_frame(drawn, look.part.left, look.part.right)
+        pair = _pair(before.shape, look.part, part, size, along, drawn.unit * in_frame.astype(drawn.unit.dtype))
         return read_groups(pair, groups)
 
-    matrix = working_matrix(before, norm)
-    working = working_change(before, after, jnp.where(jnp.isfinite(norm + sums.post), sums.change, jnp.nan))
+    matrix, working = working_matrix(before, norm), working_change(before, after, change.part.norm)
     values = (change.part.values / working.unit).astype(WORKING)
     return sampled_looks(matrix, working, values, keys, readings, measurement, look=look_drawn)
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from polarax import kernels
+from polarax.measuring.first_look import by_first_look
 from polarax.measuring.polar_program import by_polar_factors
 from polarax.measuring.sampled_controls import sampled_readings
 from polarax.metrics import GROUPS, MatrixPair, Readings, Spectra
@@ -60,13 +61,13 @@ def measure_stack(
         Column name -> (count,) for the metrics of the groups and what their controls and status need; and the arrays
         `s_base`, `s_post`, with "shape" also `s_change`, each (count, r), with "overlap" also `cosines_left` and
         `cosines_right`, each (count, k), with "rotation" also `rotation_left`, `rotation_right` and
-        `rotation_difference`, each (count, k, k), k at most 64.
+        `rotation_difference`, each (count, k, k), k at most 64. Of a first look: see `by_first_look`.
     """
     measure = functools.partial(_measure, measurement=measurement, pairs=pairs)
-    return over_stack(measure, (base, posts) if keys is None else (base, posts, keys), mesh, batched)
+    return _over_stack(measure, (base, posts) if keys is None else (base, posts, keys), mesh, batched)
 
 
-def over_stack(measure: Callable[..., Item], stacks: tuple, mesh: jax.sharding.Mesh | None, batched: bool) -> Item:
+def _over_stack(measure: Callable[..., Item], stacks: tuple, mesh: jax.sharding.Mesh | None, batched: bool) -> Item:
     """measure(*stacks), each device its share, as one batch or matrix by matrix."""
 
     def measure_share(*stacks):
@@ -88,6 +89,8 @@ def _measure(
     pairs: tuple[tuple[int, int], ...],
 ) -> StackReadings:
     dtype, between = measurement.dtype, measurement.between_posts()
+    if measurement.quick:
+        return StackReadings(*map(tuple, by_first_look(base, posts, keys, pairs, measurement)))
     if measurement.by_products:
         return StackReadings(*by_polar_factors(base, posts, pairs, measurement))
     together = jnp.stack([post.astype(_common_dtype(posts)) for post in posts])

@@ -9,15 +9,14 @@ import jax.numpy as jnp
 import pytest
 from jax import export
 
-from polarax.measuring.first_look import take_first_look
 from polarax.measuring.program import measure_stack
 from polarax.metrics import quick_groups
 from polarax.planning.measurement import Measurement
 
 
-def lowered(platform, dtype, shape, program=measure_stack, **what):
+def lowered(platform, dtype, shape, **what):
     """StableHLO text of the analysis of four bfloat16 pairs; the whole one unless something else is asked for."""
-    program = jax.jit(functools.partial(program, measurement=Measurement(dtype=dtype, **what)))
+    program = jax.jit(functools.partial(measure_stack, measurement=Measurement(dtype=dtype, **what)))
     stack = jax.ShapeDtypeStruct((4, *shape), jnp.bfloat16)
     # The custom calls of the linear algebra are what is looked at, not a promise that they stay the same for years.
     checks = [export.DisabledSafetyCheck.custom_call("cusolver_gesvdj_ffi")]
@@ -96,7 +95,7 @@ def test_eigenproblems_of_a_stack_are_one_call(platform):
 def test_a_first_look(platform, dtype, shape):
     """Products with the matrices in float32 at full precision; eigenproblems are of a few blocks, nothing larger."""
     quick = {"quick": True, "groups": quick_groups()}
-    text = lowered(platform, dtype, shape, take_first_look, **quick)
+    text = lowered(platform, dtype, shape, **quick)
     if platform == "tpu":
         assert not re.search(r"tensor<(\d+x)*f64>", text)
     products = re.findall(r"stablehlo\.dot_general.*", text)

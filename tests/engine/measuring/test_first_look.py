@@ -10,7 +10,6 @@ import pytest
 
 import polarax
 from polarax.errors import UsageError
-from polarax.measuring.first_look import take_first_look
 from polarax.measuring.program import measure_stack
 from polarax.measuring.sampled_controls import matrix_key
 from polarax.metrics import CERTIFICATE, CONTROL_COLUMNS, GROUPS, IDENTITY_COLUMNS, columns, quick_groups
@@ -67,12 +66,12 @@ def weights(shape, dtype="float32", *, drift=0.01, seed=0):
     return base.astype(dtype), post.astype(dtype)
 
 
-def look_at(base, *posts, measurement=LOOK, program=take_first_look, batched=False, keys=None, pairs=()):
+def look_at(base, *posts, measurement=LOOK, batched=False, keys=None, pairs=()):
     """The readings of one matrix against each post, and of pairs of posts."""
     with jax.enable_x64(True):
         given = () if keys is None else (keys[None],)
         stacks = base[None], tuple(post[None] for post in posts)
-        found = jax.device_get(program(*stacks, *given, measurement=measurement, batched=batched, pairs=pairs))
+        found = jax.device_get(measure_stack(*stacks, *given, measurement=measurement, batched=batched, pairs=pairs))
     alone = jax.tree.map(lambda x: x[0], found)
     return list(alone.posts) + list(alone.pairs)
 
@@ -117,7 +116,7 @@ def test_every_column_agrees_with_the_reference(shape, dtype):
 @pytest.mark.parametrize("dtype", ["bfloat16", "float64"])
 def test_columns_are_those_of_a_full_analysis(dtype):
     base, post = weights((96, 64), dtype)
-    found, full = look_at(base, post)[0], look_at(base, post, program=measure_stack, measurement=FULL)[0]
+    found, full = look_at(base, post)[0], look_at(base, post, measurement=FULL)[0]
     looser = {  # controls know the spectrum as far as they do
         **TOLERANCES,
         **dict.fromkeys(("overlap_left_null", "overlap_right_null"), (0, 1e-3)),
@@ -342,7 +341,7 @@ def test_a_batch_reads_as_matrices_one_by_one():
     with jax.enable_x64(True):
         bases, posts = (np.stack([pair[side] for pair in pairs]) for side in (0, 1))
         found = [
-            jax.device_get(take_first_look(bases, (posts,), measurement=LOOK, batched=batched)).posts[0]
+            jax.device_get(measure_stack(bases, (posts,), measurement=LOOK, batched=batched)).posts[0]
             for batched in (True, False)
         ]
     for name, values in found[0].items():
@@ -356,9 +355,7 @@ def test_sampled_controls():
     measurement = dataclasses.replace(LOOK, control_draws=draws)
     keys = matrix_key(5, "w")
     found = look_at(base, post, keys=keys, measurement=measurement)[0]
-    full = look_at(
-        base, post, keys=keys, measurement=dataclasses.replace(FULL, control_draws=draws), program=measure_stack
-    )[0]
+    full = look_at(base, post, keys=keys, measurement=dataclasses.replace(FULL, control_draws=draws))[0]
     assert measurement.sampled == ("alpha", "leading_scaling", "leading_coordination")
     for metric in measurement.sampled:
         # The same entries in the same order: in float32 as in float64.
@@ -376,7 +373,7 @@ def test_without_float64():
     """As on devices that have none: sums in float32."""
     base, post = weights((96, 64), "bfloat16")
     measurement = dataclasses.replace(LOOK, dtype="float32")
-    found = take_first_look(base[None], (post[None],), measurement=measurement, batched=True).posts[0]
+    found = measure_stack(base[None], (post[None],), measurement=measurement, batched=True).posts[0]
     assert not any(x.dtype == jnp.float64 for x in jax.tree.leaves(found))
     wanted = leading_reference(base, post, k=K, known=BLOCK)
     looser = {name: (1e-4, 1e-5) for name in wanted if not name.endswith("_z")}
