@@ -14,6 +14,7 @@ import scipy.linalg
 import polarax
 from polarax.cli import main
 from tests.engine.command import Done
+from tests.engine.crashes import crashes  # noqa: F401  a fixture
 
 LAYERS = 3
 HIDDEN = 48

@@ -5,11 +5,10 @@ import re
 import numpy as np
 import pytest
 
-import polarax
 from polarax.findings.effects import find_effects
 from polarax.findings.reading import read_frame
 from tests.engine import planted
-from tests.engine.findings.test_planted import NOISES, PLANTED, ROLES, noise
+from tests.engine.findings.test_planted import NOISES, PLANTED, frames_of, noise
 
 SEEDS = {"first": range(15), "others": range(15, 60)}
 
@@ -25,27 +24,16 @@ SEEN = {
 }
 
 
-def frames_of(pairs):
-    """(kind, seed) -> the table of that model, with the names that it would have by itself."""
-    base, post = {}, {}
-    for (kind, seed), pair in pairs.items():
-        for tree, weights in zip((base, post), pair, strict=True):
-            tree |= {f"{kind}:{seed}:{name}": w.astype(np.float32) for name, w in weights.items()}
-    frame = polarax.compare(base, post, quick=True, progress=False).frame()
-    frame[["kind", "seed", "name"]] = frame["name"].str.split(":", expand=True).to_numpy()
-    parts = frame["name"].str.split(".", expand=True)
-    frame = frame.assign(role=parts[3].map(ROLES), layer=parts[1].astype(int).astype("Int64"))
-    return {
-        (kind, int(seed)): rows.drop(columns=["kind", "seed"]).reset_index(drop=True)
-        for (kind, seed), rows in frame.groupby(["kind", "seed"])
-    }
+def looks_of(pairs):
+    """The tables of first looks, as `frames_of` gives them."""
+    return frames_of(pairs, quick=True)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seeds", ["first", pytest.param("others", marks=pytest.mark.exhaustive)])
 @pytest.mark.parametrize("kind", NOISES)
 def test_on_noise_nothing_is_named(kind, seeds):
-    for (_, seed), frame in frames_of({(kind, seed): noise(kind, seed) for seed in SEEDS[seeds]}).items():
+    for (_, seed), frame in looks_of({(kind, seed): noise(kind, seed) for seed in SEEDS[seeds]}).items():
         assert find_effects(frame).empty, (seed, find_effects(frame).to_string())
         assert read_frame(frame)[0].startswith("A first look: ")
 
@@ -57,7 +45,7 @@ def frames():
     for kind, (change, _) in PLANTED.items():
         base = planted.model(rng)
         pairs[kind, 0] = base, planted.changed(rng, base, change)
-    return {kind: frame for (kind, _), frame in frames_of(pairs).items()}
+    return {kind: frame for (kind, _), frame in looks_of(pairs).items()}
 
 
 @pytest.mark.slow
@@ -117,7 +105,7 @@ def test_leading_vectors_of_one_side_turned_away():
         turned[:, :spikes] = np.cos(angle) * left[:, :spikes] + np.sin(angle) * left[:, cols:]
         name = f"layers.{layer}.self_attn.q_proj.weight"
         base[name], post[name] = (left[:, :cols] * values) @ right.T, (turned * values) @ right.T
-    frame = frames_of({("turned", 0): (base, post)})["turned", 0]
+    frame = looks_of({("turned", 0): (base, post)})["turned", 0]
     np.testing.assert_allclose(frame["overlap_left"], np.cos(angle) ** 2, rtol=1e-4)
     effects = find_effects(frame)
     assert effects["kind"].tolist() == ["leading left turned"] * planted.LAYERS

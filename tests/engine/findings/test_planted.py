@@ -58,13 +58,13 @@ def frames():
     return {kind: found[kind, 0] for kind in CHANGES}
 
 
-def frames_of(pairs):
+def frames_of(pairs, **options):
     """(kind, seed) -> the table of that model, with the names that it would have by itself."""
     base, post = {}, {}
     for (kind, seed), pair in pairs.items():
         for tree, weights in zip((base, post), pair, strict=True):
             tree |= {f"{kind}:{seed}:{name}": w.astype(np.float32) for name, w in weights.items()}
-    frame = polarax.compare(base, post, metrics=GROUPS, progress=False).frame()
+    frame = polarax.compare(base, post, **(options or {"metrics": GROUPS}), progress=False).frame()
     frame[["kind", "seed", "name"]] = frame["name"].str.split(":", expand=True).to_numpy()
     parts = frame["name"].str.split(".", expand=True)
     frame = frame.assign(role=parts[3].map(ROLES), layer=parts[1].astype(int).astype("Int64"))

@@ -4,7 +4,6 @@ import itertools
 import json
 import os
 import shutil
-import threading
 
 import numpy as np
 import pandas as pd
@@ -265,43 +264,6 @@ class TestSeveral:
         assert history.frame()["look"].tolist() == [FULL, FIRST] * 4
         assert history.at(20).array(NAMES[0], "s_base").tolist() == [8.0] * 8
         assert history.summary()["steps"]["20"]["first_look"]["matrices"] == 2
-
-
-class Crash(BaseException):
-    """The end of a process, as far as its files go."""
-
-
-_CHANGES = {"open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.truncate", "shutil.rmtree"}
-
-
-@pytest.fixture(scope="module")
-def crashes():
-    """Ends what is called before its n-th change of the file system; says whether it came that far."""
-    import sys
-
-    left, thread = 0, threading.get_ident()
-
-    def watch(event, details):
-        nonlocal left
-        if left and event in _CHANGES and threading.get_ident() == thread:
-            if event != "open" or details[2] & (os.O_WRONLY | os.O_RDWR):
-                left -= 1
-                if not left:
-                    raise Crash
-
-    def crashes(step, function, *args, **options):
-        nonlocal left
-        left = step
-        try:
-            function(*args, **options)
-        except Crash:
-            return True
-        finally:
-            left = 0
-        return False
-
-    sys.addaudithook(watch)
-    return crashes
 
 
 @pytest.mark.slow
