@@ -1,5 +1,6 @@
 """The drift budget: where the change goes, in the base's own frame."""
 
+import functools
 from typing import TYPE_CHECKING
 
 import jax
@@ -27,8 +28,8 @@ if TYPE_CHECKING:
 
 # Parts of the budget, and what the largest of them must make of a change before it is said of a matrix.
 PARTS = ("budget_scaling", "budget_coordinated", "budget_discordant", "budget_outside")
-_SHARE = 0.1  # of the change, beyond the control
-_COORDINATION = 0.1
+SHARE = 0.1  # of the change, beyond the control
+COORDINATION = 0.1
 
 
 def read_budget(pair: MatrixPair) -> Readings:
@@ -60,10 +61,10 @@ def _singular_values_changed(rows: "pd.DataFrame") -> "pd.Series":
     Vectors that turn far take from the diagonal too, whatever singular values do: <D, W> is then -||D||^2 / 2.
     """
     drift, shift = column(rows, "drift"), column(rows, "nss")
-    chance = _chance_of_scaling(rows)
+    chance = chance_of_diagonal(rows, metric="budget_scaling")
     moved = (shift**2 - column(rows, "nss_null") ** 2) / drift**2 > DEVIATIONS * chance.std
     turned = (drift**2 - shift**2) ** 2 / (4 * drift**2)
-    return moved & (column(rows, "budget_scaling") - turned - chance.high > _SHARE)
+    return moved & (column(rows, "budget_scaling") - turned - chance.high > SHARE)
 
 
 def _uneven(rows: "pd.DataFrame") -> "pd.Series":
@@ -71,15 +72,19 @@ def _uneven(rows: "pd.DataFrame") -> "pd.Series":
     return _singular_values_changed(rows) & ~scaled_by_one_factor(rows)
 
 
-def _much_of_the_change(rows: "pd.DataFrame") -> "pd.Series":
-    """False where the two rotations differ much, but both are a small part of the change."""
-    differ = (column(rows, "budget_coordinated") - column(rows, "budget_discordant")).abs()
-    by_chance = column(rows, "budget_coordinated_null") + column(rows, "budget_discordant_null")
-    return ~(differ < _COORDINATION * by_chance)
+def much_of_the_change(rows: "pd.DataFrame", *, parts: str) -> "pd.Series":
+    """False where the two rotations differ by less of the change than chance gives both; parts: their columns' prefix.
+
+    They may differ much, and both be a small part of the change.
+    """
+    differ = (column(rows, f"{parts}_coordinated") - column(rows, f"{parts}_discordant")).abs()
+    by_chance = column(rows, f"{parts}_coordinated_null") + column(rows, f"{parts}_discordant_null")
+    return ~(differ < COORDINATION * by_chance)
 
 
-def _chance_of_scaling(frame: "pd.DataFrame") -> Chance:
-    null = column(frame, "budget_scaling_null")
+def chance_of_diagonal(frame: "pd.DataFrame", *, metric: str) -> Chance:
+    """What chance gives of a diagonal's share of the change."""
+    null = column(frame, f"{metric}_null")
     return Chance(null, null, np.sqrt(8 * null / (column(frame, "rows") * column(frame, "cols"))))
 
 
@@ -90,9 +95,10 @@ def _chance_of_outside(frame: "pd.DataFrame") -> Chance:
     return Chance(null, null, (1 - null) * np.sqrt(relative.clip(lower=0) / directions(frame)))
 
 
-def _chance_of_coordination(frame: "pd.DataFrame") -> Chance:
+def chance_of_coordination(frame: "pd.DataFrame", *, metric: str) -> Chance:
+    """What chance gives of a coordination."""
     zero = constant(frame, 0.0)
-    return Chance(zero, zero, column(frame, "coordination_null_std") * np.sqrt(1 + 3 / directions(frame)))
+    return Chance(zero, zero, column(frame, f"{metric}_null_std") * np.sqrt(1 + 3 / directions(frame)))
 
 
 register(
@@ -107,12 +113,12 @@ register(
             heading="scaling share",
             effect=Effect(
                 threshold="share",
-                size=_SHARE,
+                size=SHARE,
                 words="shares of the change 10 points",
                 numbers="share of the change",
                 format="{:.1%}",
                 above=Kind("uneven", "singular values changed, each by a factor of its own"),
-                chance=_chance_of_scaling,
+                chance=functools.partial(chance_of_diagonal, metric="budget_scaling"),
                 where=_uneven,
                 needs=("drift", "nss", "nss_null"),
             ),
@@ -136,7 +142,7 @@ register(
             Shown.LAYERS,
             effect=Effect(
                 threshold="share",
-                size=_SHARE,
+                size=SHARE,
                 words="shares of the change 10 points",
                 numbers="share",
                 format="{:.1%}",
@@ -162,14 +168,14 @@ register(
             "joint rotation.",
             effect=Effect(
                 threshold="coordination",
-                size=_COORDINATION,
+                size=COORDINATION,
                 words="coordination 0.1",
                 numbers="coordination",
                 format="{:+.2f}",
                 above=Kind("coordinated", "coordinated"),
                 below=Kind("discordant", "discordant"),
-                chance=_chance_of_coordination,
-                where=_much_of_the_change,
+                chance=functools.partial(chance_of_coordination, metric="coordination"),
+                where=functools.partial(much_of_the_change, parts="budget"),
             ),
         ),
     ],

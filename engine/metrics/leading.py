@@ -1,18 +1,25 @@
 """The change in the base's leading frame: the drift budget of the block of its k leading singular vectors."""
 
+import functools
 import math
 from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from polarax import kernels
-from polarax.metrics.catalogue import LEADING, Chance, Control, Effect, Kind, Metric, Shown, register
+from polarax.metrics.budget import (
+    COORDINATION,
+    SHARE,
+    chance_of_coordination,
+    chance_of_diagonal,
+    much_of_the_change,
+)
+from polarax.metrics.catalogue import LEADING, Control, Effect, Kind, Metric, Shown, register
 from polarax.metrics.controlled import controlled
 from polarax.metrics.leading_pair import LeadingPair
 from polarax.metrics.matrix_pair import MatrixPair, Readings
-from polarax.metrics.tables import column, constant, directions
+from polarax.metrics.tables import column
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -20,9 +27,6 @@ if TYPE_CHECKING:
 # Error of the base's leading vectors, in radians, that first looks and trackers allow: what is read of the change in
 # their frame errs by as much as they do.
 FRAME_TOLERANCE = 1e-5
-
-_COORDINATION = 0.1
-_SHARE = 0.1  # of the change, beyond the control
 
 
 def read_leading(pair: MatrixPair) -> Readings:
@@ -63,30 +67,13 @@ def leading_columns(
     }
 
 
-def _much_of_the_change(rows: "pd.DataFrame") -> "pd.Series":
-    """False where the two rotations differ by less of the change than chance gives both."""
-    differ = (column(rows, "leading_coordinated") - column(rows, "leading_discordant")).abs()
-    by_chance = column(rows, "leading_coordinated_null") + column(rows, "leading_discordant_null")
-    return ~(differ < _COORDINATION * by_chance)
-
-
-def _chance_of_coordination(frame: "pd.DataFrame") -> Chance:
-    zero = constant(frame, 0.0)
-    return Chance(zero, zero, column(frame, "leading_coordination_null_std") * np.sqrt(1 + 3 / directions(frame)))
-
-
-def _chance_of_scaling(frame: "pd.DataFrame") -> Chance:
-    null = column(frame, "leading_scaling_null")
-    return Chance(null, null, np.sqrt(8 * null / (column(frame, "rows") * column(frame, "cols"))))
-
-
 def _uneven(rows: "pd.DataFrame") -> "pd.Series":
     """True where leading singular values changed, and not all by one factor.
 
     Vectors that turn far take drift^2 / 4 of the change from the diagonal, whatever singular values do.
     """
     share, drift = column(rows, "leading_scaling"), column(rows, "drift")
-    moved = share - drift**2 / 4 - column(rows, "leading_scaling_null") > _SHARE
+    moved = share - drift**2 / 4 - column(rows, "leading_scaling_null") > SHARE
     by_one = ((column(rows, "alpha") - 1) / drift) ** 2  # share of the change
     return moved & ~(by_one > share / 2)
 
@@ -103,12 +90,12 @@ register(
             heading="leading scaling",
             effect=Effect(
                 threshold="share",
-                size=_SHARE,
+                size=SHARE,
                 words="shares of the change 10 points",
                 numbers="share of the change",
                 format="{:.1%}",
                 above=Kind("leading uneven", "leading singular values changed, each by a factor of its own"),
-                chance=_chance_of_scaling,
+                chance=functools.partial(chance_of_diagonal, metric="leading_scaling"),
                 where=_uneven,
                 needs=("drift",),
                 first_look=True,
@@ -140,14 +127,14 @@ register(
             heading="leading coordination",
             effect=Effect(
                 threshold="coordination",
-                size=_COORDINATION,
+                size=COORDINATION,
                 words="coordination 0.1",
                 numbers="leading coordination",
                 format="{:+.2f}",
                 above=Kind("leading coordinated", "coordinated in the leading subspace"),
                 below=Kind("leading discordant", "discordant in the leading subspace"),
-                chance=_chance_of_coordination,
-                where=_much_of_the_change,
+                chance=functools.partial(chance_of_coordination, metric="leading_coordination"),
+                where=functools.partial(much_of_the_change, parts="leading"),
                 first_look=True,
             ),
             quick=True,
