@@ -21,6 +21,7 @@ from jax import lax
 from polarax.kernels.frames_type import Frames
 from polarax.kernels.products import frobenius, inner, matmul, transpose
 from polarax.kernels.sequential import one_at_a_time
+from polarax.kernels.symmetric_eigen import eigh_ascending
 
 # ||I - X^T X||_F of X = (Q_U + Q_V) / 2 up to which X is iterated on. At most 27 singular values are below 0.3 then:
 # each of them takes 0.91^2 of its square. Three steps make 0.3 to 0.66, 0.98 and 1 - 1e-8.
@@ -146,7 +147,7 @@ def _straighten_few(x):
     off, size = _off(x), x.shape[-1]
     sketch = jax.random.normal(jax.random.key(0, impl="threefry2x32"), (size, min(_FEW, size)), x.dtype)
     basis = one_at_a_time(lambda y: jnp.linalg.qr(y)[0], matmul(off, sketch))
-    vectors, distances = _eigh(inner(basis, matmul(off, basis)))
+    vectors, distances = eigh_ascending(inner(basis, matmul(off, basis)))
     squares = 1 - distances
     kept = squares > _GROWTH ** (2 * _MOST_STEPS) * _rounding(x)
     factor = jnp.where(kept, 1 / jnp.sqrt(jnp.where(kept, squares, 1)), 0)
@@ -155,15 +156,11 @@ def _straighten_few(x):
 
 
 def _by_eigenvectors(middle):
-    vectors, distances = _eigh(_off(middle))
+    vectors, distances = eigh_ascending(_off(middle))
     squares = 1 - distances
     kept = squares > _rounding(middle)
     inverse_roots = jnp.where(kept, 1 / jnp.sqrt(jnp.where(kept, squares, 1)), 0)
     return matmul(matmul(middle, vectors * inverse_roots[..., None, :]), transpose(vectors))
-
-
-def _eigh(symmetric):
-    return one_at_a_time(lambda x: tuple(lax.linalg.eigh(x, symmetrize_input=False)), symmetric)
 
 
 def _rounding(x):

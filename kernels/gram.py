@@ -59,8 +59,17 @@ class RightFrame(NamedTuple):
 
 
 def gram(x: jax.Array) -> jax.Array:
-    """x^T x of (..., m, n): (..., n, n), both triangles."""
-    upper = lax.optimization_barrier(_from_strips(_strips(x)))
+    """x^T x of (..., m, n): (..., n, n), both triangles.
+
+    On GPUs float32 is multiplied at once: XLA tunes its products for each shape, a minute for those of strips.
+    """
+    strips = lambda x: _from_strips(_strips(x))  # noqa: E731
+    if x.dtype == jnp.float64:
+        upper = strips(x)
+    else:
+        at_once = lambda x: matmul(transpose(x), x)  # noqa: E731
+        upper = lax.platform_dependent(x, cuda=at_once, rocm=at_once, default=strips)
+    upper = lax.optimization_barrier(upper)
     index = jnp.arange(x.shape[-1])
     return jnp.where(index[:, None] <= index, upper, transpose(upper))
 

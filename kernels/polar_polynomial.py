@@ -5,8 +5,8 @@ that brings the interval in which the singular values are known to lie closest t
 arXiv:2505.16932), but for the cushion of its lower end below. Once the interval is at 1 they are the Newton-Schulz
 coefficients (15, -10, 3) / 8, which converge cubically.
 
-A step is three products. Give a tall matrix's n x n factor R, of W = Q R, rather than W itself; iterating on
-polynomials in W^T W instead would multiply the rounding of W^T W by up to a^2 = 70 a step.
+A step is three products, two of them symmetric. Give a tall matrix's n x n factor R, of W = Q R, rather than W itself;
+iterating on polynomials in W^T W instead would multiply the rounding of W^T W by up to a^2 = 70 a step.
 """
 
 import functools
@@ -18,7 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from polarax.kernels.products import frobenius, iteration_product, matmul, transpose
+from polarax.kernels.gram import gram
+from polarax.kernels.products import frobenius, matmul
 from polarax.kernels.sequential import one_at_a_time
 
 # A matrix this much taller than wide is better reduced to its n x n factor by QR before it is iterated on: 4 m n^2
@@ -65,14 +66,14 @@ def polynomial_polar(x: jax.Array) -> Iterated:
     """
     norm = frobenius(x)[..., None, None]
     factor = x / jnp.where(norm > 0, norm, 1)  # first, so that squares stay in range
-    gram = matmul(transpose(factor), factor)
+    square = gram(factor)
     # ||G||_F >= s_1^2 is at most sqrt(n) too large, its square root n^(1/4): two steps more than with s_1 itself.
-    bound = jnp.sqrt(frobenius(gram))[..., None, None]
+    bound = jnp.sqrt(frobenius(square))[..., None, None]
     bound = jnp.where(bound > 0, bound, 1)
-    factor, gram = factor / bound, gram / bound**2
+    factor, square = factor / bound, square / bound**2
     schedule, ends = minimax_schedule(_SMALLEST[x.dtype.name])
     # Every matrix starts at the last interval that still holds all its singular values, and ends with Newton-Schulz.
-    first = jnp.sum(jnp.asarray(ends) <= one_at_a_time(_smallest_bound, gram)[..., None], axis=-1, dtype=jnp.int32)
+    first = jnp.sum(jnp.asarray(ends) <= one_at_a_time(_smallest_bound, square)[..., None], axis=-1, dtype=jnp.int32)
     first = jnp.maximum(first, 1) - 1
     steps = jnp.asarray((*schedule, *(_EXTRA_STEPS * [_NEWTON_SCHULZ])), x.dtype)
 
@@ -82,14 +83,14 @@ def polynomial_polar(x: jax.Array) -> Iterated:
         return jnp.any(wanted & (first + step < len(steps)))
 
     def advance(state):
-        factor, gram, step, _ = state
+        factor, square, step, _ = state
         a, b, c = jnp.moveaxis(steps[jnp.minimum(first + step, len(steps) - 1)], -1, 0)[..., None, None]
-        identity = jnp.eye(gram.shape[-1], dtype=gram.dtype)
-        factor = iteration_product(factor, a * identity + b * gram + c * iteration_product(gram, gram))
-        gram = iteration_product(transpose(factor), factor)
-        return factor, gram, step + 1, orthogonality_residual(gram)
+        identity = jnp.eye(square.shape[-1], dtype=square.dtype)
+        factor = matmul(factor, a * identity + b * square + c * gram(square))
+        square = gram(factor)
+        return factor, square, step + 1, orthogonality_residual(square)
 
-    state = factor, gram, jnp.int32(0), orthogonality_residual(gram)
+    state = factor, square, jnp.int32(0), orthogonality_residual(square)
     factor, _, count, residual = lax.while_loop(unfinished, advance, state)
     return Iterated(factor, count, residual)
 
@@ -136,20 +137,20 @@ def minimax_quintic(low: float) -> tuple[float, float, float]:
     return float(a), float(b), float(c)
 
 
-def _smallest_bound(gram):
+def _smallest_bound(square):
     """Lower bound on the smallest singular value, (): 1 / sqrt(trace(G^-1)); 0 where rounding may have made it."""
-    lower = lax.linalg.cholesky(gram, symmetrize_input=False)
-    identity = jnp.eye(gram.shape[-1], dtype=gram.dtype)
+    lower = lax.linalg.cholesky(square, symmetrize_input=False)
+    identity = jnp.eye(square.shape[-1], dtype=square.dtype)
     inverse = lax.linalg.triangular_solve(lower, identity, left_side=True, lower=True)  # G^-1 = L^-T L^-1
-    square = 1 / jnp.sum(inverse**2)  # 1 / trace(G^-1) <= s_r^2
-    trusted = square > _TRUSTED * jnp.finfo(gram.dtype).eps  # False for the NaN of a failed factorisation
-    return jnp.where(trusted, jnp.sqrt(square), 0)
+    lowest = 1 / jnp.sum(inverse**2)  # 1 / trace(G^-1) <= s_r^2
+    trusted = lowest > _TRUSTED * jnp.finfo(square.dtype).eps  # False for the NaN of a failed factorisation
+    return jnp.where(trusted, jnp.sqrt(lowest), 0)
 
 
-def orthogonality_residual(gram: jax.Array) -> jax.Array:
+def orthogonality_residual(square: jax.Array) -> jax.Array:
     """||G - I||_F / sqrt(n) of a factor's Gram matrix, (..., n, n)."""
-    size = gram.shape[-1]
-    return frobenius(gram - jnp.eye(size, dtype=gram.dtype)) / math.sqrt(size)
+    size = square.shape[-1]
+    return frobenius(square - jnp.eye(size, dtype=square.dtype)) / math.sqrt(size)
 
 
 def orthogonality_tolerance(x: jax.Array) -> float:

@@ -4,8 +4,6 @@ Accelerators compute float32 products in TF32 or bfloat16 passes unless told oth
 reaches a reported number goes through here, so that the precision is written down in one place.
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -17,23 +15,6 @@ PRECISION = lax.Precision.HIGHEST
 def matmul(left: jax.Array, right: jax.Array) -> jax.Array:
     """Product of (..., m, k) and (..., k, n) at the working dtype's full precision."""
     return jnp.matmul(left, right, precision=PRECISION)
-
-
-# Other precisions for float32 products of iterations whose result is checked (`iteration_product`), by platform as JAX
-# names it: HIGHEST where none is named. On GPUs jax.lax.DotAlgorithmPreset.TF32_TF32_F32_X3 and BF16_BF16_F32_X6 keep
-# float32's accuracy or nearly so on tensor cores; `python -m benchmarks.gpu_day` measures which is faster there.
-ITERATION_PRECISION: dict[str, lax.Precision | lax.DotAlgorithmPreset] = {}
-
-
-def iteration_product(left: jax.Array, right: jax.Array) -> jax.Array:
-    """`matmul`, at the precision that `ITERATION_PRECISION` names for the platform."""
-    if left.dtype != jnp.float32 or not ITERATION_PRECISION:
-        return matmul(left, right)
-    at = {
-        platform: functools.partial(jnp.matmul, precision=precision)
-        for platform, precision in ITERATION_PRECISION.items()
-    }
-    return lax.platform_dependent(left, right, default=matmul, **at)
 
 
 def transpose(x: jax.Array) -> jax.Array:

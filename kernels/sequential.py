@@ -10,7 +10,7 @@ A call with a single matrix runs on the thread that makes it and waits for nobod
 are looped over, including those that the caller's own `vmap` makes. Accelerators get the batch.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import jax
@@ -20,7 +20,7 @@ from jax import lax
 Result = TypeVar("Result")
 
 
-def one_at_a_time(function: Callable[[jax.Array], Result], x: jax.Array) -> Result:
+def one_at_a_time(function: Callable[[jax.Array], Result], x: jax.Array, *, one_by_one: Sequence[str] = ()) -> Result:
     """Applies `function` to every matrix of a stack: in a loop on CPU, as one batch elsewhere.
 
     `jax.vmap` of the result is such a loop too. Derivatives of a stack are; a `vmap` of a derivative is one batch.
@@ -28,20 +28,18 @@ def one_at_a_time(function: Callable[[jax.Array], Result], x: jax.Array) -> Resu
     Args:
         function: Maps (m, n) to a pytree of arrays.
         x: (..., m, n).
+        one_by_one: Platforms that take a loop too, as JAX names them.
 
     Returns:
         The pytree of results, each with the leading axes of x.
     """
     batch = x.shape[:-2]
-    single = _vmapped_as(function, lambda stack: one_at_a_time(function, stack))
+    single = _vmapped_as(function, lambda stack: one_at_a_time(function, stack, one_by_one=one_by_one))
     if not batch:
         return single(x)
     flat = x.reshape((-1, *x.shape[-2:])) if 0 not in batch else x.reshape((0, *x.shape[-2:]))
-    results = lax.platform_dependent(
-        flat,
-        cpu=lambda stack: lax.map(single, stack),
-        default=jax.vmap(function),
-    )
+    looped = dict.fromkeys(("cpu", *one_by_one), lambda stack: lax.map(single, stack))
+    results = lax.platform_dependent(flat, default=jax.vmap(function), **looped)
     return jax.tree.map(lambda leaf: leaf.reshape((*batch, *leaf.shape[1:])), results)
 
 

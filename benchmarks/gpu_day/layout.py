@@ -3,9 +3,12 @@
 What stores and reports need is stood in for where it is not installed, since nothing here reads a checkpoint or draws.
 """
 
+import atexit
 import importlib.util
 import pathlib
+import shutil
 import sys
+import tempfile
 import types
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
@@ -53,13 +56,16 @@ class _Finder:
 
 
 def make_importable() -> None:
-    """Makes `polarax` importable, unless it is there already; without its public names, which need everything."""
+    """Makes `polarax` importable as it lies here, unless it is imported already."""
     if "polarax" in sys.modules:
         return
     for name in _NOT_CALLED:
         if importlib.util.find_spec(name) is None:
             sys.modules[name] = _StandIn(name)
     sys.meta_path.append(_Finder)
-    package = types.ModuleType("polarax")
-    package.__path__ = [str(ROOT / "engine"), str(ROOT)]  # the root for polarax.kernels and polarax.loaders
-    sys.modules["polarax"] = package
+    folder = pathlib.Path(tempfile.mkdtemp(prefix="polarax-day-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    (folder / "polarax").mkdir()
+    for part in (*(ROOT / "engine").iterdir(), ROOT / "kernels", ROOT / "loaders"):
+        (folder / "polarax" / part.name).symlink_to(part)
+    sys.path.insert(0, str(folder))

@@ -7,9 +7,15 @@ import contextlib
 import dataclasses
 import functools
 import importlib.util
+import itertools
 import json
 import math
+import os
+import pathlib
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -21,14 +27,17 @@ from jax import lax
 
 from benchmarks.gpu_day import weights
 
+ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
+
 # Of one layer of Llama-3.1-8B, out x in: q and o, k and v, gate and up, down.
 LAYER = ((4096, 4096, 2), (1024, 4096, 2), (14336, 4096, 2), (4096, 14336, 1))
 LAYERS = 32
 
 # How a float32 product is taken: as jax names it.
 PRECISIONS = {
-    "float32": lax.Precision.HIGHEST,
     "TF32 x3": lax.DotAlgorithmPreset.TF32_TF32_F32_X3,
+    "bf16 x3": lax.DotAlgorithmPreset.BF16_BF16_F32_X3,
+    "float32": lax.Precision.HIGHEST,
     "bf16 x6": lax.DotAlgorithmPreset.BF16_BF16_F32_X6,
 }
 _MOST_RUNS = 5
@@ -78,12 +87,20 @@ class Day:
         record["runs"] = len(runs)
         return result
 
-    def program(self, record: dict[str, Any], function: Callable, *arguments: Any, x64: bool = False, **keywords: Any):
-        """Times a function compiled by jax; returns what it gave."""
+    def program(
+        self,
+        record: dict[str, Any],
+        function: Callable,
+        *arguments: Any,
+        x64: bool = False,
+        options: Mapping[str, Any] | None = None,
+        **keywords: Any,
+    ):
+        """Times a function compiled by jax, with the compiler's options if any; returns what it gave."""
         with jax.enable_x64(x64):
             start = time.perf_counter()
             jitted = function if hasattr(function, "lower") else jax.jit(function)
-            compiled = jitted.lower(*arguments, **keywords).compile()
+            compiled = jitted.lower(*arguments, **keywords).compile(compiler_options=options)
             record["compile"] = time.perf_counter() - start
             return self.timed(record, lambda: jax.block_until_ready(compiled(*arguments)))
 
@@ -116,24 +133,17 @@ def products(day: Day) -> None:
 
 
 def headlines(day: Day) -> None:
-    """The group "polar" by products, as `polarax compare --metrics=polar` runs it on a GPU, in each precision."""
-    from polarax.kernels import products as table
+    """The group "polar" by products, as `polarax compare --metrics=polar` runs it on a GPU, in either dtype."""
     from polarax.measuring.program import measure_stack
     from polarax.planning.measurement import Measurement
 
     n = day.size(4096)
     base, post = weights.stack(n, n, 1)
-    for name in (*PRECISIONS, "float64"):
-        dtype = "float64" if name == "float64" else "float32"
-        table.ITERATION_PRECISION.clear()
-        if PRECISIONS.get(name, lax.Precision.HIGHEST) is not lax.Precision.HIGHEST:
-            table.ITERATION_PRECISION |= dict.fromkeys(("cpu", "cuda", "rocm"), PRECISIONS[name])
+    for dtype in ("float64", "float32"):
         measurement = Measurement(("polar",), dtype=dtype, by_products=True)
-        with day.case(f"headlines by products, {name}", rows=n, cols=n, precision=name) as record:
-            jax.clear_caches()
-            found = day.program(
-                record, measure_stack, base, (post,), x64=dtype == "float64", measurement=measurement, batched=True
-            )
+        with day.case(f"headlines by products, {dtype}", rows=n, cols=n) as record:
+            options = {"x64": dtype == "float64", "measurement": measurement, "batched": True}
+            found = day.program(record, measure_stack, base, (post,), **options)
             readings = {key: float(x[0]) for key, x in jax.device_get(found.posts[0]).items()}
             wanted = ("nf", "nf_null", "symmetry", "budget_outside", "nuclear_norm_ratio", "polar_residual")
             record["readings"] = {key: readings[key] for key in (*wanted, "polar_steps")}
@@ -256,13 +266,12 @@ def kernels(day: Day) -> None:
                         given,
                         x64=dtype == "float64",
                     )
-            for size, count in ((1024, 8), (256, 64), (64, 64)):  # batches: one after another, or by Jacobi at once
+            for size, count in ((1024, 8), (256, 64), (64, 64)):
                 small = day.size(size)
                 stacked = jnp.stack([symmetric[:small, :small]] * count)
-                for name, implementation in (("default", None), ("Jacobi", lax.linalg.EighImplementation.JACOBI)):
-                    with day.case(f"eigh of a batch, {name}", n=small, count=count, dtype=dtype) as record:
-                        call = functools.partial(lax.linalg.eigh, symmetrize_input=False, implementation=implementation)
-                        day.program(record, call, stacked, x64=dtype == "float64")
+                with day.case("eigh of a batch", n=small, count=count, dtype=dtype) as record:
+                    call = functools.partial(lax.linalg.eigh, symmetrize_input=False)
+                    day.program(record, call, stacked, x64=dtype == "float64")
 
 
 def first_look(day: Day) -> None:
@@ -282,7 +291,77 @@ def first_look(day: Day) -> None:
             day.program(record, measure_stack, base, (post,), x64=True, **keywords)
 
 
-def _measure(day, record, base, post, groups, *, dtype=None, by_products=False) -> Mapping[str, np.ndarray]:
+def compilation(day: Day, options: Mapping[str, Any] | None = None) -> None:
+    """How long the programs of one shape take to compile and to run, with options of the compiler: a part for each."""
+    from polarax.measuring.program import measure_stack
+    from polarax.metrics import GROUPS
+    from polarax.planning.measurement import Measurement
+    from polarax.planning.options import Options
+
+    n = day.size(2048)
+    base, post = weights.stack(n, n, 1)
+    with day.case("first look", rows=n, cols=n, options=dict(options or {})) as record:
+        keywords = {"measurement": Measurement.parse(Options(quick=True)), "batched": True}
+        day.program(record, measure_stack, base, (post,), x64=True, options=options, **keywords)
+    with day.case("everything", rows=n, cols=n, options=dict(options or {})) as record:
+        _measure(day, record, base, post, tuple(GROUPS), options=options)
+
+
+_COMMAND = """
+import sys
+from benchmarks.gpu_day.layout import make_importable
+make_importable()
+from polarax.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def commands(day: Day, layers: int = 4) -> None:
+    """Whole commands on files, warm and from an empty cache, and torch scripts beside them: Qwen2.5-1.5B's shapes."""
+    environment = {name: value for name, value in os.environ.items() if name != "JAX_PLATFORMS"}
+    with tempfile.TemporaryDirectory(prefix="polarax-day-") as temporary:
+        folder = pathlib.Path(temporary)
+
+        def run(arguments, **more):
+            done = subprocess.run(
+                [sys.executable, *arguments],
+                env=environment | more,
+                cwd=ROOT,
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            if done.returncode:
+                raise RuntimeError(f"exit code {done.returncode}: {done.stderr[-250:]}")
+
+        shapes = ["--model=qwen2.5-1.5b", f"--layers={layers}", "--same", f"--shrink={day.divisor}"]
+        run(["-m", "benchmarks.checkpoints", f"--folder={folder}", *shapes])
+        files = [folder / f"{side}.safetensors" for side in ("base", "post")]
+        compare = ["-c", _COMMAND, "compare", f"--base={files[0]}", f"--post={files[1]}", "--noplots"]
+        runs = itertools.count()
+        for name, arguments, more in (
+            ("polarax compare --quick", ["--quick"], {}),
+            ("polarax compare", [], {}),
+            ("polarax compare --metrics=scaling,rotation", ["--metrics=scaling,rotation"], {}),
+            ("polarax compare, on the host's cores", [], {"JAX_PLATFORMS": "cpu"}),
+        ):
+            more = {"JAX_COMPILATION_CACHE_DIR": str(folder / "cache"), **more}
+            with day.case(name, layers=layers) as record:
+                day.timed(
+                    record, lambda a=arguments, m=more: run([*compare, f"--out={folder / str(next(runs))}", *a], **m)
+                )
+            if name == "polarax compare --quick" and importlib.util.find_spec("torch") is not None:
+                for script in ("torch", "torch-careful"):
+                    with day.case(f"script {script}", layers=layers) as record:
+                        day.timed(
+                            record,
+                            lambda s=script: run(["-m", "benchmarks.peers", s, *map(str, files), f"{folder}/{s}"]),
+                        )
+
+
+def _measure(
+    day, record, base, post, groups, *, dtype=None, by_products=False, options=None
+) -> Mapping[str, np.ndarray]:
     """Times a stack as `polarax compare` runs it on this device; returns the readings of its post."""
     from polarax.measuring.program import measure_stack
     from polarax.planning.devices import takes_batches, working_dtype, working_method
@@ -292,8 +371,9 @@ def _measure(day, record, base, post, groups, *, dtype=None, by_products=False) 
     method = working_method("auto")
     measurement = Measurement(groups, dtype=dtype, method=method, by_products=by_products)
     record |= {"dtype": dtype, "method": method}
+    batched = takes_batches() or by_products
     found = day.program(
-        record, measure_stack, base, (post,), x64=True, measurement=measurement, batched=takes_batches() or by_products
+        record, measure_stack, base, (post,), x64=True, options=options, measurement=measurement, batched=batched
     )
     return jax.device_get(found.posts[0])
 
@@ -332,6 +412,13 @@ def _memory():
 
 _LONG = ((4096, 14336),)
 
+# Name -> options of the compiler.
+_COMPILERS = {
+    "as it is": {},
+    "without Triton": {"xla_gpu_enable_triton_gemm": False},
+    "without autotuning": {"xla_gpu_autotune_level": 0},
+}
+
 # Name -> what it does and the seconds it has: the targets' numbers first.
 PARTS: dict[str, tuple[Callable[[Day], None], float]] = {
     "device": (device, 40),
@@ -339,13 +426,18 @@ PARTS: dict[str, tuple[Callable[[Day], None], float]] = {
     "torch": (torch_svd, 60),
     "pair": (pair, 75),
     "layer": (layer, 120),
-    "accuracy": (accuracy, 60),
-    "products": (products, 40),
-    "first look": (first_look, 40),
-    "kernels": (kernels, 75),
+    "commands": (commands, 150),
+    "accuracy": (accuracy, 90),
+    "products": (products, 50),
+    "first look": (first_look, 75),
+    "kernels": (kernels, 90),
     "jnp": (jnp_svd, 60),
     "torch, long": (functools.partial(torch_svd, shapes=_LONG), 60),
     "jnp, long": (functools.partial(jnp_svd, shapes=_LONG), 60),
+    **{
+        f"compiling {name}": (functools.partial(compilation, options=options), 60)
+        for name, options in _COMPILERS.items()
+    },
 }
 
 

@@ -148,19 +148,3 @@ def test_of_one_singular_value(shape):
 def test_shapes_must_be_the_same():
     with pytest.raises(ValueError, match=r"base and post must have one shape. Got \(3, 2\) and \(2, 3\)"):
         kernels.polar_pair(np.ones((3, 2)), np.ones((2, 3)))
-
-
-@pytest.mark.parametrize("precision", [jax.lax.Precision.HIGHEST, jax.lax.DotAlgorithmPreset.BF16_BF16_F32_X6])
-def test_another_precision_of_the_iterations(precision, monkeypatch):
-    """The table reaches the products of the platform that it names, and those alone."""
-    from polarax.kernels import products
-
-    monkeypatch.setitem(products.ITERATION_PRECISION, "cuda", precision)
-
-    def lowered(platform):
-        stack = jax.ShapeDtypeStruct((2, 24, 24), np.float32)
-        traced = jax.jit(lambda *x: kernels.polar_pair(*x)).trace(stack, stack)
-        return traced.lower(lowering_platforms=(platform,)).as_text()
-
-    assert ("bf16" in lowered("cuda")) == (precision is not jax.lax.Precision.HIGHEST)
-    assert "bf16" not in lowered("tpu")
