@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from polarax import kernels
+from polarax.kernels.sides import Shape, entry_count
 from polarax.metrics.budget import (
     COORDINATION,
     SHARE,
@@ -31,7 +32,7 @@ FRAME_TOLERANCE = 1e-5
 
 def read_leading(pair: MatrixPair) -> Readings:
     """The columns of `LEADING`."""
-    k = min(pair.top_k, min(pair.shape))
+    k = min(pair.top_k, shorter_side(pair.shape))
     in_frame = pair.vectors.change[..., :k, :k]
     return leading_columns(in_frame, pair.spectra.change_norm, pair.vectors.rank_base, shape=pair.shape)
 
@@ -42,7 +43,7 @@ def read_leading_quickly(pair: LeadingPair) -> Readings:
 
 
 def leading_columns(
-    in_frame: jax.Array, change_norm: jax.Array, rank: jax.Array, *, shape: tuple[int, int]
+    in_frame: jax.Array, change_norm: jax.Array, rank: jax.Array, *, shape: Shape
 ) -> Readings:
     """The budget of the leading block, and its control.
 
@@ -52,7 +53,7 @@ def leading_columns(
         rank: Of the base, (...): directions beyond it are not determined, and count as outside.
         shape: (m, n).
     """
-    k, entries = in_frame.shape[-1], math.prod(shape)
+    k, entries = in_frame.shape[-1], entry_count(shape)
     inside = jnp.arange(k) < rank[..., None]
     shares = kernels.split_change(jnp.where(inside[..., :, None] & inside[..., None, :], in_frame, 0), change_norm)
     count = jnp.minimum(rank, k).astype(change_norm.dtype)
