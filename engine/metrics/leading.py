@@ -1,14 +1,13 @@
 """The change in the base's leading frame: the drift budget of the block of its k leading singular vectors."""
 
 import functools
-import math
 from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 
 from polarax import kernels
-from polarax.kernels.sides import Shape, entry_count
+from polarax.kernels.sides import Shape, entry_count, shorter_side
 from polarax.metrics.budget import (
     COORDINATION,
     SHARE,
@@ -42,9 +41,7 @@ def read_leading_quickly(pair: LeadingPair) -> Readings:
     return leading_columns(pair.in_frame, pair.change_norm, pair.base.rank, shape=pair.shape)
 
 
-def leading_columns(
-    in_frame: jax.Array, change_norm: jax.Array, rank: jax.Array, *, shape: Shape
-) -> Readings:
+def leading_columns(in_frame: jax.Array, change_norm: jax.Array, rank: jax.Array, *, shape: Shape) -> Readings:
     """The budget of the leading block, and its control.
 
     Args:

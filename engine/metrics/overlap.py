@@ -1,7 +1,6 @@
 """The leading subspaces, and intruder vectors (arXiv:2410.21228)."""
 
 import functools
-import math
 from typing import TYPE_CHECKING
 
 import jax

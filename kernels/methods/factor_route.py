@@ -60,9 +60,7 @@ class FactorRoute(Route[Decomposed, Reduced, Svd]):
         shape = (base.shape[-2], base.shape[-1])
         return Related(self._related(shape, begun, second, self.change_values), factors, None)
 
-    def between(
-        self, begun: Decomposed, first: Post[Reduced, Svd], second: Post[Reduced, Svd]
-    ) -> Related[Svd]:
+    def between(self, begun: Decomposed, first: Post[Reduced, Svd], second: Post[Reduced, Svd]) -> Related[Svd]:
         """As `Route.between`."""
         shape = (first.stored.shape[-2], first.stored.shape[-1])
         sides = (Decomposed(x.prepared, x.decomposed) for x in (first, second))

@@ -43,6 +43,8 @@ class Base(NamedTuple):
 class GramRoute(Route[Base, None, Decomposed]):
     """Frames of a base and its posts from Gram matrices, in float64 scope. Arguments as for `Route`."""
 
+    takes_new_posts = True
+
     def begin(self, base: jax.Array, posts: tuple[jax.Array, ...]) -> Begun[Base, None]:
         """As `Route.begin`."""
         unit = _unit_of(base, posts)
@@ -59,8 +61,9 @@ class GramRoute(Route[Base, None, Decomposed]):
         """As `Route.with_post`."""
         return self._with_post(begun, base, post, change_grams(base, post, _convert(begun.unit)))
 
-    def with_new_post(self, begun: Base, base: jax.Array, post: jax.Array) -> Related[Decomposed]:
+    def with_new_post(self, begun: Base | None, base: jax.Array, post: jax.Array) -> Related[Decomposed]:
         """As `Route.with_new_post`."""
+        assert begun is not None
         return self.with_post(begun, base, post, None)
 
     def between(

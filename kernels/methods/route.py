@@ -5,7 +5,7 @@ pytree of arrays, of which those that come of matrices have the leading axes of 
 """
 
 import abc
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 import jax
 
@@ -49,6 +49,8 @@ class Route(abc.ABC, Generic[B, P, D]):
         dtype: Of the frames.
     """
 
+    takes_new_posts: ClassVar[bool] = False  # whether what is kept of the base serves posts that it was not begun with
+
     def __init__(self, *, change_values: bool, dtype: jax.typing.DTypeLike):
         self.change_values, self.dtype = change_values, jax.numpy.dtype(dtype)
 
@@ -69,6 +71,6 @@ class Route(abc.ABC, Generic[B, P, D]):
         begun = self.begin(base, (post,))
         return begun.base, self.with_post(begun.base, base, post, begun.posts[0])
 
-    def with_new_post(self, begun: B, base: jax.Array, post: jax.Array) -> Related[D]:
-        """Relates the base with a post that it was not begun with, of about its size."""
+    def with_new_post(self, begun: B | None, base: jax.Array, post: jax.Array) -> Related[D]:
+        """Relates the base with a post that it was not begun with, of about its size; begun if that is of use."""
         return self.only_post(base, post)[1]
