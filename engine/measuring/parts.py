@@ -50,6 +50,35 @@ class InFrames(NamedTuple):
     resolved: jax.Array | None  # as `Related.resolved`
 
 
+class How(NamedTuple):
+    """How matrices are decomposed: what of a measurement a program for that depends on."""
+
+    method: str  # one of `polarax.kernels.SVD_METHODS`
+    dtype: str  # of the frames
+    change_values: bool = False  # also decompose the change from the base, for its singular values
+
+    @classmethod
+    def of(cls, measurement: Measurement) -> "How":
+        """That of a measurement."""
+        return cls(measurement.method, measurement.dtype, measurement.change_values)
+
+    @property
+    def chosen(self) -> Method:
+        """The method."""
+        return method_named(self.method)
+
+    @property
+    def route(self) -> Route[Any, Any, Any]:
+        """The method's route."""
+        return self.chosen.route(change_values=self.change_values, dtype=self.dtype)
+
+    def by_fallback(self, base: jax.Array, post: jax.Array) -> Arrays:
+        """The frames of a pair by what takes the matrices that the route does not resolve."""
+        fallback = self.chosen.fallback
+        assert fallback is not None
+        return _arrays(fallback.pair(base, post, change_values=self.change_values, dtype=self.dtype))
+
+
 def _part(function: Part) -> Part:
     PARTS[function.__name__] = function
     return function
@@ -74,55 +103,49 @@ def measure_at_once(
 
 
 @_part
-def decompose_pair(base: jax.Array, post: jax.Array, *, measurement: Measurement, keep: bool) -> tuple[Any, InFrames]:
+def decompose_pair(base: jax.Array, post: jax.Array, *, how: How, keep: bool) -> tuple[Any, InFrames]:
     """A base with its only post; what the route keeps of the base, if it is to be kept, and both in their frames."""
-    method, route = route_of(measurement)
-    with method.scope():
-        begun, related = route.only_post(base, post)
+    with how.chosen.scope():
+        begun, related = how.route.only_post(base, post)
         return begun if keep else None, _in_frames(related)
 
 
 @_part
-def begin(base: jax.Array, posts: tuple[jax.Array, ...], *, measurement: Measurement) -> Begun[Any, Any]:
+def begin(base: jax.Array, posts: tuple[jax.Array, ...], *, how: How) -> Begun[Any, Any]:
     """The base, decomposed, and all posts prepared."""
-    method, route = route_of(measurement)
-    with method.scope():
-        return route.begin(base, posts)
+    with how.chosen.scope():
+        return how.route.begin(base, posts)
 
 
 @_part
-def relate_post(begun: Any, base: jax.Array, post: jax.Array, prepared: Any, *, measurement: Measurement) -> InFrames:
+def relate_post(begun: Any, base: jax.Array, post: jax.Array, prepared: Any, *, how: How) -> InFrames:
     """A post and the base, which was decomposed before."""
-    method, route = route_of(measurement)
-    with method.scope():
-        return _in_frames(route.with_post(begun, base, post, prepared))
+    with how.chosen.scope():
+        return _in_frames(how.route.with_post(begun, base, post, prepared))
 
 
 @_part
-def relate_posts(begun: Any, first: Post[Any, Any], second: Post[Any, Any], *, measurement: Measurement) -> InFrames:
+def relate_posts(begun: Any, first: Post[Any, Any], second: Post[Any, Any], *, how: How) -> InFrames:
     """Two posts that were decomposed before, the first as the base of the second."""
-    method, route = route_of(measurement)
-    with method.scope():
-        return _in_frames(route.between(begun, first, second)._replace(decomposed=None))
+    with how.chosen.scope():
+        return _in_frames(how.route.between(begun, first, second)._replace(decomposed=None))
 
 
 @_part
-def pair_by_fallback(base: jax.Array, post: jax.Array, *, measurement: Measurement, change_values: bool) -> Arrays:
+def pair_by_fallback(base: jax.Array, post: jax.Array, *, how: How) -> Arrays:
     """The frames of a pair that the method's route does not resolve."""
-    fallback = fallback_of(measurement)
-    return _arrays(fallback.pair(base, post, change_values=change_values, dtype=measurement.dtype))
+    return how.by_fallback(base, post)
 
 
 @_part
 def values_alone(
-    base: jax.Array, posts: tuple[jax.Array, ...], *, measurement: Measurement, pairs: tuple[tuple[int, int], ...]
+    base: jax.Array, posts: tuple[jax.Array, ...], *, how: How, pairs: tuple[tuple[int, int], ...]
 ) -> tuple[list[Arrays], list[Arrays]]:
     """The spectra of all posts, and of all pairs of posts, where no group needs singular vectors."""
-    dtype, method = measurement.dtype, measurement.method
-    base, together = base.astype(dtype), jnp.stack([post.astype(dtype) for post in posts])
+    base, together = base.astype(how.dtype), jnp.stack([post.astype(how.dtype) for post in posts])
     changes = together - base
-    s_base, *s_posts = kernels.singular_values(jnp.stack([base, *together]), method=method)
-    s_changes = kernels.singular_values(changes, method=method) if measurement.change_values else [None] * len(posts)
+    s_base, *s_posts = kernels.singular_values(jnp.stack([base, *together]), method=how.method)
+    s_changes = kernels.singular_values(changes, method=how.method) if how.change_values else [None] * len(posts)
     of_posts = [
         Spectra(s_base, s_post, s_change, kernels.frobenius(change))._asdict()
         for s_post, s_change, change in zip(s_posts, s_changes, changes, strict=True)
@@ -131,19 +154,6 @@ def values_alone(
         Spectra(s_posts[i], s_posts[j], None, kernels.frobenius(together[j] - together[i]))._asdict() for i, j in pairs
     ]
     return of_posts, of_pairs
-
-
-def route_of(measurement: Measurement) -> tuple[Method, Route[Any, Any, Any]]:
-    """The method of a measurement, and its route."""
-    method = method_named(measurement.method)
-    return method, method.route(change_values=measurement.change_values, dtype=measurement.dtype)
-
-
-def fallback_of(measurement: Measurement) -> Method:
-    """What takes the matrices that the method's route does not resolve."""
-    fallback = method_named(measurement.method).fallback
-    assert fallback is not None
-    return fallback
 
 
 def _in_frames(related: Related[Any]) -> InFrames:
@@ -201,11 +211,8 @@ def read_stored(base: jax.Array, post: jax.Array, spectra: Arrays, *, measuremen
 
 
 @_part
-def cosine_of_changes(
-    base: jax.Array, first: jax.Array, second: jax.Array, *, measurement: Measurement
-) -> dict[str, jax.Array]:
+def cosine_of_changes(base: jax.Array, first: jax.Array, second: jax.Array, *, dtype: str) -> dict[str, jax.Array]:
     """Whether two posts went the same way from the base."""
-    dtype = measurement.dtype
     changes = (post.astype(dtype) - base.astype(dtype) for post in (first, second))
     return {"change_cosine": kernels.change_cosine(*changes)}
 
@@ -241,12 +248,10 @@ def decompose_drawn(
     measurement: Measurement,
 ) -> InFrames:
     """The base with a random change."""
-    method = method_named(measurement.method)
-    with method.scope():
+    how = How(measurement.method, measurement.dtype)
+    with how.chosen.scope():
         drawn = drawn_post(base, post, s_change, keys, index, measurement)
-        route = method.route(change_values=False, dtype=measurement.dtype)
-        related = route.with_new_post(begun, base, drawn)
-        return _in_frames(related._replace(decomposed=None))
+        return _in_frames(how.route.with_new_post(begun, base, drawn)._replace(decomposed=None))
 
 
 @_part
@@ -255,7 +260,7 @@ def drawn_by_fallback(
 ) -> Arrays:
     """The same for what the method's route does not resolve."""
     drawn = drawn_post(base, post, s_change, keys, index, measurement)
-    return _arrays(fallback_of(measurement).pair(base, drawn, change_values=False, dtype=measurement.dtype))
+    return How(measurement.method, measurement.dtype).by_fallback(base, drawn)
 
 
 @_part

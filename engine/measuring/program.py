@@ -13,7 +13,7 @@ from jax import lax
 
 from polarax.kernels.methods import Post
 from polarax.measuring import parts
-from polarax.measuring.parts import PARTS, Arrays, InFrames, StackReadings
+from polarax.measuring.parts import PARTS, Arrays, How, InFrames, StackReadings
 from polarax.metrics import Readings, Spectra
 from polarax.planning.measurement import Measurement
 
@@ -62,8 +62,8 @@ def measure_in_parts(
     """
     if measurement.quick or measurement.by_products:
         given = (base, posts) if keys is None else (base, posts, keys)
-        return run(parts.measure_at_once, *given, measurement=measurement, pairs=pairs)
-    between, rows = measurement.between_posts(), {"rows": base.shape[-2]}
+        return run(parts.measure_at_once, *given, measurement=measurement.of_any_seed(), pairs=pairs)
+    rows = {"rows": base.shape[-2]}
     begun, of_posts, of_pairs = _spectra_and_frames(run, base, posts, measurement, pairs)
 
     def read(first, second, arrays, measurement):
@@ -71,17 +71,18 @@ def measure_in_parts(
         spectra = {name: arrays[name] for name in Spectra._fields}
         return readings | run(parts.read_stored, first, second, spectra, measurement=measurement)
 
+    of_a_pair, between = measurement.without_draws(), measurement.between_posts()
     posts_read = []
-    for post, arrays in zip(posts, of_posts, strict=True):
-        arrays = arrays()
-        readings = read(base, post, arrays, measurement)
+    for post, arrays_of in zip(posts, of_posts, strict=True):
+        arrays = arrays_of()
+        readings = read(base, post, arrays, of_a_pair)
         if measurement.draws:
-            readings |= _sampled(run, begun, base, post, keys, arrays, readings, measurement)
+            readings |= _sampled(run, begun, base, post, keys, arrays, readings, measurement.of_any_seed())
         posts_read.append(readings)
     pairs_read = []
-    for (i, j), arrays in zip(pairs, of_pairs, strict=True):
-        cosine = run(parts.cosine_of_changes, base, posts[i], posts[j], measurement=between)
-        pairs_read.append(read(posts[i], posts[j], arrays(), between) | cosine)
+    for (i, j), arrays_of in zip(pairs, of_pairs, strict=True):
+        cosine = run(parts.cosine_of_changes, base, posts[i], posts[j], dtype=measurement.dtype)
+        pairs_read.append(read(posts[i], posts[j], arrays_of(), between) | cosine)
     return StackReadings(tuple(posts_read), tuple(pairs_read))
 
 
@@ -90,35 +91,35 @@ def _spectra_and_frames(run, base, posts, measurement, pairs):
 
     Those are given when they are asked for, in order, so that of frames only one pair's are there at a time.
     """
-    route = parts.route_of(measurement)[1]
-    draws_from_base = bool(measurement.draws) and route.takes_new_posts
+    how = How.of(measurement)
+    draws_from_base = bool(measurement.draws) and how.route.takes_new_posts
     if not measurement.vectors:
-        found = run(parts.values_alone, base, posts, measurement=measurement, pairs=pairs)
+        found = run(parts.values_alone, base, posts, how=how, pairs=pairs)
         of_posts, of_pairs = ([functools.partial(lambda x: x, arrays) for arrays in some] for some in found)
-        begun = run(parts.begin, base, (), measurement=measurement).base if draws_from_base else None
+        begun = run(parts.begin, base, (), how=how).base if draws_from_base else None
         return begun, of_posts, of_pairs
 
-    def resolved(related, first, second, change_values):
-        how = {"measurement": measurement, "change_values": change_values}
-        return run.resolved(related, lambda: run(parts.pair_by_fallback, first, second, **how))
+    def resolved(related, first, second, how):
+        return run.resolved(related, lambda: run(parts.pair_by_fallback, first, second, how=how))
 
     if len(posts) == 1 and not pairs:
-        begun, related = run(parts.decompose_pair, base, *posts, measurement=measurement, keep=draws_from_base)
-        return begun, [lambda: resolved(related, base, *posts, measurement.change_values)], []
+        begun, related = run(parts.decompose_pair, base, *posts, how=how, keep=draws_from_base)
+        return begun, [lambda: resolved(related, base, *posts, how)], []
 
-    begun, prepared = run(parts.begin, base, posts, measurement=measurement)
+    begun, prepared = run(parts.begin, base, posts, how=how)
     decomposed = {}
 
     def of_post(place):
-        related = run(parts.relate_post, begun, base, posts[place], prepared[place], measurement=measurement)
+        related = run(parts.relate_post, begun, base, posts[place], prepared[place], how=how)
         if pairs:
             decomposed[place] = Post(posts[place], prepared[place], related.decomposed)
-        return resolved(related, base, posts[place], measurement.change_values)
+        return resolved(related, base, posts[place], how)
 
     def of_pair(i, j):
-        related = run(parts.relate_posts, begun, decomposed[i], decomposed[j], measurement=measurement)
-        return resolved(related, posts[i], posts[j], False)
+        related = run(parts.relate_posts, begun, decomposed[i], decomposed[j], how=between)
+        return resolved(related, posts[i], posts[j], between)
 
+    between = how._replace(change_values=False)
     return (
         begun,
         [functools.partial(of_post, place) for place in range(len(posts))],
