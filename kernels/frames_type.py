@@ -117,6 +117,8 @@ def poison(readings: Readings, finite: jax.Array) -> Readings:
 
 def transposed_frames(pair: Frames) -> Frames:
     """The frames of the transposes of both matrices."""
+    rows, cols = pair.shape
+    assert not isinstance(rows, jax.Array)  # what has a side as an operand is tall
     return dataclasses.replace(
-        pair, shape=pair.shape[::-1], left=pair.right, right=pair.left, change=transpose(pair.change)
+        pair, shape=(cols, rows), left=pair.right, right=pair.left, change=transpose(pair.change)
     )

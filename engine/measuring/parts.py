@@ -32,7 +32,7 @@ Part = TypeVar("Part", bound=Callable[..., Any])
 PARTS: dict[str, Callable[..., Any]] = {}
 
 # The fields of `Frames` that are arrays; without a group that needs vectors, those of `Spectra`.
-Arrays = dict[str, jax.Array | None]
+Arrays = dict[str, Any]
 
 
 class StackReadings(NamedTuple):

@@ -24,7 +24,9 @@ STATIC = ("measurement", "pairs", "mesh", "batched")
 class Run(Protocol):
     """How the parts of a measurement are carried out."""
 
-    def __call__(self, part: Callable[..., Any], *stacks: Any, operands: dict[str, Any] | None = None, **static: Any):
+    def __call__(
+        self, part: Callable[..., Any], *stacks: Any, operands: dict[str, Any] | None = None, **static: Any
+    ) -> Any:
         """part(*stacks, **operands, **static).
 
         Args:
@@ -99,12 +101,12 @@ def _spectra_and_frames(run, base, posts, measurement, pairs):
         begun = run(parts.begin, base, (), how=how).base if draws_from_base else None
         return begun, of_posts, of_pairs
 
-    def resolved(related, first, second, how):
+    def in_frames(related, first, second, how):
         return run.resolved(related, lambda: run(parts.pair_by_fallback, first, second, how=how))
 
     if len(posts) == 1 and not pairs:
-        begun, related = run(parts.decompose_pair, base, *posts, how=how, keep=draws_from_base)
-        return begun, [lambda: resolved(related, base, *posts, how)], []
+        begun, related = run(parts.decompose_pair, base, posts[0], how=how, keep=draws_from_base)
+        return begun, [functools.partial(in_frames, related, base, posts[0], how)], []
 
     begun, prepared = run(parts.begin, base, posts, how=how)
     decomposed = {}
@@ -113,11 +115,11 @@ def _spectra_and_frames(run, base, posts, measurement, pairs):
         related = run(parts.relate_post, begun, base, posts[place], prepared[place], how=how)
         if pairs:
             decomposed[place] = Post(posts[place], prepared[place], related.decomposed)
-        return resolved(related, base, posts[place], how)
+        return in_frames(related, base, posts[place], how)
 
     def of_pair(i, j):
         related = run(parts.relate_posts, begun, decomposed[i], decomposed[j], how=between)
-        return resolved(related, posts[i], posts[j], between)
+        return in_frames(related, posts[i], posts[j], between)
 
     between = how._replace(change_values=False)
     return (

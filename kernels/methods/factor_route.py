@@ -63,8 +63,8 @@ class FactorRoute(Route[Decomposed, Reduced, Svd]):
     def between(self, begun: Decomposed, first: Post[Reduced, Svd], second: Post[Reduced, Svd]) -> Related[Svd]:
         """As `Route.between`."""
         shape = (first.stored.shape[-2], first.stored.shape[-1])
-        sides = (Decomposed(x.prepared, x.decomposed) for x in (first, second))
-        return Related(self._related(shape, *sides, change_values=False), second.decomposed, None)
+        before, after_it = (Decomposed(x.prepared, x.decomposed) for x in (first, second))
+        return Related(self._related(shape, before, after_it, change_values=False), second.decomposed, None)
 
     def _related(self, shape, base, post, change_values):
         change = post.reduced.matrix - base.reduced.matrix
