@@ -7,13 +7,13 @@ any size; the framework's fit absorbs what turns left and right together, as far
 base's condition number times the drift passes 1 the first-order forms fail, and say so.
 """
 
-import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from polarax.kernels.sides import Shape, entry_count, longer_side, root, shorter_side
 from polarax.kernels.thin_svd import numerical_rank
 
 # Nodes of Gauss-Hermite quadrature, of which symmetry leaves half, for one number per pair: 0.005 sd^2 off at worst.
@@ -42,7 +42,7 @@ class Controls(NamedTuple):
     reach: jax.Array  # condition number times drift: the first-order forms hold up to about 1; inf if rank-deficient
 
 
-def closed_form_controls(s_base: jax.Array, change_norm: jax.Array, *, shape: tuple[int, int]) -> Controls:
+def closed_form_controls(s_base: jax.Array, change_norm: jax.Array, *, shape: Shape) -> Controls:
     """The controls of a pair, from the base's spectrum, the shape and the size of the change alone. O(r^2).
 
     The numerical rank of the base stands for r: what a rank-deficient base leaves undetermined counts as outside.
@@ -50,7 +50,7 @@ def closed_form_controls(s_base: jax.Array, change_norm: jax.Array, *, shape: tu
     Args:
         s_base: Singular values of the base, (..., r), descending.
         change_norm: ||D||_F, (...).
-        shape: (m, n) of the matrix.
+        shape: (m, n) of the matrix, m an operand or a number.
 
     Returns:
         `Controls`; NaN for a base that is zero or not finite.
@@ -63,15 +63,15 @@ def closed_form_controls(s_base: jax.Array, change_norm: jax.Array, *, shape: tu
         0.5
     """
     s, norm = jnp.asarray(s_base), jnp.asarray(change_norm)
-    longer, shorter = max(shape), min(shape)
-    entries = longer * shorter
+    longer, shorter = longer_side(shape), shorter_side(shape)
+    entries = entry_count(shape)
     rank = numerical_rank(s, *shape)[..., None]
     inside = jnp.arange(s.shape[-1]) < rank
     rank = jnp.where(rank > 0, rank, jnp.nan).astype(s.dtype)[..., 0]
     largest = jnp.where(s[..., 0] > 0, s[..., 0], jnp.nan)
     relative = jnp.where(inside, s / largest[..., None], 0)  # free of the unit, so that squares stay in range
     base_norm = jnp.sqrt(jnp.sum(relative**2, axis=-1))
-    sd = norm / largest / math.sqrt(entries)
+    sd = norm / largest / root(entries)
     drift = norm / largest / base_norm
 
     pairs = inside[..., :, None] & inside[..., None, :] & ~jnp.eye(s.shape[-1], dtype=bool)

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from polarax.kernels.frames_type import Frames
 from polarax.kernels.products import frobenius, inner, matmul, promote_pair, transpose
+from polarax.kernels.sides import longer_side
 from polarax.kernels.svd import svd
 from polarax.kernels.thin_svd import Svd, numerical_rank
 
@@ -66,7 +67,7 @@ def budget_of_frames(pair: Frames) -> DriftBudget:
     """The budget of a pair whose frames are at hand."""
     budget = split_change(pair.change, pair.change_norm)
     # Nothing is outside of a square matrix of full rank, not even rounding errors.
-    square = (pair.rank_base == max(pair.shape)) & (budget.outside >= 0)
+    square = (pair.rank_base == longer_side(pair.shape)) & (budget.outside >= 0)
     return budget._replace(outside=jnp.where(square, 0, budget.outside))
 
 

@@ -21,6 +21,7 @@ from jax import lax
 from polarax.kernels.frames_type import Frames
 from polarax.kernels.products import frobenius, inner, matmul, transpose
 from polarax.kernels.sequential import one_at_a_time
+from polarax.kernels.sides import is_tall, longer_side
 from polarax.kernels.symmetric_eigen import eigh_ascending
 
 # ||I - X^T X||_F of X = (Q_U + Q_V) / 2 up to which X is iterated on. At most 27 singular values are below 0.3 then:
@@ -63,7 +64,7 @@ def fit_of_frames(pair: Frames) -> Fit:
     norm = pair.change_norm / unit
     share_inside = frobenius(change / jnp.where(norm > 0, norm, 1)[..., None, None]) ** 2
     # A square matrix of full rank has no outside; elsewhere it is known up to sqrt(eps) ||D||.
-    has_outside = pair.rank_base < max(pair.shape)
+    has_outside = pair.rank_base < longer_side(pair.shape)
     outside = norm * jnp.where(has_outside, jnp.sqrt(jnp.clip(1 - share_inside, 0, 1)), 0)
     post_norm = frobenius(pair.s_post[..., None, :]) / unit
     post_norm = jnp.where(post_norm > 0, post_norm, jnp.nan)
@@ -82,7 +83,7 @@ def fit_of_frames(pair: Frames) -> Fit:
 def _turn(pair):
     """Polar factor of X = (Q_U + Q_V) / 2, (..., r, r), over the singular values that are not rounding errors."""
     middle = (pair.left + pair.right) / 2
-    rotation = pair.right if pair.shape[0] >= pair.shape[1] else pair.left  # of the short side: if both have full rank
+    rotation = pair.right if is_tall(pair.shape) else pair.left  # of the short side: if both have full rank
     full_rank = jnp.all(jnp.minimum(pair.rank_base, pair.rank_post) == middle.shape[-1])
     off = lax.cond(full_rank, _off_by_rotation, lambda x, _: _off(x), middle, rotation)
     near = full_rank & (_largest_norm(off) <= _NEAR)

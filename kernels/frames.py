@@ -106,18 +106,24 @@ def map_posts(
 
     def read_all(chosen, base, posts):
         with chosen.scope():
-            route = chosen.route(base, posts, change_values=change_values, dtype=dtype)
+            route = chosen.route(change_values=change_values, dtype=dtype)
+            begun = route.begin(base, tuple(posts))
+            prepared = jax.tree.map(lambda *x: jnp.stack(x), *begun.posts)
 
-            def read_post(matrix):
-                pair, decomposed = route.with_post(matrix)
-                return read_as_given(read, pair, matrix.stored), decomposed
+            def read_post(post):
+                stored, prepared = post
+                related = route.with_post(begun.base, base, stored, prepared)
+                pair = chosen.resolved(related, base, stored, change_values=change_values, dtype=dtype)
+                return read_as_given(read, pair, stored), related.decomposed
 
             def read_two(places):
-                first, second = (_at(Post(route.posts, decomposed), place) for place in places)
-                pair = route.between(first, second)
-                return read_as_given(read_pair, pair, first.matrix.stored, second.matrix.stored)
+                first, second = (Post(*_at((posts, prepared, decomposed), place)) for place in places)
+                related = route.between(begun.base, first, second)
+                both = first.stored, second.stored
+                pair = chosen.resolved(related, *both, change_values=False, dtype=dtype)
+                return read_as_given(read_pair, pair, *both)
 
-            readings, decomposed = lax.map(read_post, route.posts)
+            readings, decomposed = lax.map(read_post, (posts, prepared))
             return readings, lax.map(read_two, _columns(pairs)) if pairs else None
 
     return by_method(method, read_all, *((transpose(base), transpose(posts)) if wide else (base, posts)))
@@ -156,12 +162,15 @@ def map_frames(
     wide = base.shape[-2] < base.shape[-1]
 
     def read_items(chosen, base, items):
+        how = {"change_values": False, "dtype": dtype}
         with chosen.scope():
-            frames_with = chosen.frames_with(base, dtype=dtype)
+            route = chosen.route(**how)
+            begun = route.begin(base, ()).base
 
             def read_item(item):
-                post = make_post(item)
-                return read(transposed_frames(frames_with(transpose(post))) if wide else frames_with(post))
+                post = transpose(make_post(item)) if wide else make_post(item)
+                pair = chosen.resolved(route.with_new_post(begun, base, post), base, post, **how)
+                return read(transposed_frames(pair) if wide else pair)
 
             return lax.map(read_item, items)
 

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from polarax.kernels.products import transpose
+from polarax.kernels.sides import Shape
 from polarax.kernels.thin_svd import numerical_rank
 
 Readings = TypeVar("Readings")
@@ -39,7 +40,7 @@ Readings = TypeVar("Readings")
 class Frames:
     """Base and post in each other's frames; r = min(m, n). A pytree."""
 
-    shape: tuple[int, int]  # (m, n) of the matrices compared; static
+    shape: Shape  # (m, n) of the matrices compared; static as a part of the pytree
     s_base: jax.Array  # (..., r)
     s_post: jax.Array  # (..., r)
     rank_base: jax.Array  # (...), int32, numerical
@@ -116,6 +117,8 @@ def poison(readings: Readings, finite: jax.Array) -> Readings:
 
 def transposed_frames(pair: Frames) -> Frames:
     """The frames of the transposes of both matrices."""
+    rows, cols = pair.shape
+    assert not isinstance(rows, jax.Array)  # what has a side as an operand is tall
     return dataclasses.replace(
-        pair, shape=pair.shape[::-1], left=pair.right, right=pair.left, change=transpose(pair.change)
+        pair, shape=(cols, rows), left=pair.right, right=pair.left, change=transpose(pair.change)
     )

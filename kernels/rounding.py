@@ -10,6 +10,7 @@ from jax import lax
 
 from polarax.kernels.products import frobenius, promote, promote_pair
 from polarax.kernels.row_blocks import reduce_row_blocks
+from polarax.kernels.sides import Shape, root
 
 
 def unchanged_share(base: jax.Array, post: jax.Array) -> jax.Array:
@@ -53,14 +54,14 @@ def rounding_noise(x: jax.Array, dtype: jax.typing.DTypeLike, /) -> jax.Array:
     return reduce_row_blocks(lambda rows: _noise(rows, jnp.finfo(dtype)), x, combine=jnp.hypot)
 
 
-def noise_spectral_norm(norm: jax.Array, shape: tuple[int, int], /) -> jax.Array:
+def noise_spectral_norm(norm: jax.Array, shape: Shape, /) -> jax.Array:
     """Largest singular value of noise of Frobenius norm `norm`, (...): sd (sqrt(m) + sqrt(n)), sd = norm / sqrt(m n).
 
     The limit for independent entries of one variance, normal or not (Yin, Bai and Krishnaiah 1988, Probability Theory
     and Related Fields 78); small matrices stay a few percent below it.
     """
     rows, cols = shape
-    return norm * ((math.sqrt(rows) + math.sqrt(cols)) / math.sqrt(rows * cols))
+    return norm * ((root(rows) + root(cols)) / root(rows * cols))
 
 
 def _noise(x, info):

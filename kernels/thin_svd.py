@@ -1,7 +1,6 @@
 """Thin SVDs, W = U S V^T: what they are, and what is the same for every method that makes them."""
 
 import functools
-import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -10,6 +9,7 @@ import jax.numpy as jnp
 
 from polarax.kernels.products import promote, transpose
 from polarax.kernels.sequential import by_leading_axes
+from polarax.kernels.sides import Side, longer_side, root
 
 # U, s and V of a tall stack: (..., m, r), (..., r) and (..., r, r).
 Parts = tuple[jax.Array, jax.Array, jax.Array]
@@ -57,7 +57,7 @@ def without_vectors(values: jax.Array) -> Parts:
     return empty, values, empty
 
 
-def numerical_rank(values: jax.Array, rows: int, cols: int) -> jax.Array:
+def numerical_rank(values: jax.Array, rows: Side, cols: int) -> jax.Array:
     """Number of singular values above s_1 sqrt(max(m, n)) eps.
 
     `numpy.linalg.matrix_rank` has max(m, n) instead, LAPACK's bound for the worst case; in float32 that would call
@@ -71,7 +71,7 @@ def numerical_rank(values: jax.Array, rows: int, cols: int) -> jax.Array:
     Returns:
         (...), int32; 0 for a zero matrix and for one with NaN.
     """
-    tolerance = values[..., :1] * (math.sqrt(max(rows, cols)) * jnp.finfo(values.dtype).eps)
+    tolerance = values[..., :1] * (root(longer_side((rows, cols))) * jnp.finfo(values.dtype).eps)
     return jnp.sum((values > tolerance) & (values > 0), axis=-1).astype(jnp.int32)
 
 

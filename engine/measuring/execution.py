@@ -10,24 +10,21 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from polarax.kernels.methods import METHODS
 from polarax.loaders import Checkpoint, Pair
-from polarax.measuring.program import StackReadings, measure_stack
-from polarax.measuring.program_cache import is_of_this_package, load_or_compile
+from polarax.measuring.compiled_parts import CompiledParts, PreparedParts
+from polarax.measuring.parts import StackReadings
+from polarax.measuring.program import measure_in_parts
 from polarax.measuring.progress import Progress
 from polarax.measuring.relations import relation_of
 from polarax.measuring.rows import as_stored, make_row
 from polarax.measuring.sampled_controls import matrix_key
 from polarax.measuring.stack_reads import Operands, StackReads
-from polarax.metrics.catalogue import every_reader
 from polarax.planning.comparison_plan import Part, Plan
 from polarax.planning.devices import (
     lone_cpu,
-    release_free_memory,
     shared_cores,
     stack_mesh,
     stack_sharding,
-    takes_batches,
 )
 from polarax.planning.measurement import Measurement
 from polarax.planning.stacks import Stack
@@ -105,24 +102,24 @@ def run_stacks(work: Work, stacks: Sequence[Stack], outputs: Sequence[Output], p
     seconds = dict.fromkeys(("read", "compile", "compute"), 0.0)
     if not stacks:
         return seconds
-    programs = _Programs(work, any(len(output.posts) > 1 for output in outputs), stack_mesh(), seconds)
+    programs = _Programs(work, any(len(output.posts) > 1 for output in outputs), seconds)
     # Whatever the working precision: without it JAX would cut stored float64 weights to float32 on their way in.
     with (
         jax.enable_x64(True),
         concurrent.futures.ThreadPoolExecutor(max(s.lanes for s in stacks)) as pool,
         StackReads(work.base, work.posts, stacks) as reads,
     ):
-        programs.of(stacks[0])
+        programs.prepare(stacks[0])
         read = iter(reads)
         for stack, following in zip(stacks, (*stacks[1:], None), strict=True):
             before = dict(seconds)
             with _timed(seconds, "read"):
                 operands = next(read)
-            programs.of(stack)
+            programs.prepare(stack)
             with _timed(seconds, "compute"), shared_cores(max(stack.lanes, jax.local_device_count())):
                 lanes = programs.start(pool, stack, operands)
                 if following is not None and work.plan.compiles_ahead:
-                    programs.of(following)
+                    programs.prepare(following)
                 readings = _joined([part for lane in lanes for part in lane.result()])
             for output in outputs:
                 if output.waits_for(stack):
@@ -133,59 +130,61 @@ def run_stacks(work: Work, stacks: Sequence[Stack], outputs: Sequence[Output], p
 
 
 class _Programs:
-    """The compiled programs of a run, one for each shape and set of dtypes, and how a stack runs through its own.
+    """How stacks run through their programs.
 
-    A program takes all of a stack where that is one batch or divided over devices; on a lone CPU one matrix, since XLA
-    would copy the operands of a loop over several.
+    These take all of a stack where that is one batch or divided over devices; on a lone CPU one matrix, since XLA would
+    copy the operands of a loop over several.
     """
 
-    def __init__(self, work, between, mesh, seconds):
-        self._work, self._between, self._mesh, self._seconds = work, between, mesh, seconds
+    def __init__(self, work, between, seconds):
+        mesh = stack_mesh()
+        self._work, self._between, self._seconds = work, between, seconds
         self._sharding = stack_sharding(mesh)
+        self._compiled = CompiledParts(mesh, self._sharding)
         self._one_by_one = lone_cpu()
-        self._compiled = {}
+        self._prepared = set()
 
-    def of(self, stack):
-        """The program for the stack, compiled when it is first asked for."""
+    def prepare(self, stack):
+        """Has the programs for the stack at hand, those that are hardly ever needed excepted."""
         first = stack.members[0]
-        shape = (1 if self._one_by_one else stack.size, *stack.shape)
-        key = (shape, first[0].dtype_base, *(pair.dtype_post for pair in first))
-        if key not in self._compiled:
-            with _timed(self._seconds, "compile"):
-                dtypes = [first[0].dtype_base, *(pair.dtype_post for pair in first)]
-                base, *posts = (jax.ShapeDtypeStruct(shape, dtype, sharding=self._sharding) for dtype in dtypes)
-                keys = []
-                if self._work.measurement.draws:
-                    keys.append(jax.ShapeDtypeStruct((shape[0], 2), np.uint32, sharding=self._sharding))
-                self._compiled[key] = load_or_compile(
-                    measure_stack,
-                    base,
-                    tuple(posts),
-                    *keys,
-                    static={
-                        "measurement": self._work.measurement,
-                        "pairs": _pairs_of(stack) if self._between else (),
-                        "mesh": self._mesh,
-                        "batched": takes_batches(),
-                    },
-                    keep=is_of_this_package([*every_reader(), *METHODS.values()]),
-                )
-                release_free_memory()
-        return self._compiled[key]
+        count = 1 if self._one_by_one else stack.size
+        dtypes = (first[0].dtype_base, *(pair.dtype_post for pair in first))
+        key = (count, stack.shape, dtypes)
+        if key in self._prepared:
+            return
+        with _timed(self._seconds, "compile"):
+            operands = [jax.ShapeDtypeStruct((count, *stack.shape), dtype) for dtype in dtypes]
+            if self._work.measurement.draws:
+                operands.append(jax.ShapeDtypeStruct((count, 2), np.uint32))
+            self._measure(PreparedParts(self._compiled), stack, operands)
+        self._prepared.add(key)
 
     def start(self, pool, stack, operands):
         """Starts the calls of every lane; returns the lanes' futures, of a list of `StackReadings` on the host."""
-        program, posts, length = self.of(stack), len(stack.posts), stack.size // stack.lanes
+        length = stack.size // stack.lanes
         operands = (*operands, *self._keys(stack))
         parts = [slice(i, i + 1) for i in range(len(stack.pairs))] if self._one_by_one else [slice(None)]
         lanes = [parts[start : start + length] for start in range(0, len(parts), length)]
-        return [pool.submit(self._run, program, posts, operands, lane) for lane in lanes]
+        return [pool.submit(self._run, stack, operands, lane) for lane in lanes]
 
-    def _run(self, program, posts, operands, parts):
+    def _run(self, stack, operands, parts):
         with jax.enable_x64(True):  # a setting of each thread
             return [
-                _call(program, posts, [_place(operand[part], self._sharding) for operand in operands]) for part in parts
+                jax.device_get(
+                    self._measure(
+                        self._compiled, stack, [_place(operand[part], self._sharding) for operand in operands]
+                    )
+                )
+                for part in parts
             ]
+
+    def _measure(self, run, stack, operands):
+        base, *others = operands
+        posts = len(stack.posts)
+        pairs = _pairs_of(stack) if self._between else ()
+        return measure_in_parts(
+            run, base, tuple(others[:posts]), *others[posts:], measurement=self._work.measurement, pairs=pairs
+        )
 
     def _keys(self, stack):
         """One array, (size, 2): what each matrix's random changes are drawn from; nothing if there are none."""
@@ -194,12 +193,6 @@ class _Programs:
         keys = np.zeros((stack.size, 2), np.uint32)
         keys[: len(stack.pairs)] = [matrix_key(self._work.measurement.seed, pair.name) for pair in stack.pairs]
         return (keys,)
-
-
-def _call(program, posts, operands):
-    """The readings of a program's matrices, on the host."""
-    base, *others = operands
-    return jax.device_get(program(base, tuple(others[:posts]), *others[posts:]))
 
 
 def _pairs_of(stack):

@@ -1,34 +1,185 @@
-"""The compiled program of a run: a stack of matrices with their posts in, every reading of every matrix out.
+"""How a stack is measured: a stack of matrices with their posts in, every reading of every matrix out.
 
 Base and posts are decomposed once, whatever they are compared with. The metrics themselves are in the catalogue.
 """
 
 import functools
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Callable
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from polarax import kernels
-from polarax.measuring.first_look import by_first_look
-from polarax.measuring.polar_program import by_polar_factors
-from polarax.measuring.sampled_controls import sampled_readings
-from polarax.metrics import GROUPS, MatrixPair, Readings, Spectra
+from polarax.kernels.methods import Post
+from polarax.measuring import parts
+from polarax.measuring.parts import PARTS, Arrays, How, InFrames, StackReadings
+from polarax.metrics import Readings, Spectra
 from polarax.planning.measurement import Measurement
-
-Item = TypeVar("Item")
 
 # Arguments of `measure_stack` that a program is compiled for.
 STATIC = ("measurement", "pairs", "mesh", "batched")
 
 
-class StackReadings(NamedTuple):
-    """Readings of a stack, each column or array name -> (count, ...)."""
+class Run(Protocol):
+    """How the parts of a measurement are carried out."""
 
-    posts: tuple[dict[str, Any], ...]  # of the base and each post
-    pairs: tuple[dict[str, Any], ...]  # of posts against each other
+    def __call__(
+        self, part: Callable[..., Any], *stacks: Any, operands: dict[str, Any] | None = None, **static: Any
+    ) -> Any:
+        """part(*stacks, **operands, **static).
+
+        Args:
+            part: One of `polarax.measuring.parts`.
+            *stacks: Pytrees of arrays with the stack's axes in front.
+            operands: Numbers, the same for the whole stack, that no program need be made for.
+            **static: What programs are made for.
+        """
+
+    def resolved(self, related: InFrames, fallback: Callable[[], Arrays]) -> Arrays:
+        """The frames that a route gave, or the fallback's where it did not resolve all of the stack."""
+
+    def repeat(self, count: int, step: Callable[[Any, Readings], Readings], first: Readings) -> Readings:
+        """step(count - 1, ... step(0, first))."""
+
+
+def measure_in_parts(
+    run: Run,
+    base: jax.Array,
+    posts: tuple[jax.Array, ...],
+    keys: jax.Array | None = None,
+    *,
+    measurement: Measurement,
+    pairs: tuple[tuple[int, int], ...] = (),
+) -> StackReadings:
+    """Reads a stack of matrices and their posts. Arguments and result as for `measure_stack`.
+
+    Args:
+        run: How parts are carried out.
+        base: (count, m, n), m >= n.
+        posts: As for `measure_stack`.
+        keys: As for `measure_stack`.
+        measurement: As for `measure_stack`.
+        pairs: As for `measure_stack`.
+    """
+    if measurement.quick or measurement.by_products:
+        given = (base, posts) if keys is None else (base, posts, keys)
+        return run(parts.measure_at_once, *given, measurement=measurement.of_any_seed(), pairs=pairs)
+    rows = {"rows": base.shape[-2]}
+    begun, of_posts, of_pairs = _spectra_and_frames(run, base, posts, measurement, pairs)
+
+    def read(first, second, arrays, measurement):
+        readings = run(parts.read_frames, arrays, operands=rows, measurement=measurement)
+        spectra = {name: arrays[name] for name in Spectra._fields}
+        return readings | run(parts.read_stored, first, second, spectra, measurement=measurement)
+
+    of_a_pair, between = measurement.without_draws(), measurement.between_posts()
+    posts_read = []
+    for post, arrays_of in zip(posts, of_posts, strict=True):
+        arrays = arrays_of()
+        readings = read(base, post, arrays, of_a_pair)
+        if measurement.draws:
+            readings |= _sampled(run, begun, base, post, keys, arrays, readings, measurement.of_any_seed())
+        posts_read.append(readings)
+    pairs_read = []
+    for (i, j), arrays_of in zip(pairs, of_pairs, strict=True):
+        cosine = run(parts.cosine_of_changes, base, posts[i], posts[j], dtype=measurement.dtype)
+        pairs_read.append(read(posts[i], posts[j], arrays_of(), between) | cosine)
+    return StackReadings(tuple(posts_read), tuple(pairs_read))
+
+
+def _spectra_and_frames(run, base, posts, measurement, pairs):
+    """What the route keeps of the base, if anything needs it; and for each post and pair what gives its arrays.
+
+    Those are given when they are asked for, in order, so that of frames only one pair's are there at a time.
+    """
+    how = How.of(measurement)
+    draws_from_base = bool(measurement.draws) and how.route.takes_new_posts
+    if not measurement.vectors:
+        found = run(parts.values_alone, base, posts, how=how, pairs=pairs)
+        of_posts, of_pairs = ([functools.partial(lambda x: x, arrays) for arrays in some] for some in found)
+        begun = run(parts.begin, base, (), how=how).base if draws_from_base else None
+        return begun, of_posts, of_pairs
+
+    def in_frames(related, first, second, how):
+        return run.resolved(related, lambda: run(parts.pair_by_fallback, first, second, how=how))
+
+    if len(posts) == 1 and not pairs:
+        begun, related = run(parts.decompose_pair, base, posts[0], how=how, keep=draws_from_base)
+        return begun, [functools.partial(in_frames, related, base, posts[0], how)], []
+
+    begun, prepared = run(parts.begin, base, posts, how=how)
+    decomposed = {}
+
+    def of_post(place):
+        related = run(parts.relate_post, begun, base, posts[place], prepared[place], how=how)
+        if pairs:
+            decomposed[place] = Post(posts[place], prepared[place], related.decomposed)
+        return in_frames(related, base, posts[place], how)
+
+    def of_pair(i, j):
+        related = run(parts.relate_posts, begun, decomposed[i], decomposed[j], how=between)
+        return in_frames(related, posts[i], posts[j], between)
+
+    between = how._replace(change_values=False)
+    return (
+        begun,
+        [functools.partial(of_post, place) for place in range(len(posts))],
+        [functools.partial(of_pair, i, j) for i, j in pairs],
+    )
+
+
+def _sampled(run, begun, base, post, keys, arrays, readings, measurement):
+    """The columns of the sampled controls of a pair that has been read."""
+    given = (base, post, arrays["s_change"], keys)
+
+    def step(index, drawn):
+        how = {"operands": {"index": index}, "measurement": measurement}
+        related = run(parts.decompose_drawn, begun, *given, **how)
+        frames = run.resolved(related, lambda: run(parts.drawn_by_fallback, *given, **how))
+        operands = {"index": index, "rows": base.shape[-2]}
+        return run(parts.read_drawn, frames, drawn, operands=operands, measurement=measurement)
+
+    nothing = run(parts.nothing_drawn, keys, measurement=measurement)
+    count = next(iter(nothing.values())).shape[-1]
+    drawn = run.repeat(count, step, nothing)
+    of_pair = {metric: readings[metric] for metric in measurement.sampled}
+    return run(parts.sampled_columns, drawn, of_pair, readings["change_norm"], measurement=measurement)
+
+
+@functools.partial(jax.jit, static_argnames=("part", "static", "mesh", "batched"))
+def run_part(
+    operands: dict[str, Any],
+    *stacks: Any,
+    part: str,
+    static: tuple[tuple[str, Any], ...],
+    mesh: jax.sharding.Mesh | None = None,
+    batched: bool = True,
+) -> Any:
+    """One part as a program: of a stack, each device its share, as one batch or matrix by matrix.
+
+    Args:
+        operands: As for `Run`.
+        *stacks: As for `Run`.
+        part: Name of the part.
+        static: Its other arguments.
+        mesh: As for `measure_stack`.
+        batched: As for `measure_stack`.
+    """
+
+    def share(operands, *stacks):
+        call = functools.partial(PARTS[part], **operands, **dict(static))
+        return call(*stacks) if batched else lax.map(lambda matrix: call(*matrix), stacks)
+
+    return _over_devices(share, mesh, operands, *stacks)
+
+
+def _over_devices(share, mesh, operands, *stacks):
+    if mesh is None:
+        return share(operands, *stacks)
+    everywhere, along = jax.sharding.PartitionSpec(), jax.sharding.PartitionSpec(*mesh.axis_names)
+    specs = (everywhere, *[along] * len(stacks))
+    return jax.shard_map(share, mesh=mesh, in_specs=specs, out_specs=along, check_vma=False)(operands, *stacks)
 
 
 @functools.partial(jax.jit, static_argnames=STATIC)
@@ -42,10 +193,10 @@ def measure_stack(
     mesh: jax.sharding.Mesh | None = None,
     batched: bool = True,
 ) -> StackReadings:
-    """Reads a stack of matrices and their posts.
+    """Reads a stack of matrices and their posts, as one program made for one shape.
 
     Args:
-        base: (count, m, n) in the stored dtype.
+        base: (count, m, n), m >= n, in the stored dtype.
         posts: (count, m, n) each, in their stored dtypes.
         keys: (count, 2), uint32: what each matrix's random changes are drawn from (`matrix_key`), the same for all
             posts; only with draws.
@@ -63,145 +214,24 @@ def measure_stack(
         `cosines_right`, each (count, k), with "rotation" also `rotation_left`, `rotation_right` and
         `rotation_difference`, each (count, k, k), k at most 64. Of a first look: see `by_first_look`.
     """
-    measure = functools.partial(_measure, measurement=measurement, pairs=pairs)
-    return _over_stack(measure, (base, posts) if keys is None else (base, posts, keys), mesh, batched)
+    measure = functools.partial(measure_in_parts, _Together(), measurement=measurement, pairs=pairs)
 
-
-def _over_stack(measure: Callable[..., Item], stacks: tuple, mesh: jax.sharding.Mesh | None, batched: bool) -> Item:
-    """measure(*stacks), each device its share, as one batch or matrix by matrix."""
-
-    def measure_share(*stacks):
+    def share(_, *stacks):
         return measure(*stacks) if batched else lax.map(lambda matrix: measure(*matrix), stacks)
 
-    if mesh is None:
-        return measure_share(*stacks)
-    along_stack = jax.sharding.PartitionSpec(*mesh.axis_names)
-    sharded = jax.shard_map(measure_share, mesh=mesh, in_specs=along_stack, out_specs=along_stack, check_vma=False)
-    return sharded(*stacks)
+    return _over_devices(share, mesh, {}, base, posts, *([] if keys is None else [keys]))
 
 
-def _measure(
-    base: jax.Array,
-    posts: tuple[jax.Array, ...],
-    keys: jax.Array | None = None,
-    *,
-    measurement: Measurement,
-    pairs: tuple[tuple[int, int], ...],
-) -> StackReadings:
-    dtype, between = measurement.dtype, measurement.between_posts()
-    if measurement.quick:
-        return StackReadings(*map(tuple, by_first_look(base, posts, keys, pairs, measurement)))
-    if measurement.by_products:
-        return StackReadings(*by_polar_factors(base, posts, pairs, measurement))
-    together = jnp.stack([post.astype(_common_dtype(posts)) for post in posts])
+class _Together:
+    """A `Run` that makes all parts one program."""
 
-    def of_post(frames, spectra, post):
-        readings = _read(base, post, frames, spectra, measurement)
-        if measurement.draws:
-            readings |= sampled_readings(base, post, keys, readings, spectra, measurement)
-        return readings
+    def __call__(self, part, *stacks, operands=None, **static):
+        return part(*stacks, **(operands or {}), **static)
 
-    def of_pair(frames, spectra, first, second):
-        changes = (post.astype(dtype) - base.astype(dtype) for post in (first, second))
-        return _read(first, second, frames, spectra, between) | {"change_cosine": kernels.change_cosine(*changes)}
+    def resolved(self, related, fallback):
+        if related.resolved is None:
+            return related.arrays
+        return lax.cond(jnp.all(related.resolved), lambda: related.arrays, fallback)
 
-    if measurement.vectors:
-        of_posts, of_pairs = kernels.map_posts(
-            lambda frames, post: of_post(frames, _spectra_of(frames), post),
-            base,
-            together,
-            pairs=pairs,
-            read_pair=lambda frames, *both: of_pair(frames, _spectra_of(frames), *both),
-            change_values=measurement.change_values,
-            dtype=dtype,
-            method=measurement.method,
-        )
-        of_posts, of_pairs = (
-            [jax.tree.map(lambda x, place=place: x[place], stacked) for place in range(count)]
-            for stacked, count in ((of_posts, len(posts)), (of_pairs, len(pairs)))
-        )
-    else:
-        of_posts, of_pairs = _by_values_alone(base, together, pairs, of_post, of_pair, measurement)
-    of_posts = [
-        readings | _read_stored(base, post, readings, measurement)
-        for readings, post in zip(of_posts, posts, strict=True)
-    ]
-    of_pairs = [
-        readings | _read_stored(posts[first], posts[second], readings, between)
-        for readings, (first, second) in zip(of_pairs, pairs, strict=True)
-    ]
-    return StackReadings(tuple(of_posts), tuple(of_pairs))
-
-
-def _spectra_of(frames: kernels.Frames) -> Spectra:
-    return Spectra(frames.s_base, frames.s_post, frames.s_change, frames.change_norm)
-
-
-def _by_values_alone(base, together, pairs, of_post, of_pair, measurement):
-    """Readings that need no singular vectors."""
-    base, posts, method = base.astype(measurement.dtype), together.astype(measurement.dtype), measurement.method
-    changes = posts - base
-    s_base, *s_posts = kernels.singular_values(jnp.stack([base, *posts]), method=method)
-    s_changes = kernels.singular_values(changes, method=method) if measurement.change_values else [None] * len(posts)
-    of_posts = [
-        of_post(None, Spectra(s_base, s_post, s_change, kernels.frobenius(change)), post)
-        for s_post, s_change, change, post in zip(s_posts, s_changes, changes, together, strict=True)
-    ]
-    of_pairs = []
-    for first, second in pairs:
-        spectra = Spectra(s_posts[first], s_posts[second], None, kernels.frobenius(posts[second] - posts[first]))
-        of_pairs.append(of_pair(None, spectra, together[first], together[second]))
-    return of_posts, of_pairs
-
-
-def _read(
-    base: jax.Array, post: jax.Array, frames: kernels.Frames | None, spectra: Spectra, measurement: Measurement
-) -> Readings:
-    """Everything but the sampled controls, and what depends on the stored dtypes."""
-    shape = (base.shape[-2], base.shape[-1])
-    pair = MatrixPair(shape, spectra, frames, base, post, measurement.top_k, measurement.pictures)
-    readings = {
-        "nonfinite_base": _nonfinite(base, measurement.dtype, spectra),
-        "nonfinite_post": _nonfinite(post, measurement.dtype, spectra),
-        "change_norm": spectra.change_norm,
-        "s_base": spectra.s_base,
-        "s_post": spectra.s_post,
-        "rank_base": kernels.numerical_rank(spectra.s_base, *shape),
-        "rank_post": kernels.numerical_rank(spectra.s_post, *shape),
-        "control_reach": pair.control.reach,
-    }
-    for group in measurement.groups:
-        if not GROUPS[group].stored:
-            for read in GROUPS[group].readers:
-                readings |= read(pair)
-    return readings
-
-
-def _read_stored(base: jax.Array, post: jax.Array, readings: Readings, measurement: Measurement) -> Readings:
-    """The groups that depend on the stored dtypes."""
-    shape = (base.shape[-2], base.shape[-1])
-    spectra = Spectra(readings["s_base"], readings["s_post"], readings.get("s_change"), readings["change_norm"])
-    pair = MatrixPair(shape, spectra, None, base, post, measurement.top_k, measurement.pictures)
-    stored: Readings = {}
-    for group in measurement.groups:
-        if GROUPS[group].stored:
-            for read in GROUPS[group].readers:
-                stored |= read(pair)
-    return stored
-
-
-def _nonfinite(x: jax.Array, dtype: str, spectra: Spectra) -> jax.Array:
-    """Entries of x that are not finite in the working dtype; counted only where the largest singular values are not."""
-    return lax.cond(
-        jnp.all(jnp.isfinite(spectra.s_base[..., 0]) & jnp.isfinite(spectra.s_post[..., 0])),
-        lambda: jnp.zeros(x.shape[:-2], jnp.int32),
-        lambda: jnp.sum(~jnp.isfinite(x.astype(dtype)), axis=(-2, -1), dtype=jnp.int32),
-    )
-
-
-def _common_dtype(posts: Sequence[jax.Array]) -> jnp.dtype:
-    """One that holds the values of all: their own, or float32 unless there is float64."""
-    dtypes = {post.dtype for post in posts}
-    if len(dtypes) == 1:
-        return dtypes.pop()
-    return jnp.dtype(jnp.float64 if jnp.dtype(jnp.float64) in dtypes else jnp.float32)
+    def repeat(self, count, step, first):
+        return lax.fori_loop(0, count, step, first)

@@ -46,7 +46,9 @@ _started = time.time()
 _switching, _without_cache = threading.Lock(), 0
 
 
-def load_or_compile(function: Any, *arguments: Any, static: Mapping[str, Any], keep: bool = True) -> Callable[..., Any]:
+def load_or_compile(
+    function: Any, *arguments: Any, static: Mapping[str, Any], keep: bool = True
+) -> "jax.stages.Compiled | _Loaded":
     """`function.lower(*arguments, **static).compile()`, from what an earlier process kept where there is such a thing.
 
     Args:
@@ -87,6 +89,11 @@ class _Loaded:
 
     def __init__(self, program: jax.stages.Compiled, make: Callable[[], jax.stages.Compiled]):
         self._program, self._make, self._making = program, make, threading.Lock()
+
+    @property
+    def out_info(self) -> Any:
+        """Shapes and dtypes of what the program gives."""
+        return self._program.out_info
 
     def __call__(self, *arguments: Any) -> Any:
         program = self._program

@@ -9,7 +9,8 @@ import numpy as np
 from jax import lax
 
 from polarax import kernels
-from polarax.metrics import GROUPS, MatrixPair, Readings, Spectra, ratio_to, sampled_metrics
+from polarax.kernels.sides import Side
+from polarax.metrics import GROUPS, MatrixPair, Readings, ratio_to, sampled_metrics
 from polarax.planning.measurement import Measurement
 
 # Named, so that a draw does not depend on JAX's settings.
@@ -27,29 +28,6 @@ def matrix_key(seed: int, name: str) -> np.ndarray:
     """What the random changes of a matrix are drawn from, (2,), uint32: its own, wherever in a run it is measured."""
     digest = hashlib.sha256(f"{seed} {name}".encode(errors="surrogateescape")).digest()
     return np.frombuffer(digest[:8], "<u4").astype(np.uint32)
-
-
-def sampled_readings(
-    base: jax.Array,
-    post: jax.Array,
-    keys: jax.Array | None,
-    readings: Readings,
-    spectra: Spectra,
-    measurement: Measurement,
-) -> Readings:
-    """The columns of the sampled controls of a pair that has been read.
-
-    Args:
-        base: (..., m, n) in the stored dtype.
-        post: (..., m, n) in its stored dtype.
-        keys: (..., 2), uint32, of `matrix_key`.
-        readings: Of the pair.
-        spectra: Of the pair, with the singular values of the change.
-        measurement: Its draws are what is drawn of each kind.
-    """
-    assert keys is not None and spectra.s_change is not None
-    controls = sampled_controls(base, post, spectra.s_change, keys, measurement)
-    return columns_of_controls(controls, readings, spectra.change_norm)
 
 
 def columns_of_controls(
@@ -73,37 +51,23 @@ def columns_of_controls(
     return columns
 
 
-def sampled_controls(
-    base: jax.Array, post: jax.Array, s_change: jax.Array, keys: jax.Array, measurement: Measurement
-) -> dict[str, dict[str, Sampled]]:
-    """Draws random changes of each kind, one after another in the memory of one, and reads each.
+def drawn_post(
+    base: jax.Array, post: jax.Array, s_change: jax.Array, keys: jax.Array, index: Side, measurement: Measurement
+) -> jax.Array:
+    """The base with a random change, (..., m, n) in the working dtype.
 
     Args:
         base: (..., m, n) in the stored dtype.
         post: (..., m, n) in its stored dtype.
         s_change: Singular values of the change, (..., r).
         keys: (..., 2), uint32, of `matrix_key`.
-        measurement: What is read, how, and how many are drawn of each kind.
-
-    Returns:
-        Metric -> kind -> mean and standard deviation.
+        index: Which one: all draws of a kind, then those of the next.
+        measurement: How many are drawn of each kind.
     """
-    dtype = measurement.dtype
-
-    def make_post(item):
-        key, kind = key_of_draw(keys, *item), item[0]
-        working = base.astype(dtype)
-        return working + draw_change(key, kind, post.astype(dtype) - working, s_change)
-
-    drawn = kernels.map_frames(
-        lambda frames: _read_sampled(frames, measurement),
-        base,
-        make_post,
-        draws_of(measurement),
-        dtype=dtype,
-        method=measurement.method,
-    )
-    return controls_of(drawn, measurement)
+    kind, number = (jnp.asarray(x, jnp.int32) for x in (index // measurement.draws, index % measurement.draws))
+    working = base.astype(measurement.dtype)
+    change = post.astype(measurement.dtype) - working
+    return working + draw_change(key_of_draw(keys, kind, number), kind, change, s_change)
 
 
 def draws_of(measurement: Measurement) -> tuple[jax.Array, jax.Array]:
@@ -143,10 +107,8 @@ def controls_of(drawn: Readings, measurement: Measurement) -> dict[str, dict[str
     }
 
 
-def _read_sampled(frames: kernels.Frames, measurement: Measurement) -> Readings:
+def read_sampled(pair: MatrixPair, measurement: Measurement) -> Readings:
     """The metrics of a random change whose control is sampled, by the same functions as those of the pair."""
-    spectra = Spectra(frames.s_base, frames.s_post, None, frames.change_norm)
-    pair = MatrixPair(frames.shape, spectra, frames, None, None, measurement.top_k, pictures=False)
     readings: Readings = {}
     for group in measurement.groups:
         if sampled_metrics([group]):

@@ -9,6 +9,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from polarax.kernels.sides import Shape, Side, is_tall, longer_side, shorter_side
+
 
 class KnownSpectrum(NamedTuple):
     """Singular values as far as they are known, free of their unit."""
@@ -17,15 +19,15 @@ class KnownSpectrum(NamedTuple):
     values: jax.Array  # the leading ones over s_1, (..., b)
     tail: jax.Array  # root mean square of the others over s_1, (...)
     others: int  # how many these are
-    shape: tuple[int, int]  # (m, n)
+    shape: Shape  # (m, n)
 
     @property
-    def free(self) -> int:
+    def free(self) -> Side:
         """The longer side less the shorter one."""
-        return max(self.shape) - min(self.shape)
+        return longer_side(self.shape) - shorter_side(self.shape)
 
 
-def known_spectrum(values: jax.Array, norm: jax.Array | None = None, *, shape: tuple[int, int]) -> KnownSpectrum:
+def known_spectrum(values: jax.Array, norm: jax.Array | None = None, *, shape: Shape) -> KnownSpectrum:
     """The spectrum of a matrix whose b leading values are known.
 
     Args:
@@ -33,7 +35,7 @@ def known_spectrum(values: jax.Array, norm: jax.Array | None = None, *, shape: t
         norm: ||W||_F, (...); not needed where all values are given.
         shape: (m, n).
     """
-    others = min(shape) - values.shape[-1]
+    others = shorter_side(shape) - values.shape[-1]
     largest = jnp.where(values[..., 0] > 0, values[..., 0], jnp.nan)
     relative = values / largest[..., None]
     tail = jnp.zeros_like(largest)
@@ -90,6 +92,6 @@ def overlap_null(known: KnownSpectrum, sd: jax.Array, rank: jax.Array, *, k: int
         jnp.sum(jnp.where(determined, x, 0), axis=-1) / jnp.maximum(rank, 1)
         for x in (lost + jnp.minimum(left, 1), lost)
     )
-    sides = (longer, shorter) if known.shape[0] >= known.shape[1] else (shorter, longer)
+    sides = (longer, shorter) if is_tall(known.shape) else (shorter, longer)
     left_null, right_null = (jnp.where(sd == 0, 1, jnp.clip(1 - x, 0, 1)).astype(sd.dtype) for x in sides)
     return left_null, right_null

@@ -1,13 +1,13 @@
 """The change in the base's leading frame: the drift budget of the block of its k leading singular vectors."""
 
 import functools
-import math
 from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 
 from polarax import kernels
+from polarax.kernels.sides import Shape, entry_count, shorter_side
 from polarax.metrics.budget import (
     COORDINATION,
     SHARE,
@@ -31,7 +31,7 @@ FRAME_TOLERANCE = 1e-5
 
 def read_leading(pair: MatrixPair) -> Readings:
     """The columns of `LEADING`."""
-    k = min(pair.top_k, min(pair.shape))
+    k = min(pair.top_k, shorter_side(pair.shape))
     in_frame = pair.vectors.change[..., :k, :k]
     return leading_columns(in_frame, pair.spectra.change_norm, pair.vectors.rank_base, shape=pair.shape)
 
@@ -41,9 +41,7 @@ def read_leading_quickly(pair: LeadingPair) -> Readings:
     return leading_columns(pair.in_frame, pair.change_norm, pair.base.rank, shape=pair.shape)
 
 
-def leading_columns(
-    in_frame: jax.Array, change_norm: jax.Array, rank: jax.Array, *, shape: tuple[int, int]
-) -> Readings:
+def leading_columns(in_frame: jax.Array, change_norm: jax.Array, rank: jax.Array, *, shape: Shape) -> Readings:
     """The budget of the leading block, and its control.
 
     Args:
@@ -52,7 +50,7 @@ def leading_columns(
         rank: Of the base, (...): directions beyond it are not determined, and count as outside.
         shape: (m, n).
     """
-    k, entries = in_frame.shape[-1], math.prod(shape)
+    k, entries = in_frame.shape[-1], entry_count(shape)
     inside = jnp.arange(k) < rank[..., None]
     shares = kernels.split_change(jnp.where(inside[..., :, None] & inside[..., None, :], in_frame, 0), change_norm)
     count = jnp.minimum(rank, k).astype(change_norm.dtype)

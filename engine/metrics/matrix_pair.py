@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from polarax import kernels
+from polarax.kernels.sides import Shape
 
 Readings = dict[str, jax.Array]
 
@@ -25,11 +26,11 @@ class Spectra(NamedTuple):
 class MatrixPair:
     """Base and post, decomposed."""
 
-    shape: tuple[int, int]  # (m, n) of both
+    shape: Shape  # (m, n) of both; m an operand of the program where all metrics are the package's own
     spectra: Spectra
     frames: kernels.Frames | None  # None where no group needs singular vectors
-    base: jax.Array | None  # (..., m, n) as it is stored; None for a random change
-    post: jax.Array | None  # (..., m, n) as it is stored; None for a random change
+    base: jax.Array | None  # (..., m, n) as it is stored; None but for groups of `Group.stored`
+    post: jax.Array | None  # (..., m, n) as it is stored; None likewise
     top_k: int  # leading singular vectors that are compared
     pictures: bool  # whether arrays that are only looked at are kept
 

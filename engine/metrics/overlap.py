@@ -1,7 +1,6 @@
 """The leading subspaces, and intruder vectors (arXiv:2410.21228)."""
 
 import functools
-import math
 from typing import TYPE_CHECKING
 
 import jax
@@ -9,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from polarax import kernels
+from polarax.kernels.sides import entry_count, root, shorter_side
 from polarax.metrics.catalogue import OVERLAP, Chance, Control, Effect, Kind, Metric, Shown, register
 from polarax.metrics.known_spectrum import known_spectrum, overlap_null
 from polarax.metrics.leading_pair import LeadingPair
@@ -26,9 +26,9 @@ def read_overlap(pair: MatrixPair) -> Readings:
     """The columns of `OVERLAP`, and the cosines of the principal angles, (..., k)."""
     overlap = kernels.overlap_of_frames(pair.vectors, k=pair.top_k)
     names = ("intruders_left", "intruders_right", "cosines_left", "cosines_right")
-    k, spectra = min(pair.top_k, min(pair.shape)), pair.spectra
+    k, spectra = min(pair.top_k, shorter_side(pair.shape)), pair.spectra
     known = known_spectrum(spectra.s_base, shape=pair.shape)
-    sd = spectra.change_norm / math.sqrt(math.prod(pair.shape))
+    sd = spectra.change_norm / root(entry_count(pair.shape))
     return {
         **_columns(overlap.left, overlap.right, overlap_null(known, sd, jnp.minimum(pair.vectors.rank_base, k), k=k)),
         **{name: getattr(overlap, name) for name in names},

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from polarax import kernels
+from polarax.kernels.sides import Shape, entry_count, root
 from polarax.metrics.catalogue import SHAPE, Chance, Control, Effect, Kind, Metric, Shown, register
 from polarax.metrics.known_spectrum import KnownSpectrum, known_spectrum, largest_null
 from polarax.metrics.leading_pair import LeadingPair
@@ -59,7 +60,7 @@ def stable_rank_of(norm: jax.Array, largest: jax.Array) -> jax.Array:
     return (norm / jnp.where(largest > 0, largest, jnp.nan)) ** 2
 
 
-def null_columns(known: KnownSpectrum, norm: jax.Array, change_norm: jax.Array, *, shape: tuple[int, int]) -> Readings:
+def null_columns(known: KnownSpectrum, norm: jax.Array, change_norm: jax.Array, *, shape: Shape) -> Readings:
     """The controls of post and change, each (...).
 
     The largest singular value of isotropic noise is that of `noise_spectral_norm`.
@@ -70,7 +71,7 @@ def null_columns(known: KnownSpectrum, norm: jax.Array, change_norm: jax.Array, 
         change_norm: ||D||_F, (...).
         shape: (m, n).
     """
-    sd = change_norm / math.sqrt(math.prod(shape))
+    sd = change_norm / root(entry_count(shape))
     largest, noise = largest_null(known, sd), kernels.noise_spectral_norm(change_norm, shape)
     return {
         "spectral_norm_post_null": largest,

@@ -88,4 +88,13 @@ class Measurement:
 
     def between_posts(self) -> "Measurement":
         """What is measured of two posts against each other."""
-        return dataclasses.replace(self, groups=between_groups(self.groups), control_draws=0, pictures=False)
+        groups = between_groups(self.groups)
+        return dataclasses.replace(self.without_draws(), groups=groups, pictures=False)
+
+    def without_draws(self) -> "Measurement":
+        """What is measured but for sampled controls."""
+        return dataclasses.replace(self, control_draws=0, seed=DEFAULT_SEED)
+
+    def of_any_seed(self) -> "Measurement":
+        """The same for every seed, which is an operand of programs."""
+        return dataclasses.replace(self, seed=DEFAULT_SEED)

@@ -13,14 +13,16 @@ from polarax.kernels.methods.gram import Gram
 from polarax.kernels.methods.lapack import Lapack
 from polarax.kernels.methods.method import Method, Operations, eigen_operations
 from polarax.kernels.methods.polar import PolarFactor
-from polarax.kernels.methods.route import Post, Route
+from polarax.kernels.methods.route import Begun, Post, Related, Route
 
 __all__ = [
     "AUTO",
     "METHODS",
+    "Begun",
     "Method",
     "Operations",
     "Post",
+    "Related",
     "Route",
     "by_method",
     "check_method",

@@ -6,16 +6,14 @@ and singular values below 1e-8 s_1 stay unresolved. As `auto` takes it, "lapack"
 
 import contextlib
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from polarax.kernels.frames_type import Frames
 from polarax.kernels.gram import RESOLVED, eigenvalue_roots, gram, right_frame
-from polarax.kernels.methods.gram_route import GramRoute, Stored
+from polarax.kernels.methods.gram_route import GramRoute
 from polarax.kernels.methods.lapack import Lapack
 from polarax.kernels.methods.method import Method
 from polarax.kernels.methods.route import Route
@@ -67,16 +65,14 @@ class Gram(Method):
         """Float64, whatever the caller's setting."""
         return jax.enable_x64(True)
 
-    def route(
-        self, base: jax.Array, posts: jax.Array, *, change_values: bool, dtype: jax.typing.DTypeLike
-    ) -> Route[Any, Any]:
+    def route(self, *, change_values: bool, dtype: jax.typing.DTypeLike) -> Route[Any, Any, Any]:
         """As `Method.route`: a `GramRoute`."""
-        return self._route(base, posts, change_values, dtype)
+        return GramRoute(change_values=change_values, dtype=dtype)
 
-    def frames_with(self, base: jax.Array, *, dtype: jax.typing.DTypeLike) -> Callable[[jax.Array], Frames]:
-        """As `Method.frames_with`; the base is decomposed once."""
-        route = self._route(base, None, False, dtype)
-        return lambda post: route.with_post(Stored(post))[0]
+    @property
+    def fallback(self) -> Method | None:
+        """As `Method.fallback`."""
+        return self._fallback
 
     def suits(self, platform: str, *, fast_float64: bool) -> bool:
         """Where there is float64 worth the name: on CPUs and data-centre GPUs."""
@@ -90,10 +86,6 @@ class Gram(Method):
         """As `Method.work_bytes`."""
         blocks = _BLOCK_ARRAYS * min(m, rows_of_block(n))
         return 8 * n * (_SQUARE_ARRAYS * n + blocks) + stored_bytes
-
-    def _route(self, base, posts, change_values, dtype):
-        fallback = None if self._fallback is None else functools.partial(self._fallback.pair, dtype=dtype)
-        return GramRoute(base, posts, change_values=change_values, dtype=dtype, fallback=fallback)
 
 
 def _by_gram(tall, vectors):

@@ -2,15 +2,15 @@
 
 import abc
 import contextlib
-from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from polarax.kernels.frames_type import Frames
 from polarax.kernels.methods.factor_route import FactorRoute
-from polarax.kernels.methods.route import Route
+from polarax.kernels.methods.route import Related, Route
 from polarax.kernels.thin_svd import Parts
 
 # What a pair holds at once while it is decomposed by thin SVDs, of m x n arrays: base, post, change, their factors,
@@ -52,32 +52,41 @@ class Method(abc.ABC):
         """What a route is made and used in: the precision that it needs."""
         return contextlib.nullcontext()
 
-    def route(
-        self, base: jax.Array, posts: jax.Array, *, change_values: bool, dtype: jax.typing.DTypeLike
-    ) -> Route[Any, Any]:
-        """The route by which frames are made; by thin SVDs unless the method has another one.
+    def route(self, *, change_values: bool, dtype: jax.typing.DTypeLike) -> Route[Any, Any, Any]:
+        """The route by which frames are made; by thin SVDs unless the method has another one. Arguments as there."""
+        return FactorRoute(self.svd_of_tall, change_values=change_values, dtype=dtype)
 
-        Args:
-            base: (..., m, n), m >= n, as stored.
-            posts: (posts, ..., m, n), as stored.
-            change_values: Also decompose the changes from the base, for their singular values.
-            dtype: Of the frames.
-        """
-        return FactorRoute(self.svd_of_tall, base, posts, change_values=change_values, dtype=dtype)
+    @property
+    def fallback(self) -> "Method | None":
+        """Gives the frames that its route does not resolve; None where there are none, or they stay approximate."""
+        return None
 
     def pair(self, base: jax.Array, post: jax.Array, *, change_values: bool, dtype: jax.typing.DTypeLike) -> Frames:
         """The frames of a base and one post, each (..., m, n), m >= n, as stored. Arguments as for `route`."""
         with self.scope():
-            route = self.route(base, post[None], change_values=change_values, dtype=dtype)
-            return route.with_post(jax.tree.map(lambda x: jnp.squeeze(x, 0), route.posts))[0]
+            _, related = self.route(change_values=change_values, dtype=dtype).only_post(base, post)
+            return self.resolved(related, base, post, change_values=change_values, dtype=dtype)
 
-    def frames_with(self, base: jax.Array, *, dtype: jax.typing.DTypeLike) -> Callable[[jax.Array], Frames]:
-        """The frames of the base and a post that is not made yet, as a function of that post, without change values.
-
-        What does not depend on the post is computed here, once. By thin SVDs that is nothing: very tall matrices are
-        reduced together with their post.
-        """
-        return lambda post: self.pair(base, post, change_values=False, dtype=dtype)
+    def resolved(
+        self,
+        related: Related[Any],
+        base: jax.Array,
+        post: jax.Array,
+        *,
+        change_values: bool,
+        dtype: jax.typing.DTypeLike,
+    ) -> Frames:
+        """The frames that a route has given of a pair, or those of the fallback where it could not resolve all."""
+        fallback = self.fallback
+        if fallback is None or related.resolved is None:
+            return related.frames
+        return lax.cond(
+            jnp.all(related.resolved),
+            lambda *_: related.frames,
+            lambda *stored: fallback.pair(*stored, change_values=change_values, dtype=dtype),
+            base,
+            post,
+        )
 
     # Where `auto` takes it.
 

@@ -1,6 +1,7 @@
 """The compiled program for platforms that are not at hand, read from its lowered text."""
 
 import functools
+import itertools
 import re
 from collections import Counter
 
@@ -9,30 +10,112 @@ import jax.numpy as jnp
 import pytest
 from jax import export
 
-from polarax.measuring.program import measure_stack
+from polarax.measuring.program import measure_in_parts, run_part
 from polarax.metrics import quick_groups
 from polarax.planning.measurement import Measurement
 
+# The custom calls of the linear algebra are what is looked at, not a promise that they stay the same for years.
+CHECKS = [
+    export.DisabledSafetyCheck.custom_call(name)
+    for name in (
+        "cusolver_gesvdj_ffi",
+        "cusolver_geqrf_ffi",
+        "cusolver_orgqr_ffi",
+        "Qr",
+        "ProductOfElementaryHouseholderReflectors",
+    )
+]
+
+
+class Lowering:
+    """A run of a measurement's parts that lowers each for a platform, and what they fall back to as well."""
+
+    def __init__(self, platform):
+        self.platform, self.texts = platform, {}
+
+    def __call__(self, part, *stacks, operands=None, **static):
+        program = functools.partial(run_part, part=part.__name__, static=tuple(sorted(static.items())))
+        operands = {name: jnp.asarray(float(x) if name == "rows" else x) for name, x in (operands or {}).items()}
+        given = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (operands, *stacks))
+        exported = export.export(jax.jit(program), platforms=[self.platform], disabled_checks=CHECKS)(*given)
+        self.texts.setdefault(part.__name__, []).append(exported.mlir_module())
+        return jax.tree.unflatten(exported.out_tree, exported.out_avals)
+
+    def resolved(self, related, fallback):
+        return related.arrays if related.resolved is None else fallback()
+
+    def repeat(self, count, step, first):
+        return step(0, first)
+
+
+def parts(platform, dtype, shape, *, posts=1, **what):
+    """StableHLO text of each program of the analysis of four bfloat16 matrices with their posts, by the part's name."""
+    what = {"method": "polar" if platform == "tpu" else "auto"} | what  # what "auto" is on a TPU
+    stack, run = jax.ShapeDtypeStruct((4, *shape), jnp.bfloat16), Lowering(platform)
+    measurement = Measurement(dtype=dtype, **what)
+    keys = [jax.ShapeDtypeStruct((4, 2), jnp.uint32)] * bool(measurement.draws)
+    pairs = tuple(itertools.combinations(range(posts), 2))
+    with jax.enable_x64(dtype == "float64"):
+        measure_in_parts(run, stack, (stack,) * posts, *keys, measurement=measurement, pairs=pairs)
+    return {name: "\n".join(texts) for name, texts in run.texts.items()}
+
 
 def lowered(platform, dtype, shape, **what):
-    """StableHLO text of the analysis of four bfloat16 pairs; the whole one unless something else is asked for."""
-    program = jax.jit(functools.partial(measure_stack, measurement=Measurement(dtype=dtype, **what)))
-    stack = jax.ShapeDtypeStruct((4, *shape), jnp.bfloat16)
-    # The custom calls of the linear algebra are what is looked at, not a promise that they stay the same for years.
-    checks = [export.DisabledSafetyCheck.custom_call("cusolver_gesvdj_ffi")]
-    with jax.enable_x64(dtype == "float64"):
-        return export.export(program, platforms=[platform], disabled_checks=checks)(stack, (stack,)).mlir_module()
+    """The text of all programs; of the whole analysis unless something else is asked for."""
+    return "\n".join(parts(platform, dtype, shape, **what).values())
 
 
 def custom_calls(text):
     return Counter(re.findall(r"stablehlo\.custom_call @(\w+)", text))
 
 
-@pytest.mark.parametrize("shape", [(96, 64), (64, 96), (64, 64)])
-def test_tpu_gets_no_float64_and_its_own_solvers(shape):
-    text = lowered("tpu", "float32", shape)
-    assert not re.search(r"tensor<(\d+x)*f64>", text)
-    assert not any(name.startswith(("lapack", "cusolver")) for name in custom_calls(text))
+KINDS = {
+    "one post": {},
+    "several posts": {"posts": 3},
+    "draws": {"control_draws": 2},
+    "values": {"groups": ("scaling",)},
+}
+
+
+@pytest.mark.parametrize("shape", [(96, 64), (64, 64)])
+@pytest.mark.parametrize("kind", KINDS)
+def test_tpu_gets_no_float64_and_its_own_solvers(shape, kind):
+    for name, text in parts("tpu", "float32", shape, **KINDS[kind]).items():
+        assert not re.search(r"tensor<(\d+x)*f64>", text), name
+        calls = custom_calls(text)
+        assert not [call for call in calls if call.startswith(("lapack", "cusolver")) or "callback" in call], name
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("platform", "dtype"), [("cuda", "float64"), ("cuda", "float32"), ("tpu", "float32")])
+def test_the_host_has_no_part_in_a_program_and_products_are_at_full_precision(platform, dtype, kind):
+    for name, text in parts(platform, dtype, (96, 64), **KINDS[kind]).items():
+        assert not [call for call in custom_calls(text) if "callback" in call or call.startswith("lapack")], name
+        products = re.findall(r"stablehlo\.dot_general.*", text)
+        assert not [line for line in products if "precision = [HIGHEST, HIGHEST]" not in line], name
+
+
+@pytest.mark.parametrize("platform", ["cuda", "cpu"])
+def test_the_fallback_is_no_part_of_what_decomposes(platform):
+    """It is a program of its own, which is made when a matrix needs it."""
+    texts = parts(platform, "float64", (96, 64))
+    svd = "gesvd" if platform == "cuda" else "gesdd"
+    assert [name for name, text in texts.items() if any(svd in call for call in custom_calls(text))] == [
+        "pair_by_fallback",
+        "read_frames",  # of the few leading vectors
+    ]
+
+
+def test_what_follows_the_frames_is_one_program_for_all_shapes():
+    names = ("read_frames", "read_drawn", "sampled_columns")
+    one, another = (parts("cpu", "float64", shape, control_draws=1) for shape in ((96, 64), (70, 64)))
+    for name in names:
+        assert without_places(one[name]) == without_places(another[name])
+    assert without_places(one["decompose_pair"]) != without_places(another["decompose_pair"])
+
+
+def without_places(text):
+    return [line for line in text.splitlines() if not line.startswith("#loc")]
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
