@@ -42,6 +42,8 @@ _DIGEST = hashlib.sha256().digest_size
 _ABANDONED = 3600  # seconds after which a file that is still partial has no writer any more
 _WRITTEN_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 
+_TRITON = "xla_gpu_enable_triton_gemm"
+
 _started = time.time()
 _switching, _without_cache = threading.Lock(), 0
 
@@ -64,13 +66,13 @@ def load_or_compile(
     folder = _folder() if keep and jax.device_count() == 1 else None
     name = None if folder is None else _name_of(function, arguments, static)
     if folder is None or name is None:
-        return function.lower(*arguments, **static).compile()
+        return _compiled(function.lower(*arguments, **static))
 
     def make():
         with jax.enable_x64(x64):  # as it is here, whichever thread makes it
             lowered = function.lower(*arguments, **static)
             with _without_cache_of_jax():
-                program = lowered.compile()
+                program = _compiled(lowered)
         _keep(folder, name, program)
         return program
 
@@ -106,6 +108,21 @@ class _Loaded:
             if self._program is program:
                 self._program = self._make()
         return self._program(*arguments)
+
+
+def _compiled(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
+    """Compiled, on GPUs without Triton's products, unless XLA_FLAGS has a say in that.
+
+    XLA tries dozens of these for every product: a program takes 29 s to compile with them on an H200, 6 s without, and
+    runs no slower (docs/benchmarks.md).
+    """
+    if jax.default_backend() == "gpu" and _TRITON not in os.environ.get("XLA_FLAGS", ""):
+        try:
+            return lowered.compile(compiler_options={_TRITON: False})
+        except jax.errors.JaxRuntimeError as error:
+            if "No such compile option" not in str(error):
+                raise
+    return lowered.compile()
 
 
 @contextlib.contextmanager

@@ -337,3 +337,27 @@ class TestRoom:
         os.utime(old, (0, 0))
         program_cache._make_room(cache / FOLDER)
         assert (old.exists(), new.exists()) == (False, True)
+
+
+@pytest.mark.parametrize(
+    ("backend", "flags", "option", "expected"),
+    [
+        ("gpu", "", "xla_gpu_enable_triton_gemm", [{"xla_gpu_enable_triton_gemm": False}]),
+        ("gpu", "--xla_gpu_enable_triton_gemm=true", "xla_gpu_enable_triton_gemm", [None]),
+        ("gpu", "", "xla_gpu_gone_in_a_later_version", [{"xla_gpu_gone_in_a_later_version": False}, None]),
+        ("cpu", "", "xla_gpu_enable_triton_gemm", [None]),
+    ],
+)
+def test_on_gpus_programs_are_compiled_without_the_variants_of_triton(backend, flags, option, expected, monkeypatch):
+    asked, compile_ = [], jax.stages.Lowered.compile
+    monkeypatch.setattr(
+        jax.stages.Lowered,
+        "compile",
+        lambda self, compiler_options=None: asked.append(compiler_options) or compile_(self, compiler_options),
+    )
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    monkeypatch.setattr(program_cache, "_TRITON", option)
+    monkeypatch.setenv("XLA_FLAGS", flags)
+    program = load_or_compile(_values, MATRIX, static={}, keep=False)
+    assert asked == expected
+    assert program(np.eye(5, dtype=np.float32))["sum"] == 5
