@@ -190,7 +190,8 @@ class KeptStack:
                 found.append(arrays)
         if len(found) < len(self._names):
             return None
-        return _base({kind: np.stack([arrays[kind] for arrays in found]) for kind in self._shapes})
+        arrays = {kind: np.stack([arrays[kind] for arrays in found]) for kind in self._shapes}
+        return _base({**arrays, "resolved": arrays["resolved"] > 0, "finite": np.ones(len(found), bool)})
 
     def store(self, base: Base) -> None:
         """Keeps those that are finite and could not be loaded.
@@ -223,21 +224,17 @@ class KeptShapes:
         if not self._folder.may_have(shape):
             return None
         kinds = kept_shapes(shape[-1]).items()
-        return _base({kind: jax.ShapeDtypeStruct((count, *of_one), np.float64) for kind, of_one in kinds})
+        arrays = {kind: jax.ShapeDtypeStruct((count, *of_one), np.float64) for kind, of_one in kinds}
+        return _base(arrays | dict.fromkeys(("resolved", "finite"), jax.ShapeDtypeStruct((count,), np.bool_)))
 
     def store(self, base: Base) -> None:
         """Nothing is there to be kept."""
 
 
 def _base(arrays: Mapping[str, Any]) -> Base:
-    """The base of a route, of what `kept_shapes` names."""
-    resolved = arrays["resolved"]
-    if isinstance(resolved, jax.ShapeDtypeStruct):
-        flags = finite = jax.ShapeDtypeStruct(resolved.shape, np.bool_)
-    else:
-        flags, finite = resolved > 0, np.ones(resolved.shape, bool)
-    frame = RightFrame(arrays["values"], arrays["vectors"], flags)
-    return Base(None, arrays["gram"], Decomposed(frame, finite))
+    """The base of a route, of what `kept_shapes` names and whether it is finite."""
+    frame = RightFrame(arrays["values"], arrays["vectors"], arrays["resolved"])
+    return Base(None, arrays["gram"], Decomposed(frame, arrays["finite"]))
 
 
 def kept_shapes(columns: int) -> dict[str, tuple[int, ...]]:

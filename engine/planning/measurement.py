@@ -89,9 +89,8 @@ class Measurement:
     @property
     def keeps_bases(self) -> bool:
         """Whether a base is decomposed into something that other posts can be compared with."""
-        how = {"change_values": self.change_values, "dtype": self.dtype}
-        whole = self.vectors and not self.quick and not self.by_products
-        return whole and method_named(self.method).route(**how).takes_new_posts
+        route = method_named(self.method).route(change_values=self.change_values, dtype=self.dtype)
+        return self.vectors and not self.quick and not self.by_products and route.takes_new_posts
 
     def between_posts(self) -> "Measurement":
         """What is measured of two posts against each other."""

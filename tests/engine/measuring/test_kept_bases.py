@@ -215,6 +215,7 @@ def decomposed(monkeypatch):
 
 
 def _compare(base, post, folder=None, **given):
+    given = {"metrics": "rotation,budget"} | given
     return polarax.compare(base, post, keep_base=folder, progress=False, **given).frame()
 
 
@@ -249,7 +250,7 @@ def test_several_posts_and_draws_from_what_one_kept(tmp_path, decomposed):
     folder, given = tmp_path / "bases", {"metrics": "rotation,change", "control_draws": 1}
     _compare(base, posts[0], folder, metrics="rotation")
     decomposed.clear()
-    labelled = dict(zip("ab", posts, strict=True))
+    labelled = {label: polarax.open_checkpoint(post) for label, post in zip("ab", posts, strict=True)}
     runs = polarax.compare(base, labelled, keep_base=folder, progress=False, **given)
     assert not decomposed
     expected = polarax.compare(base, labelled, progress=False, **given)
@@ -277,7 +278,7 @@ def test_what_is_not_finite_is_not_kept(tmp_path):
     assert len(list((tmp_path / "bases").iterdir())) == 2
 
 
-@pytest.mark.parametrize("given", [{"quick": True}, {"method": "lapack"}, {"metrics": "scaling"}])
+@pytest.mark.parametrize("given", [{"quick": True, "metrics": None}, {"method": "lapack"}, {"metrics": "scaling"}])
 def test_where_there_is_nothing_to_keep(tmp_path, given):
     base, (post, _) = _pair()
     with pytest.raises(UsageError, match="keep_base has nothing to keep"):
