@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from polarax.errors import RunError
 from polarax.loaders import CheckpointError, Skipped
 from polarax.measuring.execution import Output, Work, run_stacks
+from polarax.measuring.kept_bases import kept_line
 from polarax.measuring.moved_layers import LayerSearch
 from polarax.measuring.progress import Progress
 from polarax.metrics import columns
@@ -51,6 +52,7 @@ def compare(
     top_k: int = DEFAULT_TOP_K,
     method: str = "auto",
     memory_gib: float = DEFAULT_MEMORY_GIB,
+    keep_base: str | os.PathLike | None = None,
     role_map: str | os.PathLike | Mapping[str, Any] | None = None,
     common_rows: bool = False,
     allow_partial: bool = False,
@@ -82,6 +84,8 @@ def compare(
         method: How to decompose, one of `polarax.kernels.SVD_METHODS`.
         memory_gib: Memory that a run may take on the host, over that of an idle process; a matrix that needs more is
             named on standard error before any work, and computed alone.
+        keep_base: Folder that keeps the base decomposed for the next comparison with it: other posts, other metrics,
+            the next step. What is there is found by the matrices' own bytes, and never trusted from another version.
         role_map: A table of names of your own, or the JSON file it is in: see `polarax.loaders.parse_role_map`.
         common_rows: Compare embeddings and heads of different vocabularies on the rows that both have.
         allow_partial: Compare what is paired even where more than half of either model's matrix weights has no partner.
@@ -119,6 +123,7 @@ def compare(
         control_draws=control_draws,
         seed=seed,
         memory_gib=memory_gib,
+        keep_base=keep_base,
     )
     request = check_request(base, post, options, between=between)
     return run_request(request, out, overwrite=overwrite, progress=progress)
@@ -290,9 +295,11 @@ def _relate(request, outputs):
 
 def _execute(request, outputs, progress):
     """Carries out what is not there yet; returns the seconds that reading, compiling and computing took."""
-    work = Work(request.base, tuple(request.posts.values()), request.plan, request.measurement)
+    work = Work(request.base, tuple(request.posts.values()), request.plan, request.measurement, request.keep_base)
     stacks = [stack for stack in request.plan.stacks if any(output.waits_for(stack) for output in outputs)]
     if progress and request.plan.warning:
         print(request.plan.warning, file=sys.stderr, flush=True)
+    if progress and request.keep_base and stacks:
+        print(kept_line(stacks, request.keep_base), file=sys.stderr, flush=True)
     with Progress(stacks, sys.stderr if progress else None) as shown:
         return run_stacks(work, stacks, outputs, shown)

@@ -33,6 +33,7 @@ def history(
     top_k: int = DEFAULT_TOP_K,
     method: str = "auto",
     memory_gib: float = DEFAULT_MEMORY_GIB,
+    keep_base: str | os.PathLike | None = None,
     role_map: str | os.PathLike | Mapping[str, Any] | None = None,
     common_rows: bool = False,
     allow_partial: bool = False,
@@ -70,6 +71,7 @@ def history(
         top_k: Leading singular vectors whose subspaces are compared.
         method: How to decompose.
         memory_gib: Memory that a run may take.
+        keep_base: Folder that keeps the base decomposed, for the next step.
         role_map: A table of names of your own.
         common_rows: Compare embeddings of different vocabularies on their common rows.
         allow_partial: Compare what is paired of a step even where that is less than half of it.
@@ -100,6 +102,7 @@ def history(
         control_draws=control_draws,
         seed=seed,
         memory_gib=memory_gib,
+        keep_base=keep_base,
     )
     steps = run_request(check_history(checkpoints, base, options), out, overwrite=overwrite, progress=progress)
     assert isinstance(steps, History)

@@ -18,6 +18,7 @@ from polarax.commands.plan_names import pair_line, pair_patterns, skipped_line, 
 from polarax.errors import UsageError
 from polarax.findings.coverage import accounts
 from polarax.loaders import Pair
+from polarax.measuring.kept_bases import kept_line
 from polarax.planning.division import Share, balance, divide_stacks
 from polarax.planning.partners import describe_coverage
 from polarax.planning.rates import DECOMPOSITIONS_SHARE, DEVICES, PRODUCTS_SHARE, measure_rates
@@ -121,6 +122,8 @@ def _print_work(values: flags.FlagValues, request: Request) -> None:
     each += ", the base's once for all posts" * (len(plan.parts) > 1)
     print(f"operations {plan.operations / 1e9:.1f} GFLOP (nominal, {each})")
     print(f"memory     about {_bytes(plan.peak_memory)} at peak, on one CPU host")
+    if request.keep_base:
+        print(f"keep       {kept_line(plan.stacks, request.keep_base)}")
     if plan.warning:
         print(f"           {plan.warning}")
     shares = divide_stacks(plan.stacks, values.hosts)

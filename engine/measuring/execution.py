@@ -3,6 +3,7 @@
 import concurrent.futures
 import contextlib
 import itertools
+import os
 import time
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -12,6 +13,7 @@ import numpy as np
 
 from polarax.loaders import Checkpoint, Pair
 from polarax.measuring.compiled_parts import CompiledParts, PreparedParts
+from polarax.measuring.kept_bases import KeptBases, KeptShapes, KeptStack, form_of
 from polarax.measuring.parts import StackReadings
 from polarax.measuring.program import measure_in_parts
 from polarax.measuring.progress import Progress
@@ -38,6 +40,7 @@ class Work(NamedTuple):
     posts: tuple[Checkpoint, ...]
     plan: Plan
     measurement: Measurement
+    keep_base: str | os.PathLike | None = None  # folder of decomposed bases
 
 
 class Output:
@@ -142,6 +145,8 @@ class _Programs:
         self._sharding = stack_sharding(mesh)
         self._compiled = CompiledParts(mesh, self._sharding)
         self._one_by_one = lone_cpu()
+        form = form_of(work.measurement) if work.keep_base else None
+        self._kept = KeptBases(work.keep_base, form) if form else None
         self._prepared = set()
 
     def prepare(self, stack):
@@ -181,9 +186,19 @@ class _Programs:
     def _measure(self, run, stack, operands):
         base, *others = operands
         posts = len(stack.posts)
+        of_stack = KeptShapes if isinstance(base, jax.ShapeDtypeStruct) else KeptStack
+        kept = None
+        if self._kept and all(operand.dtype != np.float64 for operand in operands):
+            kept = of_stack(self._kept, base)
         pairs = _pairs_of(stack) if self._between else ()
         return measure_in_parts(
-            run, base, tuple(others[:posts]), *others[posts:], measurement=self._work.measurement, pairs=pairs
+            run,
+            base,
+            tuple(others[:posts]),
+            *others[posts:],
+            measurement=self._work.measurement,
+            pairs=pairs,
+            kept=kept,
         )
 
     def _keys(self, stack):

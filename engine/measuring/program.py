@@ -43,6 +43,16 @@ class Run(Protocol):
         """step(count - 1, ... step(0, first))."""
 
 
+class Kept(Protocol):
+    """Bases of a stack that are kept decomposed."""
+
+    def load(self) -> Any | None:
+        """What the route keeps of them; None if it is not there."""
+
+    def store(self, begun: Any) -> None:
+        """Keeps that for the next time."""
+
+
 def measure_in_parts(
     run: Run,
     base: jax.Array,
@@ -51,6 +61,7 @@ def measure_in_parts(
     *,
     measurement: Measurement,
     pairs: tuple[tuple[int, int], ...] = (),
+    kept: Kept | None = None,
 ) -> StackReadings:
     """Reads a stack of matrices and their posts. Arguments and result as for `measure_stack`.
 
@@ -61,12 +72,13 @@ def measure_in_parts(
         keys: As for `measure_stack`.
         measurement: As for `measure_stack`.
         pairs: As for `measure_stack`.
+        kept: The bases, if they are kept; with `Measurement.keeps_bases` alone.
     """
     if measurement.quick or measurement.by_products:
         given = (base, posts) if keys is None else (base, posts, keys)
         return run(parts.measure_at_once, *given, measurement=measurement.of_any_seed(), pairs=pairs)
     rows = {"rows": base.shape[-2]}
-    begun, of_posts, of_pairs = _spectra_and_frames(run, base, posts, measurement, pairs)
+    begun, of_posts, of_pairs = _spectra_and_frames(run, base, posts, measurement, pairs, kept)
 
     def read(first, second, arrays, measurement):
         readings = run(parts.read_frames, arrays, operands=rows, measurement=measurement)
@@ -88,7 +100,7 @@ def measure_in_parts(
     return StackReadings(tuple(posts_read), tuple(pairs_read))
 
 
-def _spectra_and_frames(run, base, posts, measurement, pairs):
+def _spectra_and_frames(run, base, posts, measurement, pairs, kept):
     """What the route keeps of the base, if anything needs it; and for each post and pair what gives its arrays.
 
     Those are given when they are asked for, in order, so that of frames only one pair's are there at a time.
@@ -104,11 +116,18 @@ def _spectra_and_frames(run, base, posts, measurement, pairs):
     def in_frames(related, first, second, how):
         return run.resolved(related, lambda: run(parts.pair_by_fallback, first, second, how=how))
 
-    if len(posts) == 1 and not pairs:
-        begun, related = run(parts.decompose_pair, base, posts[0], how=how, keep=draws_from_base)
+    begun, prepared = kept.load() if kept else None, (None,) * len(posts)
+    found = begun is not None
+    if len(posts) == 1 and not pairs and not found:
+        begun, related = run(parts.decompose_pair, base, posts[0], how=how, keep=draws_from_base or bool(kept))
+        if kept:
+            kept.store(begun)
         return begun, [functools.partial(in_frames, related, base, posts[0], how)], []
 
-    begun, prepared = run(parts.begin, base, posts, how=how)
+    if not found:
+        begun, prepared = run(parts.begin, base, posts, how=how)
+        if kept:
+            kept.store(begun)
     decomposed = {}
 
     def of_post(place):

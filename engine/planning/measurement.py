@@ -4,7 +4,7 @@ import dataclasses
 
 from polarax import kernels
 from polarax.errors import UsageError
-from polarax.kernels.methods import AUTO
+from polarax.kernels.methods import AUTO, method_named
 from polarax.metrics import GROUPS, between_groups, parse_metrics, sampled_metrics
 from polarax.metrics.catalogue import POLAR, version
 from polarax.planning.devices import takes_batches, working_dtype, working_method
@@ -85,6 +85,12 @@ class Measurement:
     def change_values(self) -> bool:
         """Whether the singular values of the change are needed."""
         return self.draws > 0 or any(GROUPS[group].change_values for group in self.groups)
+
+    @property
+    def keeps_bases(self) -> bool:
+        """Whether a base is decomposed into something that other posts can be compared with."""
+        route = method_named(self.method).route(change_values=self.change_values, dtype=self.dtype)
+        return self.vectors and not self.quick and not self.by_products and route.takes_new_posts
 
     def between_posts(self) -> "Measurement":
         """What is measured of two posts against each other."""

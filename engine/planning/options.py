@@ -54,6 +54,11 @@ class Options:
         "draw for every matrix, as sampled controls.",
     )
     seed: int = _option(DEFAULT_SEED, "What random changes are drawn from.")
+    keep_base: str | PathLike | None = _option(
+        None,
+        "Folder that keeps the base decomposed, for the next comparison with it: other posts, other flags, the next "
+        "step. What it takes is said beforehand.",
+    )
     memory_gib: float = _option(
         DEFAULT_MEMORY_GIB, "Memory, in GiB, that a run may take on the host, over that of an idle process."
     )

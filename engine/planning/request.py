@@ -39,6 +39,7 @@ class Request(NamedTuple):
     between: bool = False  # compare the posts with each other too
     unusable: Mapping[str, str] | None = None  # steps of a history that cannot be compared, with the reason; else None
     as_typed: Sequence[str] | None = None  # the command that asks for it, word by word; None of parameters in memory
+    keep_base: str | os.PathLike | None = None  # folder of decomposed bases
 
     @property
     def history(self) -> bool:
@@ -80,6 +81,11 @@ def check_request(
     measurement = Measurement.parse(options, pictures=unusable is None)
     if not 0 < options.memory_gib < math.inf:
         raise UsageError(f"memory_gib must be positive and finite. Got {options.memory_gib}.")
+    if options.keep_base and not measurement.keeps_bases:
+        raise UsageError(
+            "keep_base has nothing to keep here: bases are decomposed for others than their posts by the method "
+            "'gram' alone, and where singular vectors are asked for."
+        )
     role_map = parse_role_map(options.role_map)
     with without_garbage_collection():
         opened_base = open_checkpoint(base)
@@ -113,6 +119,7 @@ def check_request(
         between,
         unusable,
         compare_as_typed(base, post, options, between=between),
+        options.keep_base or None,
     )
 
 
