@@ -22,15 +22,17 @@ MAY_IMPORT = {
         "report",
         "findings",
         "tracking",
+        "evaluation",
         "planning",
         "metrics",
         "errors",
         "kernels",
         "loaders",
     },
-    "": {"comparison", "step_comparison", "results", "tracking", "errors", "kernels", "loaders"},  # the public API
+    "": {"comparison", "step_comparison", "results", "tracking", "evaluation", "errors", "kernels", "loaders"},  # the public API
     "step_comparison": {"comparison", "measuring", "results", "planning", "metrics", "errors", "loaders"},
     "comparison": {"measuring", "results", "planning", "metrics", "errors", "loaders"},
+    "evaluation": {"results.files", "planning.devices", "planning.environment", "errors", "loaders"},
     "measuring": {"results", "planning", "metrics", "errors", "kernels", "loaders"},
     "results": {"findings", "planning", "metrics", "errors", "loaders"},
     "report": {"results.directory", "results.files", "findings", "metrics", "errors", "loaders"},
