@@ -43,7 +43,7 @@ def define_flags(values: flags.FlagValues) -> None:
     )
     flags.DEFINE_enum("dtype", _DTYPES[0], _DTYPES, "Of weights and computing.", flag_values=values)
     flags.DEFINE_integer(
-        "cka_tokens", 16384, "Tokens that CKA is taken of; 0: no CKA.", lower_bound=0, flag_values=values
+        "cka_tokens", 8192, "Tokens that CKA is taken of; 0: no CKA.", lower_bound=0, flag_values=values
     )
     flags.DEFINE_float(
         "cka_gib",

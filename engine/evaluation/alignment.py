@@ -20,7 +20,7 @@ class Sums(NamedTuple):
     shifts: tuple[jax.Array, jax.Array]  # (layers, hidden) of each model
     totals: tuple[jax.Array, jax.Array]
     squares: tuple[jax.Array, jax.Array]  # (layers, hidden, hidden)
-    products: jax.Array  # (layers, layers of the reference, hidden, hidden of the reference)
+    products: jax.Array  # (layers, hidden, layers of the reference, hidden of the reference)
 
 
 def chosen_layers(layers: tuple[int, int], hidden: tuple[int, int], memory: float) -> tuple[list[int], list[int]]:
@@ -53,7 +53,7 @@ def first_sums(states: jax.Array, reference: jax.Array, counts: jax.Array) -> Su
         (mean(states), mean(reference)),
         tuple(jnp.zeros(shape, jnp.float32) for shape in shapes),
         tuple(jnp.zeros((*shape, shape[-1]), jnp.float32) for shape in shapes),
-        jnp.zeros((shapes[0][0], shapes[1][0], shapes[0][1], shapes[1][1]), jnp.float32),
+        jnp.zeros((*shapes[0], *shapes[1]), jnp.float32),
     )
 
 
@@ -65,9 +65,11 @@ def add_states(sums: Sums, states: jax.Array, reference: jax.Array, counts: jax.
         for part, shift in zip((states, reference), sums.shifts, strict=True)
     )
 
+    flat = y.swapaxes(0, 1).reshape(y.shape[1], -1)  # all layers beside one another: one large product is the fastest
+
     def add_layer(layer, products):
         # One layer of the model with all of the reference: the whole product would be a second copy of the sums.
-        return products.at[layer].add(jnp.einsum("nd,jne->jde", x[layer], y))
+        return products.at[layer].add((x[layer].T @ flat).reshape(products.shape[1:]))
 
     return Sums(
         sums.count + counts.sum(),
@@ -87,7 +89,7 @@ def alignment(sums: Sums) -> np.ndarray:
     means = [np.asarray(total, np.float64) / count for total in sums.totals]
 
     def centred(products, left, right):
-        return np.asarray(products, np.float64) / count - left[..., :, None] * right[..., None, :]
+        return np.asarray(products, np.float64) / count - np.outer(left, right)
 
     norms = [
         np.array([np.linalg.norm(centred(square, mean, mean)) for square, mean in zip(squares, means_of, strict=True)])
@@ -95,8 +97,8 @@ def alignment(sums: Sums) -> np.ndarray:
     ]
     shared = np.array(
         [
-            [np.linalg.norm(centred(products, mean, other)) for products, other in zip(row, means[1], strict=True)]
-            for row, mean in zip(sums.products, means[0], strict=True)
+            [np.linalg.norm(centred(row[:, layer], mean, other)) for layer, other in enumerate(means[1])]
+            for row, mean in zip(map(np.asarray, sums.products), means[0], strict=True)
         ]
     )
     with np.errstate(invalid="ignore", divide="ignore"):

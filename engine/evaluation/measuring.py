@@ -33,7 +33,7 @@ class Settings:
     window: int = 1024
     stride: int = 0
     batch: int = 0
-    cka_tokens: int = 16384
+    cka_tokens: int = 8192
     cka_gib: float = 2.0
 
     @property

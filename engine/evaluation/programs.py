@@ -23,6 +23,24 @@ class Seen(NamedTuple):
     states: jax.Array | None  # (layers + 1, rows, hidden) of some positions
 
 
+class _Normalised(NamedTuple):
+    """Scores over the vocabulary with what normalises them; logarithms of probabilities are never all written down."""
+
+    values: jax.Array  # (rows, vocabulary)
+    top: jax.Array  # (rows,) the largest
+    normaliser: jax.Array  # (rows,) logarithm of the sum of their exponentials
+
+    @classmethod
+    def of(cls, scores: jax.Array) -> "_Normalised":
+        top = jnp.max(scores, axis=-1)
+        return cls(scores, top, top + jnp.log(jnp.sum(jnp.exp(scores - top[:, None]), axis=-1)))
+
+    def first_top(self) -> jax.Array:
+        """The first token with the largest score; as argmax, in two passes that a CPU vectorises."""
+        count = self.values.shape[-1]
+        return jnp.min(jnp.where(self.values == self.top[:, None], jnp.arange(count), count), axis=-1)
+
+
 class Told(NamedTuple):
     """What the scores at each place say of the next token, each (batch, length)."""
 
@@ -100,15 +118,17 @@ def _next_tokens(graph, weights, graph_reference, weights_reference, states, sta
 
     def told(block):
         states, states_reference, targets = block
-        logarithms = jax.nn.log_softmax(model.scores(states))
-        loss = -jnp.take_along_axis(logarithms, targets[:, None], axis=-1)[:, 0]
-        top = jnp.argmax(logarithms, axis=-1)
+        scores = _Normalised.of(model.scores(states))
+        score = jnp.take_along_axis(scores.values, targets[:, None], axis=-1)[:, 0]
+        loss, hit = scores.normaliser - score, score >= scores.top
         if reference is None:
-            return Told(loss, top == targets, None, None, None)
-        others = jax.nn.log_softmax(reference.scores(states_reference))
-        loss_reference = -jnp.take_along_axis(others, targets[:, None], axis=-1)[:, 0]
-        divergence = jnp.sum(jnp.exp(others) * (others - logarithms), axis=-1)
-        return Told(loss, top == targets, loss_reference, divergence, top == jnp.argmax(others, axis=-1))
+            return Told(loss, hit, None, None, None)
+        others = _Normalised.of(reference.scores(states_reference))
+        loss_reference = others.normaliser - jnp.take_along_axis(others.values, targets[:, None], axis=-1)[:, 0]
+        chances = jnp.exp(others.values - others.normaliser[:, None])
+        divergence = jnp.sum(chances * (others.values - scores.values), axis=-1)
+        divergence = divergence - others.normaliser + scores.normaliser
+        return Told(loss, hit, loss_reference, divergence, scores.first_top() == others.first_top())
 
     def in_blocks(array):
         if array is None:
