@@ -29,7 +29,16 @@ MAY_IMPORT = {
         "kernels",
         "loaders",
     },
-    "": {"comparison", "step_comparison", "results", "tracking", "evaluation", "errors", "kernels", "loaders"},  # the public API
+    "": {
+        "comparison",
+        "step_comparison",
+        "results",
+        "tracking",
+        "evaluation",
+        "errors",
+        "kernels",
+        "loaders",
+    },  # the public API
     "step_comparison": {"comparison", "measuring", "results", "planning", "metrics", "errors", "loaders"},
     "comparison": {"measuring", "results", "planning", "metrics", "errors", "loaders"},
     "evaluation": {"results.files", "planning.devices", "planning.environment", "errors", "loaders"},

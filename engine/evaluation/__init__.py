@@ -1,10 +1,10 @@
 """What a model does with a text: loss, attention, agreement with another model; and what it writes.
 
-    model = load_decoder("path/to/model")
-    measure(model, tokens)                  # sums over windows of a text
-    generate(model, prompts)                # with a cache of keys and values
-    log_likelihoods(model, pairs)           # of given continuations
-    evaluate("path/to/model", text="path/to/text.txt")    # all of it, from files
+model = load_decoder("path/to/model")
+measure(model, tokens)                  # sums over windows of a text
+generate(model, prompts)                # with a cache of keys and values
+log_likelihoods(model, pairs)           # of given continuations
+evaluate("path/to/model", text="path/to/text.txt")    # all of it, from files
 """
 
 from polarax.evaluation.decoder import FAMILIES, Decoder, DecoderConfig, Observer, load_decoder

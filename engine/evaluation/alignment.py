@@ -32,12 +32,19 @@ def chosen_layers(layers: tuple[int, int], hidden: tuple[int, int], memory: floa
         memory: Bytes for the sums.
     """
     most = max(layers)
-    while most > 2 and 4 * (
-        min(most, layers[0]) * min(most, layers[1]) * hidden[0] * hidden[1]
-        + sum(min(most, count) * size**2 for count, size in zip(layers, hidden, strict=True))
-    ) > memory:
+    while (
+        most > 2
+        and 4
+        * (
+            min(most, layers[0]) * min(most, layers[1]) * hidden[0] * hidden[1]
+            + sum(min(most, count) * size**2 for count, size in zip(layers, hidden, strict=True))
+        )
+        > memory
+    ):
         most -= 1
-    first, second = (sorted({*np.linspace(0, count - 1, min(most, count)).round().astype(int).tolist()}) for count in layers)
+    first, second = (
+        sorted({*np.linspace(0, count - 1, min(most, count)).round().astype(int).tolist()}) for count in layers
+    )
     return first, second
 
 
@@ -76,8 +83,7 @@ def add_states(sums: Sums, states: jax.Array, reference: jax.Array, counts: jax.
         sums.shifts,
         tuple(total + part.sum(axis=1) for total, part in zip(sums.totals, (x, y), strict=True)),
         tuple(
-            square + jnp.einsum("lnd,lne->lde", part, part)
-            for square, part in zip(sums.squares, (x, y), strict=True)
+            square + jnp.einsum("lnd,lne->lde", part, part) for square, part in zip(sums.squares, (x, y), strict=True)
         ),
         jax.lax.fori_loop(0, x.shape[0], add_layer, sums.products),
     )

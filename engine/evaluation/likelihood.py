@@ -38,7 +38,9 @@ def log_likelihoods(
         if not len(context) or not len(continuation):
             raise UsageError("A context or a continuation has no tokens.")
         if len(continuation) >= longest:
-            raise UsageError(f"A continuation has {len(continuation)} tokens. The model sees {longest} with its context.")
+            raise UsageError(
+                f"A continuation has {len(continuation)} tokens. The model sees {longest} with its context."
+            )
         row = np.array([*context, *continuation], np.int32)[-longest:]
         rows.append((row, len(continuation)))
     found: dict[int, Likelihood] = {}

@@ -183,9 +183,7 @@ class _Sums:
         states, seen = run_model(self._model, tokens, batch.counted_from, batch.lengths, self._every)
         seens, states_reference = [seen], None
         if self._reference is not None:
-            states_reference, other = run_model(
-                self._reference, tokens, batch.counted_from, batch.lengths, self._every
-            )
+            states_reference, other = run_model(self._reference, tokens, batch.counted_from, batch.lengths, self._every)
             seens.append(other)
         told = next_tokens(self._model, states, tokens, self._reference, states_reference)
         places = np.arange(batch.tokens.shape[1]) + 1  # of the token that is predicted

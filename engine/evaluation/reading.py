@@ -47,5 +47,7 @@ def _of_cka(cka: np.ndarray, layers: list[int], of_reference: list[int]) -> list
         return []
     low = int(np.nanargmin(same))
     place = "the embedding" if layers[low] == 0 else f"layer {layers[low]}"
-    return [f"States of the same layer have a linear CKA of {np.nanmean(same):.4f} on average, least after {place}: "
-            f"{same[low]:.4f}."]
+    return [
+        f"States of the same layer have a linear CKA of {np.nanmean(same):.4f} on average, least after {place}: "
+        f"{same[low]:.4f}."
+    ]

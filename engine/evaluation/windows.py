@@ -28,7 +28,9 @@ def check_tokens(tokens: np.ndarray, vocabulary: int, window: int, stride: int) 
         UsageError: They are too few, or not in the vocabulary.
     """
     if window < 2 or not 1 <= stride <= window:
-        raise UsageError(f"A window of {window} tokens with a stride of {stride}. Expected 2 or more, stride from 1 to it.")
+        raise UsageError(
+            f"A window of {window} tokens with a stride of {stride}. Expected 2 or more, stride from 1 to it."
+        )
     if len(tokens) < window:
         raise UsageError(
             f"The text has {len(tokens)} tokens, less than a window of {window}. Give a longer text or a smaller window."

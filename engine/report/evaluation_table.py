@@ -30,7 +30,13 @@ def rows_by_layer(content: Mapping[str, Any]) -> list[list[str]]:
     near = same_layers(cka) if cka else {}
     rows = [heading + ["reference"] * (other is not None) + ["CKA"] * bool(near)]
     for layer, heads in enumerate(entropy):
-        row = [str(layer), f"{heads.mean():.3f}", f"{heads.min():.3f}", f"{heads.max():.3f}", f"{share[layer].mean():.1%}"]
+        row = [
+            str(layer),
+            f"{heads.mean():.3f}",
+            f"{heads.min():.3f}",
+            f"{heads.max():.3f}",
+            f"{share[layer].mean():.1%}",
+        ]
         if other is not None:
             row.append(f"{other[layer].mean():.3f}")
         if near:

@@ -5,4 +5,13 @@ from polarax.evaluation.decoder.families import FAMILIES, decoder_config
 from polarax.evaluation.decoder.loading import load_decoder
 from polarax.evaluation.decoder.modules import Cache, Decoder, Observations, Observer
 
-__all__ = ["FAMILIES", "Cache", "Decoder", "DecoderConfig", "Observations", "Observer", "decoder_config", "load_decoder"]
+__all__ = [
+    "FAMILIES",
+    "Cache",
+    "Decoder",
+    "DecoderConfig",
+    "Observations",
+    "Observer",
+    "decoder_config",
+    "load_decoder",
+]

@@ -129,13 +129,14 @@ def _check(
         for layer in range(config.layers if layered else 1):
             if layer not in fillers:
                 place = f" in layer {layer}" if layered else ""
-                raise UsageError(f"{where}: a {config.family} model has {path.removeprefix('layers.')}{place}; not this.")
+                raise UsageError(
+                    f"{where}: a {config.family} model has {path.removeprefix('layers.')}{place}; not this."
+                )
         for filler in fillers.values():
             expected = shape.shape[1:] if layered else shape.shape
-            if filler.view is not None:
-                given = filler.view.shape if filler.view.role == "embed" else filler.view.shape[::-1]
-            else:
-                given = checkpoint.shape(filler.tensor)[-1:]
+            given = checkpoint.shape(filler.tensor)[-1:]
+            if filler.view is not None:  # (out, in), which a kernel has the other way round
+                given, expected = filler.view.shape, expected if filler.view.role == "embed" else expected[::-1]
             if given != expected:
                 raise UsageError(
                     f"{where}: tensor {filler.tensor!r}: {_words(given)} does not fit the configuration, which asks for "
@@ -149,7 +150,10 @@ def _check(
         for filler in fillers.values()
     ]
     beyond = [
-        filler.tensor for fillers in stored.in_layer.values() for layer, filler in fillers.items() if layer >= config.layers
+        filler.tensor
+        for fillers in stored.in_layer.values()
+        for layer, filler in fillers.items()
+        if layer >= config.layers
     ]
     left_over = [*stored.left_over, *more, *beyond]
     if left_over:

@@ -33,7 +33,9 @@ class Observer(NamedTuple):
     The probabilities of all layers never exist at once, nor do the states of all layers, unless they are returned.
     """
 
-    attention: Callable[[Scores], Any] | None = None  # arrays of (batch, heads, queries, ...), from those of some queries
+    attention: Callable[[Scores], Any] | None = (
+        None  # arrays of (batch, heads, queries, ...), from those of some queries
+    )
     states: Callable[[jax.Array], Any] | None = None  # anything, from the residual stream (batch, length, hidden)
 
 
@@ -101,9 +103,7 @@ class FeedForward(nnx.Module):
     """A gated unit."""
 
     def __init__(self, config: DecoderConfig, dtype: Any, rngs: nnx.Rngs):
-        linear = functools.partial(
-            nnx.Linear, dtype=dtype, param_dtype=dtype, use_bias=config.unit_bias, rngs=rngs
-        )
+        linear = functools.partial(nnx.Linear, dtype=dtype, param_dtype=dtype, use_bias=config.unit_bias, rngs=rngs)
         self.gate_proj = linear(config.hidden, config.units)
         self.up_proj = linear(config.hidden, config.units)
         self.down_proj = linear(config.units, config.hidden)
@@ -189,7 +189,9 @@ class Decoder(nnx.Module):
             reach = cache.keys.shape[3]
             places = places + cache.filled
             positions = jnp.maximum(places - cache.starts[:, None], 0)[:, None]  # the same for all heads
-        tables = [jnp.stack(tables) for tables in zip(*(r.tables(positions, reach) for r in config.rotaries), strict=True)]
+        tables = [
+            jnp.stack(tables) for tables in zip(*(r.tables(positions, reach) for r in config.rotaries), strict=True)
+        ]
         graph, weights = nnx.split(self.layers)
         windows = np.array([window or _EVERYTHING for window in config.windows], np.int32)
         numbers = np.arange(config.layers, dtype=np.int32), np.array(config.rotary_of_layer, np.int32), windows
