@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from polarax import kernels, loaders
     from polarax.comparison import compare
-    from polarax.evaluation.evaluating import evaluate
     from polarax.errors import RunError, UsageError
+    from polarax.evaluation.evaluating import evaluate
     from polarax.loaders import CheckpointError, open_checkpoint
     from polarax.results.run import Run
     from polarax.results.runs import History, Runs

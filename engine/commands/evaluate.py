@@ -13,8 +13,6 @@ from typing import Any
 
 from absl import flags
 
-from polarax.errors import UsageError
-
 _DTYPES = ("float32", "bfloat16")
 
 
@@ -74,7 +72,9 @@ def define_flags(values: flags.FlagValues) -> None:
 
 def run(values: flags.FlagValues) -> int:
     """Evaluates; returns the exit code."""
+    # Not at the top: --help is to take no time.
     from polarax.commands.comparison_flags import print_wrapped
+    from polarax.errors import UsageError
     from polarax.evaluation.evaluating import evaluate
     from polarax.evaluation.tokens import read_text
     from polarax.planning.devices import enable_compilation_cache
@@ -135,6 +135,7 @@ def run(values: flags.FlagValues) -> int:
 def _config(path: str | None) -> Mapping[str, Any] | None:
     if not path:
         return None
+    from polarax.errors import UsageError
     from polarax.evaluation.tokens import read_text
 
     try:

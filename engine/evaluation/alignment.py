@@ -16,7 +16,7 @@ import numpy as np
 class Sums(NamedTuple):
     """Sums over tokens of states less a shift near their mean, so that little is lost when the mean is taken off."""
 
-    count: jax.Array
+    rows: jax.Array  # how many tokens
     shifts: tuple[jax.Array, jax.Array]  # (layers, hidden) of each model
     totals: tuple[jax.Array, jax.Array]
     squares: tuple[jax.Array, jax.Array]  # (layers, hidden, hidden)
@@ -48,24 +48,24 @@ def chosen_layers(layers: tuple[int, int], hidden: tuple[int, int], memory: floa
     return first, second
 
 
-def first_sums(states: jax.Array, reference: jax.Array, counts: jax.Array) -> Sums:
+def first_sums(states: jax.Array, reference: jax.Array, counts: jax.Array | np.ndarray) -> Sums:
     """Empty sums, shifted by the mean of some states (layers, rows, hidden), of which those count where counts is 1."""
 
     def mean(states):
         return jnp.einsum("lnd,n->ld", states.astype(jnp.float32), counts) / jnp.maximum(counts.sum(), 1)
 
-    shapes = states[:, 0].shape, reference[:, 0].shape
+    first, second = states[:, 0].shape, reference[:, 0].shape
     return Sums(
         jnp.float32(0),
         (mean(states), mean(reference)),
-        tuple(jnp.zeros(shape, jnp.float32) for shape in shapes),
-        tuple(jnp.zeros((*shape, shape[-1]), jnp.float32) for shape in shapes),
-        jnp.zeros((*shapes[0], *shapes[1]), jnp.float32),
+        (jnp.zeros(first), jnp.zeros(second)),
+        (jnp.zeros((*first, first[-1])), jnp.zeros((*second, second[-1]))),
+        jnp.zeros((*first, *second)),
     )
 
 
 @functools.partial(jax.jit, donate_argnums=0)
-def add_states(sums: Sums, states: jax.Array, reference: jax.Array, counts: jax.Array) -> Sums:
+def add_states(sums: Sums, states: jax.Array, reference: jax.Array, counts: jax.Array | np.ndarray) -> Sums:
     """The sums with more states in them; arguments as for `first_sums`."""
     x, y = (
         (part.astype(jnp.float32) - shift[:, None]) * counts[:, None]
@@ -78,20 +78,21 @@ def add_states(sums: Sums, states: jax.Array, reference: jax.Array, counts: jax.
         # One layer of the model with all of the reference: the whole product would be a second copy of the sums.
         return products.at[layer].add((x[layer].T @ flat).reshape(products.shape[1:]))
 
+    squares = [
+        square + jnp.einsum("lnd,lne->lde", part, part) for square, part in zip(sums.squares, (x, y), strict=True)
+    ]
     return Sums(
-        sums.count + counts.sum(),
+        sums.rows + counts.sum(),
         sums.shifts,
-        tuple(total + part.sum(axis=1) for total, part in zip(sums.totals, (x, y), strict=True)),
-        tuple(
-            square + jnp.einsum("lnd,lne->lde", part, part) for square, part in zip(sums.squares, (x, y), strict=True)
-        ),
+        (sums.totals[0] + x.sum(axis=1), sums.totals[1] + y.sum(axis=1)),
+        (squares[0], squares[1]),
         jax.lax.fori_loop(0, x.shape[0], add_layer, sums.products),
     )
 
 
 def alignment(sums: Sums) -> np.ndarray:
     """Linear CKA of each layer (rows) with each of the reference's, float64; NaN where states do not vary."""
-    count = float(sums.count)
+    count = float(sums.rows)
     means = [np.asarray(total, np.float64) / count for total in sums.totals]
 
     def centred(products, left, right):

@@ -1,6 +1,5 @@
 """`polarax.evaluate`: models and texts as a user gives them, measured, and written down."""
 
-import contextlib
 import dataclasses
 import datetime
 import os
@@ -19,7 +18,8 @@ from polarax.evaluation.generation import generate
 from polarax.evaluation.measuring import Measured, Settings, measure
 from polarax.evaluation.reading import read_out
 from polarax.evaluation.tokens import Tokenizer, check_vocabulary, encode, open_tokenizer, read_text, read_tokens
-from polarax.loaders import CheckpointError, open_checkpoint
+from polarax.evaluation.windows import check_tokens
+from polarax.loaders import Checkpoint, open_checkpoint
 from polarax.planning.environment import describe_environment
 from polarax.results.files import write_json, writing
 
@@ -99,17 +99,23 @@ def evaluate(
     if text is None and tokens is None and not prompts:
         raise UsageError("There is nothing to evaluate on: give a text, tokens or prompts.")
     how = Settings(**settings)
-    folder = None if out is None else _claim(out, overwrite)
+    folder = None if out is None else _check_out(out, overwrite)
+    source, other_source = _opened(model), None if reference is None else _opened(reference)
     written = None if text is None else read_text(text)
     ids = _given(tokens)
     words = text is not None or any(isinstance(prompt, str) for prompt in prompts)
     tokenizes = open_tokenizer(model, tokenizer) if words else _optional(model, tokenizer, bool(prompts))
-    loaded = _load(model, dtype, mesh, config)
+    loaded = _load(source, dtype, mesh, config)
+    vocabulary = loaded.config.vocabulary
     if tokenizes is not None:
-        check_vocabulary(tokenizes, loaded.config.vocabulary)
+        check_vocabulary(tokenizes, vocabulary)
     if written is not None and tokenizes is not None:
         ids = encode(tokenizes, written)
-    other = None if reference is None else _load(reference, dtype, mesh, config)
+    if ids is not None:
+        check_tokens(ids, vocabulary, how.window, how.step)
+    other = None if other_source is None else _load(other_source, dtype, mesh, config)
+    if folder is not None:
+        _make(folder)
     seconds = {"loading": time.monotonic() - began}
     measured = None
     if ids is not None:
@@ -117,12 +123,12 @@ def evaluate(
         measured = measure(loaded, ids, other, how, progress)
         seconds["measuring"] = time.monotonic() - began
     began = time.monotonic()
-    texts = _continued(loaded, other, prompts, tokenizes, length, temperature, seed, _stops(model))
+    texts = _continued(loaded, other, prompts, tokenizes, length, temperature, seed, _stops(source))
     if prompts:
         seconds["generating"] = time.monotonic() - began
     content = {
-        "model": _described(model, loaded),
-        "reference": None if other is None else _described(reference, other),
+        "model": _described(source, loaded),
+        "reference": None if other is None or other_source is None else _described(other_source, other),
         "text": {"path": str(text if text is not None else "tokens"), "tokens": 0 if ids is None else len(ids)},
         "settings": {**dataclasses.asdict(how), "stride": how.step, "batch": how.rows, "dtype": dtype},
         "generation": {"length": length, "temperature": temperature, "seed": seed} if prompts else None,
@@ -139,8 +145,8 @@ def evaluate(
     return Evaluation(measured, content, folder)
 
 
-def _claim(out: str | os.PathLike, overwrite: bool) -> pathlib.Path:
-    """Checks that an evaluation may be written to a folder, and makes it.
+def _check_out(out: str | os.PathLike, overwrite: bool) -> pathlib.Path:
+    """Checks that an evaluation may be written to a folder; touches nothing.
 
     Raises:
         UsageError: It is a file, or holds something.
@@ -154,15 +160,31 @@ def _claim(out: str | os.PathLike, overwrite: bool) -> pathlib.Path:
                 raise UsageError(f"Output {path} is not empty and is no evaluation. Nothing was written.")
             if not overwrite:
                 raise UsageError(f"Output {path} holds an evaluation. Give another folder, or --overwrite it.")
-            for name in _CONTENTS:
-                if (path / name).is_dir():
-                    shutil.rmtree(path / name)
-                else:
-                    (path / name).unlink(missing_ok=True)
+    except OSError as error:
+        raise UsageError(f"Output {path} cannot be read: {error.strerror}.") from error
+    return path
+
+
+def _make(path: pathlib.Path) -> None:
+    """Makes the folder, without what an evaluation before has left there.
+
+    Raises:
+        UsageError: It cannot be made.
+    """
+    try:
+        for name in _CONTENTS:
+            if (path / name).is_dir():
+                shutil.rmtree(path / name)
+            else:
+                (path / name).unlink(missing_ok=True)
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"Output {path} cannot be made: {error.strerror}.") from error
-    return path
+
+
+def _opened(source: Any) -> Checkpoint | Decoder:
+    """A checkpoint whose headers are read; a decoder as it is."""
+    return source if isinstance(source, Decoder) else open_checkpoint(source)
 
 
 def _given(tokens: Any) -> np.ndarray | None:
@@ -187,29 +209,28 @@ def _optional(model: Any, tokenizer: str | os.PathLike | None, wanted: bool) -> 
         return None
 
 
-def _load(source: Any, dtype: str, mesh: jax.sharding.Mesh | None, config: Mapping[str, Any] | None) -> Decoder:
+def _load(
+    source: Checkpoint | Decoder, dtype: str, mesh: jax.sharding.Mesh | None, config: Mapping[str, Any] | None
+) -> Decoder:
     return source if isinstance(source, Decoder) else load_decoder(source, dtype, mesh=mesh, config=config)
 
 
-def _described(source: Any, model: Decoder) -> dict[str, Any]:
+def _described(source: Checkpoint | Decoder, model: Decoder) -> dict[str, Any]:
     """Where a model is from, and what it is."""
     said: dict[str, Any] = {"location": "memory"}
-    if not isinstance(source, Decoder):
-        checkpoint = open_checkpoint(source)
-        said = {"location": checkpoint.location, "format": checkpoint.format, "fingerprint": checkpoint.fingerprint()}
+    if isinstance(source, Checkpoint):
+        said = {"location": source.location, "format": source.format, "fingerprint": source.fingerprint()}
     config = model.config
     sizes = {name: getattr(config, name) for name in ("layers", "hidden", "heads", "key_heads", "units", "vocabulary")}
     return {**said, "family": config.family, **sizes}
 
 
-def _stops(source: Any) -> tuple[int, ...]:
+def _stops(source: Checkpoint | Decoder) -> tuple[int, ...]:
     """The tokens that end a text, as config.json has them."""
     if isinstance(source, Decoder):
         return ()
-    with contextlib.suppress(CheckpointError):
-        end = (open_checkpoint(source).config or {}).get("eos_token_id")
-        return tuple(token for token in (end if isinstance(end, list) else [end]) if isinstance(token, int))
-    return ()
+    end = (source.config or {}).get("eos_token_id")
+    return tuple(token for token in (end if isinstance(end, list) else [end]) if isinstance(token, int))
 
 
 def _continued(
@@ -225,7 +246,9 @@ def _continued(
     """The prompts with what either model adds to them."""
     if not prompts:
         return []
-    ids = [encode(tokenizer, p).tolist() if isinstance(p, str) and tokenizer else list(p) for p in prompts]
+    ids: list[list[int]] = []
+    for prompt in prompts:
+        ids.append(encode(tokenizer, prompt).tolist() if isinstance(prompt, str) and tokenizer else [*map(int, prompt)])
     models = {"model": model} | ({} if reference is None else {"reference": reference})
     found = {
         name: generate(decoder, ids, length, temperature=temperature, seed=seed, stop=stop)
@@ -233,7 +256,7 @@ def _continued(
     }
     texts: list[dict[str, Any]] = []
     for row, prompt in enumerate(prompts):
-        text: dict[str, Any] = {"prompt": prompt if isinstance(prompt, str) else list(map(int, prompt))}
+        text: dict[str, Any] = {"prompt": prompt if isinstance(prompt, str) else ids[row]}
         for name, tokens in found.items():
             text[f"{name}_tokens"] = tokens[row]
             text[name] = tokenizer.decode(tokens[row]) if tokenizer else " ".join(map(str, tokens[row]))
@@ -245,7 +268,7 @@ def _numbers(measured: Measured | None) -> dict[str, Any]:
     """What was measured, ready for JSON."""
     if measured is None:
         return {"numbers": None, "attention": None, "cka": None}
-    names = ("windows", "tokens", "loss", "loss_error", "perplexity", "accuracy")
+    names: tuple[str, ...] = ("windows", "tokens", "loss", "loss_error", "perplexity", "accuracy")
     if measured.divergence is not None:
         names += ("reference_loss", "divergence", "divergence_error", "agreement")
     attention = {"entropy": measured.attention_entropy.tolist(), "share": measured.attention_share.tolist()}

@@ -43,8 +43,8 @@ def gguf_tokenizer(path: pathlib.Path) -> Any:
     kind, split = setting("model"), setting("pre") or "gpt-2"
     if kind != "gpt2" or split not in _SPLITS:
         raise UsageError(
-            f"{path}: its tokenizer ({kind}, {split}) is none that can be built from the file: give its tokenizer.json, "
-            "or token ids."
+            f"{path}: its tokenizer ({kind}, {split}) is none that can be built from the file: give its "
+            "tokenizer.json, or token ids."
         )
     tokens, kinds = setting("tokens"), setting("token_type")
     merges = [tuple(pair.split(" ", 1)) for pair in setting("merges")]

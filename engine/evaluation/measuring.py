@@ -197,11 +197,11 @@ class _Sums:
     def _add_states(self, batch: Batch, seen: Any, other: Any) -> None:
         places = np.arange(0, batch.tokens.shape[1], self._every)
         counts = (places >= batch.counted_from[:, None]) & (places < batch.lengths[:, None])
-        counts = counts.reshape(-1).astype(np.float32)
+        weights = counts.reshape(-1).astype(np.float32)
         x, y = (part.states[np.array(layers)] for part, layers in zip((seen, other), self._layers, strict=True))
         if self._cka is None:
-            self._cka = first_sums(x, y, counts)
-        self._cka = add_states(self._cka, x, y, counts)
+            self._cka = first_sums(x, y, weights)
+        self._cka = add_states(self._cka, x, y, weights)
 
     def _fetch(self) -> None:
         told, counts, seens = self._waiting.pop(0)
@@ -231,7 +231,7 @@ class _Sums:
                 "reference_entropy": others[0][0] / others[0][2],
             }
         if self._cka is not None:
-            found |= {"cka": alignment(self._cka), "cka_layers": self._layers, "cka_tokens": int(self._cka.count)}
+            found |= {"cka": alignment(self._cka), "cka_layers": self._layers, "cka_tokens": int(self._cka.rows)}
         return Measured(
             windows,
             int(loss._sums[1]),
@@ -247,5 +247,5 @@ class _Sums:
 def _place(model: Decoder, batch: int) -> jax.sharding.Sharding | None:
     """Where tokens go: divided as the model is."""
     sharding = model.embed_tokens.embedding[...].sharding
-    mesh = sharding.mesh if isinstance(sharding, jax.sharding.NamedSharding) else None
-    return tokens_sharding(mesh, batch)
+    mesh = getattr(sharding, "mesh", None)
+    return tokens_sharding(mesh if isinstance(mesh, jax.sharding.Mesh) else None, batch)

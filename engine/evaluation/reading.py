@@ -23,9 +23,9 @@ def read_out(measured: Measured | None) -> list[str]:
         assert measured.divergence_error is not None and measured.reference_entropy is not None
         spread = "" if math.isnan(measured.divergence_error) else f" (± {measured.divergence_error:.2g})"
         lines.append(
-            f"Against the reference, whose loss is {measured.reference_loss:.4f}: its distribution of the next token is "
-            f"{measured.divergence:.4g} nats{spread} from the model's (KL divergence, reference || model), and both find "
-            f"the same token most probable at {measured.agreement:.1%} of places."
+            f"Against the reference, whose loss is {measured.reference_loss:.4f}: its distribution of the next token "
+            f"is {measured.divergence:.4g} nats{spread} from the model's (KL divergence, reference || model), and both "
+            f"find the same token most probable at {measured.agreement:.1%} of places."
         )
         if measured.reference_entropy.shape == measured.attention_entropy.shape:
             change = measured.attention_entropy - measured.reference_entropy

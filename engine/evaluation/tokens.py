@@ -19,11 +19,16 @@ _INSTALL = "Tokenizing needs the tokenizers package: pip install 'polarax[evalua
 class Tokenizer(Protocol):
     """What is used of `tokenizers.Tokenizer`."""
 
-    def encode(self, sequence: str, add_special_tokens: bool = True) -> Any: ...
+    def encode(self, sequence: str, add_special_tokens: bool = True) -> Any:
+        """Something that has `ids`."""
 
-    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str: ...
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        """The text of ids."""
+        ...
 
-    def get_vocab(self, with_added_tokens: bool = True) -> dict[str, int]: ...
+    def get_vocab(self, with_added_tokens: bool = True) -> dict[str, int]:
+        """Every token's id."""
+        ...
 
 
 def open_tokenizer(model: Any, tokenizer: str | os.PathLike | None = None) -> Tokenizer:
@@ -72,8 +77,8 @@ def check_vocabulary(tokenizer: Tokenizer, vocabulary: int) -> None:
     largest = max(tokenizer.get_vocab().values(), default=-1)
     if largest >= vocabulary:
         raise UsageError(
-            f"The tokenizer has tokens up to {largest}; the model's embedding has {vocabulary}, up to {vocabulary - 1}: "
-            "they do not belong together."
+            f"The tokenizer has tokens up to {largest}; the model's embedding has {vocabulary}, up to "
+            f"{vocabulary - 1}: they do not belong together."
         )
 
 

@@ -33,7 +33,8 @@ def check_tokens(tokens: np.ndarray, vocabulary: int, window: int, stride: int) 
         )
     if len(tokens) < window:
         raise UsageError(
-            f"The text has {len(tokens)} tokens, less than a window of {window}. Give a longer text or a smaller window."
+            f"The text has {len(tokens)} tokens, less than a window of {window}. Give a longer text or a smaller "
+            "window."
         )
     low, high = int(tokens.min()), int(tokens.max())
     if low < 0 or high >= vocabulary:

@@ -20,7 +20,7 @@ def evaluation_table(content: Mapping[str, Any]) -> str:
 
 
 def rows_by_layer(content: Mapping[str, Any]) -> list[list[str]]:
-    """One row for each layer: entropy of its attention, over its heads, and how near its states are to the reference's."""
+    """One row for each layer: entropy of its attention over its heads, and how near its states are to the reference."""
     attention, cka = content["attention"], content["cka"]
     entropy, share = np.array(attention["entropy"]), np.array(attention["share"])
     heading = ["layer", "attention entropy", "lowest head", "highest head", "of uniform"]

@@ -90,8 +90,8 @@ def decoder_config(settings: Mapping[str, Any], vocabulary: int, subject: str) -
     Raises:
         UsageError: Of a family that is not known, or a setting is missing or not known.
     """
-    name = settings.get("model_type")
-    name = _SAME.get(name, name) if isinstance(name, str) else name
+    name = str(settings.get("model_type"))
+    name = _SAME.get(name, name)
     if name not in FAMILIES:
         raise UsageError(
             f"{subject}: architecture {name!r} is none that the decoder knows. It knows {', '.join(FAMILIES)}."

@@ -16,7 +16,7 @@ from polarax.evaluation.decoder.families import decoder_config
 from polarax.evaluation.decoder.modules import Decoder
 from polarax.evaluation.decoder.rotary import divided
 from polarax.evaluation.decoder.sharding import sharding_of
-from polarax.evaluation.decoder.stored import EMBEDDING, HEAD, MATRICES, Filler, Stored, list_stored
+from polarax.evaluation.decoder.stored import EMBEDDING, HEAD, Filler, Stored, list_stored
 from polarax.loaders import Checkpoint, open_checkpoint
 from polarax.planning.devices import cores
 
@@ -139,14 +139,13 @@ def _check(
                 given, expected = filler.view.shape, expected if filler.view.role == "embed" else expected[::-1]
             if given != expected:
                 raise UsageError(
-                    f"{where}: tensor {filler.tensor!r}: {_words(given)} does not fit the configuration, which asks for "
-                    f"{_words(expected)}."
+                    f"{where}: tensor {filler.tensor!r}: {_words(given)} does not fit the configuration, which asks "
+                    f"for {_words(expected)}."
                 )
-    known = {*wanted, f"{_LAYERS}.{HEAD}"}
     more = [
         filler.tensor
         for path, fillers in stored.in_layer.items()
-        if f"{_LAYERS}.{path}" not in known
+        if f"{_LAYERS}.{path}" not in wanted
         for filler in fillers.values()
     ]
     beyond = [

@@ -7,7 +7,7 @@ what polarax recognises in a checkpoint.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -19,7 +19,7 @@ from polarax.evaluation.decoder.attention import Scores, attend
 from polarax.evaluation.decoder.config import DecoderConfig
 from polarax.evaluation.decoder.rotary import turned
 
-_ACTIVATIONS = {
+_ACTIVATIONS: Mapping[str, Callable[[jax.Array], jax.Array]] = {
     "silu": jax.nn.silu,
     "gelu": functools.partial(jax.nn.gelu, approximate=False),
     "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
@@ -69,6 +69,7 @@ class Norm(nnx.Module):
         self.epsilon, self.offset = config.epsilon, config.norm_offset
 
     def __call__(self, x: jax.Array) -> jax.Array:
+        """Normalises along the last axis."""
         wide = x.astype(jnp.float32)
         wide = wide * jax.lax.rsqrt(jnp.mean(wide**2, axis=-1, keepdims=True) + self.epsilon)
         return (wide * (self.scale[...] + self.offset)).astype(x.dtype)
@@ -110,6 +111,7 @@ class FeedForward(nnx.Module):
         self.activation = config.activation
 
     def __call__(self, x: jax.Array) -> jax.Array:
+        """Of (..., hidden)."""
         return self.down_proj(_ACTIVATIONS[self.activation](self.gate_proj(x)) * self.up_proj(x))
 
 
@@ -167,7 +169,7 @@ class Decoder(nnx.Module):
 
     def states(
         self, tokens: jax.Array, observer: Observer | None = None, cache: Cache | None = None
-    ) -> tuple[jax.Array, Observations, Cache | None]:
+    ) -> tuple[jax.Array, Observations, Any]:
         """The normalised states that scores are made of.
 
         Args:
@@ -176,7 +178,7 @@ class Decoder(nnx.Module):
             cache: Of the tokens before; with it attention takes all slots, and an observer sees only states.
 
         Returns:
-            The states, (batch, length, hidden); what the observer kept; the cache with these tokens in it.
+            The states, (batch, length, hidden); what the observer kept; the cache with these tokens in it, or None.
         """
         observer = observer or Observer()
         config, length = self.config, tokens.shape[1]

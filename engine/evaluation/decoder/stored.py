@@ -107,13 +107,13 @@ def list_stored(checkpoint: Checkpoint, config: Mapping[str, Any] | None = None)
             fillers = in_layer.setdefault(f"{norm}{_SCALE}", {})
             fillers.update(_vectors(name, layer, checkpoint.shape(name)))
         elif module in modules and plain(name).endswith(_BIAS):
-            views = modules[module]
-            roles = {view.role for view in views}
+            matrices = modules[module]
+            roles = {view.role for view in matrices}
             reordered = checkpoint.format == "GGUF" and roles & {"q", "k"} and _reorders(checkpoint)
-            if len(roles) != 1 or reordered or views[0].layer is None or views[0].factors is not None:
+            if len(roles) != 1 or reordered or matrices[0].layer is None or matrices[0].factors is not None:
                 left_over.append(name)
             else:
-                fillers = in_layer.setdefault(f"{MATRICES[views[0].role]}{_BIAS}", {})
+                fillers = in_layer.setdefault(f"{MATRICES[matrices[0].role]}{_BIAS}", {})
                 fillers.update(_vectors(name, layer, checkpoint.shape(name)))
         elif module in _LAST_NORMS or module.endswith(".language_model.norm"):
             outside[LAST_NORM] = Filler(name)
@@ -146,5 +146,5 @@ def _vectors(name: str, layer: int | None, shape: tuple[int, ...]) -> Mapping[in
 
 
 def _reorders(checkpoint: Checkpoint) -> bool:
-    """Whether llama.cpp's converter reordered queries and keys, and with them their biases, which are read as stored."""
+    """Whether llama.cpp's converter reordered queries and keys: their biases too, which are read as stored."""
     return (checkpoint.config or {}).get("model_type") == "llama"

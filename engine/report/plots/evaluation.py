@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 ENTROPY_CAPTION = (
-    "How many tokens a head looks at: the entropy of its attention in nats, a mean over the text. 0 is one token alone. "
-    "Right: means over a layer's heads, the band from the lowest to the highest head."
+    "How many tokens a head looks at: the entropy of its attention in nats, a mean over the text. 0 is one token "
+    "alone. Right: means over a layer's heads, the band from the lowest to the highest head."
 )
 CKA_CAPTION = (
     "Linear CKA of the states after each layer with those of the reference; 0 is the embedding. 1: the same up to "

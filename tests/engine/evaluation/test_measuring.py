@@ -19,7 +19,7 @@ NAMES = ("gemma2", "qwen3")
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):
-    """A model and a reference of another family, depth and width, but of one vocabulary: decoders, and what NumPy takes."""
+    """A model and a reference of other family, depth and width, but of one vocabulary: decoders, and NumPy's."""
     found = []
     for name in NAMES:
         config = models.CONFIGS[name] | ({"hidden_size": 40, "num_hidden_layers": 2} if name == "qwen3" else {})
