@@ -64,6 +64,7 @@ def lm_eval_model(
     begin = _first(settings.get("bos_token_id"), end) if begin is None else begin
     if begin is None:
         raise UsageError("No token is known that a text begins with: give begin=.")
+    first, last = begin, begin if end is None else end
     words = open_tokenizer(model, tokenizer)
     decoder = model if isinstance(model, Decoder) else load_decoder(model, dtype, mesh=mesh)
     check_vocabulary(words, decoder.config.vocabulary)
@@ -74,11 +75,11 @@ def lm_eval_model(
 
         @property
         def eot_token_id(self) -> int:
-            return begin if end is None else end
+            return last
 
         @property
         def prefix_token_id(self) -> int:
-            return begin
+            return first
 
         def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
             special = with_special if add_special_tokens is None else add_special_tokens
@@ -87,7 +88,7 @@ def lm_eval_model(
         def _loglikelihood_tokens(self, requests: Sequence[Any], **_: Any) -> list[tuple[float, bool]]:
             # What a continuation's last token is followed by is not asked: one token more than the model sees.
             pairs = [(context, continuation) for _, context, continuation in requests]
-            return [tuple(found) for found in log_likelihoods(decoder, pairs, longest + 1)]
+            return [(found.logarithm, found.greedy) for found in log_likelihoods(decoder, pairs, longest + 1)]
 
         def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
             windows = [list(self._windows(request.args[0])) for request in requests]
@@ -99,7 +100,7 @@ def lm_eval_model(
             tokens = self.tok_encode(text, add_special_tokens=False)
             return map(
                 utils.make_disjoint_window,
-                utils.get_rolling_token_windows(tokens, prefix_token=begin, max_seq_len=longest, context_len=1),
+                utils.get_rolling_token_windows(tokens, prefix_token=first, max_seq_len=longest, context_len=1),
             )
 
         def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
@@ -110,7 +111,7 @@ def lm_eval_model(
                 drawn = given.get("do_sample", given.get("temperature", 0.0) > 0)
                 return int(given.get("max_gen_toks", _LENGTH)), float(given.get("temperature", 1.0)) if drawn else 0.0
 
-            prompts = [self.tok_encode(request.args[0])[-longest:] or [begin] for request in requests]
+            prompts = [self.tok_encode(request.args[0])[-longest:] or [first] for request in requests]
             order = sorted(range(len(requests)), key=lambda number: (how(number), len(prompts[number])))
             for (length, temperature), same in itertools.groupby(order, key=how):
                 alike = list(same)
