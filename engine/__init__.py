@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from polarax import kernels, loaders
     from polarax.comparison import compare
     from polarax.errors import RunError, UsageError
+    from polarax.evaluation.evaluating import evaluate
     from polarax.loaders import CheckpointError, open_checkpoint
     from polarax.results.run import Run
     from polarax.results.runs import History, Runs
@@ -35,6 +36,7 @@ __all__ = [
     "UsageError",
     "__version__",
     "compare",
+    "evaluate",
     "history",
     "kernels",
     "loaders",
@@ -54,6 +56,7 @@ if not TYPE_CHECKING:
         "Tracker": "tracking",
         "UsageError": "errors",
         "compare": "comparison",
+        "evaluate": "evaluation",
         "history": "step_comparison",
         "kernels": None,
         "loaders": None,
