@@ -14,9 +14,6 @@ from polarax.kernels.drift_budget import DriftBudget, budget_of_frames, drift_bu
 from polarax.kernels.edits import (
     BUDGET_PARTS,
     SIDES,
-    Decomposed,
-    Measured,
-    decompose,
     edit_break,
     edit_keep,
     edit_random_control,
@@ -24,7 +21,6 @@ from polarax.kernels.edits import (
     edit_replace_values,
     edit_restore,
     edit_scale_values,
-    measure_edit,
 )
 from polarax.kernels.fit import Fit, fit_of_frames
 from polarax.kernels.frames import frames, map_frames, map_posts
@@ -50,12 +46,10 @@ __all__ = [
     "SVD_METHODS",
     "Alignment",
     "Controls",
-    "Decomposed",
     "DriftBudget",
     "Fit",
     "Frames",
     "Headlines",
-    "Measured",
     "Overlap",
     "Polar",
     "PolarPair",
@@ -68,7 +62,6 @@ __all__ = [
     "budget_of_frames",
     "change_cosine",
     "closed_form_controls",
-    "decompose",
     "drift_budget",
     "edit_break",
     "edit_keep",
@@ -85,7 +78,6 @@ __all__ = [
     "joint_signs",
     "map_frames",
     "map_posts",
-    "measure_edit",
     "noise_spectral_norm",
     "numerical_rank",
     "one_at_a_time",

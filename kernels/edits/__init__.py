@@ -1,9 +1,10 @@
-"""Matrices changed along the axes that a comparison measures: values, vectors of one side, parts of the drift budget."""
+"""Matrices changed along the axes that a comparison measures: values, vectors of one side, parts of the drift budget.
 
-from polarax.kernels.edits.decomposed import Decomposed, decompose
+`edits` has the functions on whole matrices. They are made of maps of rows (`maps`), which is all that somebody needs
+who has more rows than memory.
+"""
+
 from polarax.kernels.edits.edits import (
-    BUDGET_PARTS,
-    SIDES,
     edit_break,
     edit_keep,
     edit_random_control,
@@ -12,14 +13,11 @@ from polarax.kernels.edits.edits import (
     edit_restore,
     edit_scale_values,
 )
-from polarax.kernels.edits.measure import Measured, measure_edit
+from polarax.kernels.edits.maps import BUDGET_PARTS, SIDES
 
 __all__ = [
     "BUDGET_PARTS",
     "SIDES",
-    "Decomposed",
-    "Measured",
-    "decompose",
     "edit_break",
     "edit_keep",
     "edit_random_control",
@@ -27,5 +25,4 @@ __all__ = [
     "edit_replace_values",
     "edit_restore",
     "edit_scale_values",
-    "measure_edit",
 ]

@@ -1,15 +1,15 @@
-"""Frames of two decompositions turned to each other, and the one rotation that is nearest to both sides.
+"""What is free in two decompositions, chosen so that they lie nearest to each other; and the one nearest rotation.
 
 A singular vector pair has one sign, and vectors of equal singular values one rotation, that is free. Both are chosen so
-that the base's pairs lie as near to the post's as they can: of a block M of (U_b^T U_p + V_b^T V_p) by its polar factor,
-which for a single vector is a sign.
+that the base's pairs lie as near to the post's as they can: of a block of Q_U + Q_V by its polar factor, which for a
+single vector is a sign.
 """
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from polarax.kernels.edits.decomposed import Decomposed
+from polarax.kernels.edits.tall_pair import TallPair
 from polarax.kernels.polar import polar
 from polarax.kernels.products import frobenius, inner, matmul, transpose
 from polarax.kernels.symmetric_eigen import eigh_ascending
@@ -18,49 +18,32 @@ from polarax.kernels.symmetric_eigen import eigh_ascending
 _NEAR, _MOST_STEPS = 5.0, 8
 
 
-def aligned(base: Decomposed, post: Decomposed) -> tuple[Decomposed, Decomposed]:
-    """Both with what is free in them chosen so that their vector pairs, joined by their index, agree best."""
-    agreement = jnp.sum(base.left * post.left, axis=-2) + jnp.sum(base.right * post.right, axis=-2)
-    identity = jnp.eye(base.values.shape[-1], dtype=bool)
+def turns(pair: TallPair) -> tuple[jax.Array, jax.Array]:
+    """What the vectors of base and post are to be multiplied by, (..., r, r) each, so that their pairs agree best."""
+    base, post = pair.base, pair.post
     tied_base, tied_post = base.tied, post.tied
+    identity = jnp.eye(base.values.shape[-1], dtype=base.values.dtype)
 
     def by_signs():
-        return _times(base, jnp.where(agreement < 0, -1, 1).astype(agreement.dtype)), post
+        left = jnp.sum(base.right * matmul(pair.across, post.right), axis=-2) * base.inverses * post.inverses
+        agreement = left + jnp.sum(base.right * post.right, axis=-2)
+        return _signs(agreement)[..., None, :] * identity, jnp.broadcast_to(identity, base.right.shape)
 
     def by_blocks():
-        across = inner(base.left, post.left) + inner(base.right, post.right)
-        turn_base = _block_polar(across, tied_base)
-        turn_post = _block_polar(inner(turn_base, across), tied_post)
-        return _turned(base, turn_base), _turned(post, transpose(turn_post))
+        across = pair.left + pair.right
+        turn = _block_polar(across, tied_base)
+        return turn, transpose(_block_polar(inner(turn, across), tied_post))
 
-    return lax.cond(jnp.any((tied_base | tied_post) & ~identity), by_blocks, by_signs)
-
-
-def _times(parts, signs):
-    return parts._replace(left=parts.left * signs[..., None, :], right=parts.right * signs[..., None, :])
+    ties = (tied_base | tied_post) & ~jnp.eye(base.values.shape[-1], dtype=bool)
+    return lax.cond(jnp.any(ties), by_blocks, by_signs)
 
 
-def _turned(parts, turn):
-    return parts._replace(left=matmul(parts.left, turn), right=matmul(parts.right, turn))
-
-
-def _block_polar(across, tied):
-    """Signs where nothing is tied, polar factors of blocks elsewhere; (..., r, r)."""
-    diagonal = jnp.diagonal(across, axis1=-2, axis2=-1)
-    signs = jnp.where(diagonal < 0, -1, 1).astype(across.dtype)
-    alone = jnp.sum(tied, axis=-1) == 1
-    blocks = jnp.where(tied & ~alone[..., None, :], across, 0)
-    identity = jnp.eye(across.shape[-1], dtype=across.dtype)
-    return polar(blocks, method="svd").factor + identity * jnp.where(alone, signs, 0)[..., None, :]
-
-
-def one_rotation(base: Decomposed, post: Decomposed) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Q = polar(Q_U + Q_V), (..., r, r), with Q_U and Q_V; what neither side determines of it is zero.
+def one_rotation(pair: TallPair) -> jax.Array:
+    """Q = polar(Q_U + Q_V), (..., r, r); what neither side determines of it is zero.
 
     Signs are of no concern: what a column of Q_U and Q_V is multiplied by, that of Q is too.
     """
-    left, right = inner(base.left, post.left), inner(base.right, post.right)
-    middle = (left + right) / 2
+    middle = (pair.left + pair.right) / 2
     off = _off(middle)
     tolerance = 8 * jnp.finfo(middle.dtype).eps * middle.shape[-1] ** 0.5
 
@@ -74,11 +57,23 @@ def one_rotation(base: Decomposed, post: Decomposed) -> tuple[jax.Array, jax.Arr
         return x, _off(x), step + 1
 
     def iterated():
-        x, off, _ = lax.while_loop(unfinished, advance, (middle, _off(middle), jnp.int32(0)))
-        return lax.cond(_largest(off) > 100 * tolerance, lambda: _by_eigenvectors(middle), lambda: x)
+        x, off_left, _ = lax.while_loop(unfinished, advance, (middle, off, jnp.int32(0)))
+        return lax.cond(_largest(off_left) > 100 * tolerance, lambda: _by_eigenvectors(middle), lambda: x)
 
-    rotation = lax.cond(_largest(off) <= _NEAR, iterated, lambda: _by_eigenvectors(middle))
-    return rotation, left, right
+    return lax.cond(_largest(off) <= _NEAR, iterated, lambda: _by_eigenvectors(middle))
+
+
+def _signs(agreement):
+    return jnp.where(agreement < 0, -1, 1).astype(agreement.dtype)
+
+
+def _block_polar(across, tied):
+    """Signs where nothing is tied, polar factors of blocks elsewhere; (..., r, r)."""
+    alone = jnp.sum(tied, axis=-1) == 1
+    blocks = jnp.where(tied & ~alone[..., None, :], across, 0)
+    signs = jnp.where(alone, _signs(jnp.diagonal(across, axis1=-2, axis2=-1)), 0)
+    identity = jnp.eye(across.shape[-1], dtype=across.dtype)
+    return polar(blocks, method="svd").factor + identity * signs[..., None, :]
 
 
 def _off(x):

@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 
 from polarax import kernels
-from tests.kernels.matrices import SHAPES, drifted, generator, matrix, orthonormal, with_spectrum
+from polarax.kernels.edits import maps as maps_of
+from polarax.kernels.edits.measure import measure_maps
+from polarax.kernels.edits.tall_pair import tall_pair
+from tests.kernels.matrices import drifted, generator, matrix, orthonormal, with_spectrum
 
 KINDS = ("replace", "break-left", "break-right", "restore-left", "restore-right", "reparameterise", "scaling")
 KINDS += ("coordinated", "discordant", "outside")
@@ -64,68 +67,82 @@ def reference(kind, base, post):
     return base + ub @ parts[kind] @ vbt
 
 
-def run(kind, base, post, **options):
+@functools.partial(jax.jit, static_argnames="kinds")
+def edited(base, post, kinds=KINDS):
+    """Edits in one program, which decomposes once."""
+    return {kind: edit(kind, base, post) for kind in kinds}
+
+
+def run_all(base, post):
     with jax.enable_x64(base.dtype == np.float64):
-        return np.asarray(jax.jit(functools.partial(edit, kind, **options))(base, post))
+        return jax.device_get(edited(base, post))
+
+
+def run(kind, base, post):
+    return run_all(base, post)[kind]
 
 
 def relative(found, expected):
-    return np.linalg.norm(found.astype(np.float64) - expected) / np.linalg.norm(expected)
+    return np.linalg.norm(np.asarray(found, np.float64) - expected) / np.linalg.norm(expected)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("shape", [(48, 48), (80, 32), (32, 80), (1, 9), (9, 1)])
-@pytest.mark.parametrize("kind", KINDS)
-def test_edits_are_those_of_float64_numpy(kind, shape, dtype):
+@pytest.mark.parametrize(
+    ("shape", "dtype"),
+    [((48, 48), "float64"), ((48, 48), "float32"), ((80, 32), "float64"), ((32, 80), "float32"), ((1, 9), "float64")],
+)
+def test_edits_are_those_of_float64_numpy(shape, dtype):
     base = matrix("llm_like", shape, dtype)
     post = drifted(base, 0.05)
-    if kind == "reparameterise" and min(shape) > 1:  # the determinants of both have one sign
-        assert shape[0] != shape[1] or np.linalg.slogdet(base)[0] == np.linalg.slogdet(post)[0]
-    found = run(kind, base, post)
-    assert found.dtype == dtype and found.shape == shape
-    assert relative(found, reference(kind, base, post)) < TOLERANCE[dtype]
+    if shape[0] == shape[1]:  # else one vector turns to its opposite, and of that no rotation is determined
+        assert np.linalg.slogdet(base)[0] == np.linalg.slogdet(post)[0]
+    for kind, found in run_all(base, post).items():
+        assert found.dtype == dtype and found.shape == shape
+        assert relative(found, reference(kind, base, post)) < TOLERANCE[dtype], kind
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", [(24, 24), (60, 17), (9, 1)])
 def test_the_parts_of_the_budget_add_up_to_the_post(shape):
     base = matrix("separated", shape, "float64")
     post = drifted(base, 0.3)
-    parts = [run(part, base, post) - base for part in kernels.BUDGET_PARTS]
+    found = run_all(base, post)
+    parts = [found[part] - base for part in kernels.BUDGET_PARTS]
     np.testing.assert_allclose(base + sum(parts), post, rtol=0, atol=1e-12)
     budget = kernels.drift_budget(base.astype(np.float32), post.astype(np.float32))
     shares = [np.linalg.norm(part) ** 2 / np.linalg.norm(post - base) ** 2 for part in parts]
     np.testing.assert_allclose(shares, [float(getattr(budget, part)) for part in kernels.BUDGET_PARTS], atol=1e-4)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_an_identical_pair_stays_as_it_is(kind):
-    for name in ("llm_like", "rank_deficient", "identity"):
-        base = matrix(name, (40, 24), "float64")
-        np.testing.assert_allclose(run(kind, base, base), base, rtol=0, atol=1e-11 * np.linalg.norm(base))
+@pytest.mark.parametrize("name", ["llm_like", "rank_deficient", "identity"])
+def test_an_identical_pair_stays_as_it_is(name):
+    base = matrix(name, (20, 12), "float64")
+    for kind, found in run_all(base, base).items():
+        np.testing.assert_allclose(found, base, rtol=0, atol=1e-11 * np.linalg.norm(base), err_msg=kind)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_zero_matrices_and_nan(kind):
-    zero, post = np.zeros((12, 8)), matrix("mild", (12, 8), "float64")
-    assert np.all(np.isfinite(run(kind, zero, post))) and np.all(np.isfinite(run(kind, post, zero)))
-    assert not run(kind, zero, zero).any()
+def test_zero_matrices_and_nan():
+    zero, post = np.zeros((20, 12)), matrix("mild", (20, 12), "float64")
     broken = post.copy()
     broken[3, 3] = np.nan
-    assert np.isnan(run(kind, broken, post)).all() and np.isnan(run(kind, post, broken)).all()
+    for before, after in ((zero, post), (post, zero)):
+        assert all(np.all(np.isfinite(found)) for found in run_all(before, after).values())
+    assert not any(found.any() for found in run_all(zero, zero).values())
+    for before, after in ((broken, post), (post, broken)):
+        assert all(np.isnan(found).all() for found in run_all(before, after).values())
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_stacks_and_vmap_are_matrix_by_matrix(kind):
-    base = np.stack([matrix("llm_like", (24, 16), "float32", seed) for seed in range(4)]).reshape(2, 2, 24, 16)
+def test_stacks_and_vmap_are_matrix_by_matrix():
+    base = np.stack([matrix("llm_like", (20, 12), "float32", seed) for seed in range(4)]).reshape(2, 2, 20, 12)
     post = drifted(base, 0.05)
-    alone = np.stack([run(kind, b, p) for b, p in zip(base.reshape(4, 24, 16), post.reshape(4, 24, 16), strict=True)])
-    np.testing.assert_allclose(run(kind, base, post).reshape(alone.shape), alone, rtol=0, atol=1e-5)
-    mapped = jax.jit(jax.vmap(functools.partial(edit, kind)))(base[0], post[0])
-    np.testing.assert_allclose(mapped, alone[:2], rtol=0, atol=1e-5)
+    kinds = ("break-left", "reparameterise", "coordinated")
+    stacked = edited(base, post, kinds)
+    mapped = jax.jit(jax.vmap(functools.partial(edited, kinds=kinds)))(base[0], post[0])
+    for kind in kinds:
+        alone = np.stack([run(kind, base[0, i], post[0, i]) for i in range(2)])
+        np.testing.assert_allclose(stacked[kind][0], alone, rtol=0, atol=1e-5)
+        np.testing.assert_allclose(mapped[kind], alone, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["replace", "break-left", "break-right", "reparameterise", "scaling", "coordinated"])
-def test_what_is_free_in_an_eigenspace_decides_nothing(kind):
+def test_what_is_free_in_an_eigenspace_decides_nothing():
     """The same pair behind rotations of rows and columns: LAPACK gives other vectors of equal singular values."""
     rng = generator("eigenspaces")
     values = np.repeat([4.0, 2.0, 1.0], [3, 4, 5])
@@ -134,41 +151,32 @@ def test_what_is_free_in_an_eigenspace_decides_nothing(kind):
     tied_post = with_spectrum(values, 20, 12, rng)
     left, right = orthonormal(20, 20, rng), orthonormal(12, 12, rng)
     for before, after in ((base, post), (post, base), (base, tied_post)):
-        expected = left @ run(kind, before, after) @ right
-        found = run(kind, left @ before @ right, left @ after @ right)
-        assert relative(found, expected) < 1e-8
+        expected, found = run_all(before, after), run_all(left @ before @ right, left @ after @ right)
+        for kind in KINDS:
+            assert relative(found[kind], left @ expected[kind] @ right) < 1e-8, kind
     # Of a base that is orthogonal, all that is symmetric in its frame is a scaling: W_b (I + S).
     symmetric = rng.standard_normal((12, 12))
     symmetric = right @ (np.eye(12) + 0.01 * (symmetric + symmetric.T))
-    if kind in ("scaling", "coordinated"):
-        np.testing.assert_allclose(run(kind, right, symmetric), symmetric if kind == "scaling" else right, atol=1e-12)
+    found = run_all(right, symmetric)
+    np.testing.assert_allclose(found["scaling"], symmetric, atol=1e-12)
+    np.testing.assert_allclose(found["coordinated"], right, atol=1e-12)
 
 
 def test_rank_deficient_pairs():
     rng = generator("deficient")
     base, post = (with_spectrum(np.r_[np.linspace(2, 1, 6), np.zeros(6)], 20, 12, rng) for _ in range(2))
     full = with_spectrum(np.linspace(2, 1, 12), 20, 12, rng)
-    for kind in KINDS:
-        assert np.all(np.isfinite(run(kind, base, post)))
+    assert all(np.all(np.isfinite(found)) for found in run_all(base, post).values())
+    found = run_all(base, full)
     # Where the base has no vector, the post's stays.
-    broken = run("break-left", base, full)
+    broken = found["break-left"]
     values = np.linalg.svd(full, compute_uv=False)
     left, _, right = np.linalg.svd(full, full_matrices=False)
     np.testing.assert_allclose(broken @ right[6:].T, left[:, 6:] * values[6:], atol=1e-10)
     # The base's polar factor times the post's positive part.
     of_base = np.linalg.svd(base, full_matrices=False)
     polar = of_base[0][:, :6] @ of_base[2][:6]
-    np.testing.assert_allclose(run("restore-left", base, full), polar @ (right.T * values) @ right, atol=1e-10)
-
-
-def test_singular_values_of_edited_weights():
-    base = matrix("llm_like", (40, 24), "float64")
-    post = drifted(base, 0.05)
-    s_base, s_post = (np.linalg.svd(x, compute_uv=False) for x in (base, post))
-    alpha = s_base @ s_post / (s_base @ s_base)
-    tolerance = {"rtol": 0, "atol": 1e-9 * s_base[0]}
-    for kind, expected in (("replace", alpha * s_base), ("break-left", s_post), ("break-right", s_post)):
-        np.testing.assert_allclose(np.linalg.svd(run(kind, base, post), compute_uv=False), expected, **tolerance)
+    np.testing.assert_allclose(found["restore-left"], polar @ (right.T * values) @ right, atol=1e-10)
 
 
 def test_signs_of_ones_choice():
@@ -195,26 +203,32 @@ def test_scaling_and_random_changes():
     assert abs(drawn.mean()) < 5 / np.sqrt(drawn.size) and abs(drawn.std() - 1) < 5 / np.sqrt(2 * drawn.size)
 
 
-@pytest.mark.parametrize("method", ["lapack", "gram", "polar"])
-def test_other_methods(method):
-    base = matrix("separated", (40, 24), "float32")
+@pytest.mark.parametrize("method", ["lapack", "polar"])
+def test_other_methods_in_float32(method):
+    base = matrix("separated", (20, 12), "float32")  # a condition number of 50
     post = drifted(base, 0.05)
-    for kind in KINDS:
-        assert relative(run(kind, base, post, method=method), reference(kind, base, post)) < 1e-4
+    for kind in ("break-left", "coordinated"):
+        assert relative(edit(kind, base, post, method=method), reference(kind, base, post)) < 1e-4
 
 
-@pytest.mark.parametrize("shape", [(30, 30), (40, 24), (24, 40)])
+@pytest.mark.parametrize("shape", [(30, 30), (40, 24)])
 def test_measures_are_those_of_a_comparison(shape):
+    """Of W_b + 0.7 (keep one part of D), found from Gram matrices, as of the matrix itself."""
     base = matrix("llm_like", shape, "float64")
     post = drifted(base, 0.05)
+
+    def measured(base, post):
+        pair = tall_pair(base, post, dtype=base.dtype)
+        maps = maps_of.kept_part(pair, "discordant", square=shape[0] == shape[1])
+        maps = maps.between(maps_of.starting_maps(pair, "base"), 0.7)
+        edited = maps.apply(base, post)
+        frames = [kernels.frames(x, edited) for x in (base, post)]
+        expected = [(kernels.scaling(x.s_base, x.s_post).alpha, kernels.rotation_difference(x)) for x in frames]
+        return measure_maps(pair, maps, shape=shape), expected
+
     with jax.enable_x64(True):
-        of_base, of_post = (kernels.decompose(jnp.asarray(x)) for x in (base, post))
-        found = kernels.measure_edit(jnp.asarray(base), jnp.asarray(post), original_svd=of_base, edited_svd=of_post)
-        nf = kernels.align(base, post).nf
-    s_base, s_post = (np.linalg.svd(x, compute_uv=False) for x in (base, post))
-    np.testing.assert_allclose(found.drift, np.linalg.norm(post - base) / np.linalg.norm(base), rtol=1e-10)
-    np.testing.assert_allclose(found.alpha, s_base @ s_post / (s_base @ s_base), rtol=1e-8)
-    np.testing.assert_allclose(found.nf, nf, rtol=1e-6)
+        found, expected = jax.device_get(jax.jit(measured)(base, post))
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
 def test_bad_arguments():
