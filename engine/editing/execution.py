@@ -205,7 +205,7 @@ class _Editor:
             measures = None
             if measure and rows.stop >= len(base):
                 size = np.asarray(deviation, self._dtype)
-                measures = measure_random(found.pair, sums, size, self._strengths, shape=base.shape)
+                measures = measure_random(found.pair, sums, size, self._strengths)
             yield rows, target, measures
 
     def _find(self, pair, base, post, key, transposed):
@@ -223,6 +223,7 @@ class _Editor:
             "random_signs": settings.signs == RANDOM,
             "transposed": transposed and settings.kind.sided,
             "measure": settings.measure,
+            "whole": settings.strengths == (1.0,),
             "method": working_method(settings.method),
             "dtype": self._dtype,
         }

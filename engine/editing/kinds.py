@@ -9,6 +9,7 @@ from polarax.errors import UsageError
 from polarax.kernels import BUDGET_PARTS, SIDES
 from polarax.kernels.edits import maps as maps_of
 from polarax.kernels.edits.maps import RowMaps
+from polarax.kernels.edits.measure import Measured, measure_known
 from polarax.kernels.edits.tall_pair import TallPair
 
 POST, BASE = "post", "base"
@@ -34,6 +35,8 @@ class Kind(NamedTuple):
     options: tuple[str, ...] = ()  # those that this kind alone has: factor, signs, sd
     alone: bool = False  # whether one model is enough
     sided: bool = False  # whether it is another one of the transposed matrix
+    needs_alignment: bool = False  # whether the pair is to be aligned before
+    known: Callable[[TallPair, Surroundings], Measured] | None = None  # what it is at full strength, where that is known
 
 
 def _side(side: str, around: Surroundings) -> str:
@@ -41,23 +44,30 @@ def _side(side: str, around: Surroundings) -> str:
 
 
 def _broken(side: str) -> Kind:
-    weight = {"left": "U_b S_p V_p^T", "right": "U_p S_p V_b^T"}[side]
+    def known(pair: TallPair, around: Surroundings) -> Measured:
+        if around.signs is not None:
+            base = pair.base
+            pair = pair._replace(base=base._replace(right=base.right * around.signs[..., None, :]))
+        left = _side(side, around) == "left"
+        return measure_known(pair, pair.post.values, of_left=BASE if left else POST, of_right=POST if left else BASE)
+
     return Kind(
         f"break-{side}",
-        weight,
+        {"left": "U_b S_p V_p^T", "right": "U_p S_p V_b^T"}[side],
         "is the coordination of left and right vectors needed?",
         POST,
         lambda pair, around: maps_of.broken(pair, _side(side, around), around.signs),
         ("signs", "seed"),
         sided=True,
+        needs_alignment=True,
+        known=known,
     )
 
 
 def _restored(side: str) -> Kind:
-    weight = {"left": "(U_b Q_V) S_p V_p^T", "right": "U_p S_p (V_b Q_U)^T"}[side]
     return Kind(
         f"restore-{side}",
-        weight,
+        {"left": "(U_b Q_V) S_p V_p^T", "right": "U_p S_p (V_b Q_U)^T"}[side],
         "does one side's rotation carry over to the other?",
         POST,
         lambda pair, around: maps_of.restored(pair, _side(side, around)),
@@ -82,6 +92,7 @@ _RECORDS = (
         "is uniform scaling enough?",
         POST,
         lambda pair, around: maps_of.replace_values(pair),
+        known=lambda pair, around: measure_known(pair, maps_of.replaced_values(pair), of_left=POST, of_right=POST),
     ),
     Kind(
         "scale-values",
@@ -91,6 +102,7 @@ _RECORDS = (
         lambda pair, around: maps_of.scaled(pair, around.factor),
         ("factor",),
         alone=True,
+        known=lambda pair, around: measure_known(pair, around.factor * pair.post.values, of_left=POST, of_right=POST),
     ),
     *map(_broken, SIDES),
     *map(_restored, SIDES),

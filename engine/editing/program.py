@@ -9,21 +9,13 @@ import jax.numpy as jnp
 from polarax.editing.kinds import KINDS, Surroundings
 from polarax.kernels import products
 from polarax.kernels.edits.maps import RowMaps, starting_maps
-from polarax.kernels.edits.measure import measure_grams, measure_maps
+from polarax.kernels.edits.measure import Measured, measure_grams, measure_maps
 from polarax.kernels.edits.tall_pair import TallPair, tall_pair
+from polarax.kernels.edits.turned import aligned
 
 # Named, so that a draw does not depend on JAX's settings.
 _GENERATOR = "threefry2x32"
 _OF_SIGNS = 1  # what is folded into a matrix's key for its signs; rows take their block's number of its other keys
-
-
-class Measures(NamedTuple):
-    """What is measured of edited matrices against base and post, (strengths,) each."""
-
-    alpha_base: jax.Array
-    alpha_post: jax.Array
-    nf_base: jax.Array
-    nf_post: jax.Array
 
 
 class Found(NamedTuple):
@@ -31,11 +23,11 @@ class Found(NamedTuple):
 
     finite: jax.Array  # (), bool
     maps: RowMaps | None  # of the edit at its full strength; None of a random change
-    measures: Measures | None
+    measures: Measured | None  # (strengths,) each
     pair: TallPair | None  # of a random change, which is measured when it has been drawn
 
 
-@functools.partial(jax.jit, static_argnames=("kind", "random_signs", "transposed", "measure", "method", "dtype"))
+@functools.partial(jax.jit, static_argnames=("kind", "random_signs", "transposed", "measure", "whole", "method", "dtype"))
 def find_maps(
     base: jax.Array,
     post: jax.Array,
@@ -47,6 +39,7 @@ def find_maps(
     random_signs: bool = False,
     transposed: bool = False,
     measure: bool = True,
+    whole: bool = False,
     method: str = "auto",
     dtype: str = "float64",
 ) -> Found:
@@ -62,6 +55,7 @@ def find_maps(
         random_signs: Draw the signs of vector pairs.
         transposed: Whether the matrices are stored as their transposes.
         measure: Measure what the edit does.
+        whole: The only strength is 1, at which it may be known without measuring.
         method: How to decompose.
         dtype: To compute in; float64 needs its scope.
     """
@@ -73,13 +67,17 @@ def find_maps(
     if random_signs:
         of_signs = jax.random.fold_in(jax.random.wrap_key_data(key, impl=_GENERATOR), _OF_SIGNS)
         signs = jax.random.rademacher(of_signs, (shape[1],), jnp.dtype(dtype))
-    maps = record.maps(pair, Surroundings(transposed, shape[0] == shape[1], factor.astype(dtype), signs))
+    around = Surroundings(transposed, shape[0] == shape[1], factor.astype(dtype), signs)
+    pair = aligned(pair) if record.needs_alignment else pair
+    maps = record.maps(pair, around)
     measures = None
-    if measure:
+    if measure and whole and record.known is not None:
+        measures = jax.tree.map(lambda x: x[None], record.known(pair, around))
+    elif measure:
         start = starting_maps(pair, record.start)
 
         def at(strength):
-            return _measures(*measure_maps(pair, maps.between(start, strength), shape=shape))
+            return measure_maps(pair, maps.between(start, strength))
 
         measures = _for_each(at, strengths.astype(dtype))
     return Found(pair.finite, maps, measures, None)
@@ -133,10 +131,8 @@ def draw_rows(
     return drawn, Sums(*(total + products.inner(part, drawn) for total, part in zip(sums, parts, strict=True)))
 
 
-@functools.partial(jax.jit, static_argnames="shape")
-def measure_random(
-    pair: TallPair, sums: Sums, deviation: jax.Array, strengths: jax.Array, *, shape: tuple[int, int]
-) -> Measures:
+@jax.jit
+def measure_random(pair: TallPair, sums: Sums, deviation: jax.Array, strengths: jax.Array) -> Measured:
     """What W_b + strength sd G is, from products with G."""
     deviation = deviation / pair.unit
 
@@ -145,13 +141,9 @@ def measure_random(
         of_base = pair.base.gram + sd * sums.of_base / pair.unit
         of_post = products.transpose(pair.across) + sd * sums.of_post / pair.unit
         gram = of_base + sd * (products.transpose(sums.of_base) / pair.unit + sd * sums.gram)
-        return _measures(*measure_grams(pair, gram, of_base, of_post, shape=shape))
+        return measure_grams(pair, gram, of_base, of_post)
 
     return _for_each(at, strengths)
-
-
-def _measures(against_base, against_post):
-    return Measures(against_base.alpha, against_post.alpha, against_base.nf, against_post.nf)
 
 
 def _for_each(function, strengths):

@@ -12,7 +12,7 @@ With W = U S V^T of base (b) and post (p), D = W_p - W_b and E = U_b^T D V_b:
 
 What a matrix does not determine decides nothing: singular values are replaced by their mean over an eigenspace, signs
 and rotations within one are those that bring base and post nearest to each other, and directions of singular values
-that are numerically zero (below 1e-8 of the largest) keep the other side's vectors (break) or are dropped.
+that are numerically zero (below 1e-8 of the largest) are dropped.
 
 Every function computes in float64 where the platform has it, rounds once, and returns the dtype of its arguments. A
 pair with NaN or Inf gives NaN throughout.
@@ -35,6 +35,7 @@ from polarax.kernels.edits.maps import (
     restored,
 )
 from polarax.kernels.edits.tall_pair import tall_pair
+from polarax.kernels.edits.turned import aligned
 from polarax.kernels.methods import AUTO, check_method
 from polarax.kernels.products import promote, promote_pair, transpose
 from polarax.kernels.sequential import by_leading_axes
@@ -107,7 +108,11 @@ def edit_break(
     """
     _check_side(side)
     more = () if signs is None else (signs,)
-    return _edited(lambda pair, wide, *signs: broken(pair, _of_tall(side, wide), *signs), base, post, method, *more)
+
+    def make(pair, wide, *signs):
+        return broken(aligned(pair), _of_tall(side, wide), *signs)
+
+    return _edited(make, base, post, method, *more)
 
 
 def edit_restore(

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from polarax.kernels.edits.tall_pair import TallPair
-from polarax.kernels.edits.turned import one_rotation, turns
+from polarax.kernels.edits.turned import one_rotation
 from polarax.kernels.products import matmul, transpose
 
 SIDES = ("left", "right")
@@ -44,29 +44,28 @@ def scaled(pair: TallPair, factor: jax.Array) -> RowMaps:
     return RowMaps(None, factor * _identity(pair))
 
 
-def replace_values(pair: TallPair) -> RowMaps:
-    """U_p (alpha S_b) V_p^T."""
+def replaced_values(pair: TallPair) -> jax.Array:
+    """alpha s_b by the post's vectors, (..., r): means over its eigenspaces, 0 where it has no vector."""
     base, post = pair.base, pair.post
     alpha = _ratio(jnp.sum(base.values * post.values, axis=-1), jnp.sum(base.values**2, axis=-1))
-    wanted = alpha[..., None] * post.over_ties(base.values) * post.inverses
+    return jnp.where(post.inside, alpha[..., None] * post.over_ties(base.values), 0)
+
+
+def replace_values(pair: TallPair) -> RowMaps:
+    """U_p (alpha S_b) V_p^T."""
+    post = pair.post
+    wanted = replaced_values(pair) * post.inverses
     return RowMaps(None, matmul(post.right * wanted[..., None, :], transpose(post.right)))
 
 
 def broken(pair: TallPair, side: str, signs: jax.Array | None = None) -> RowMaps:
-    """U_b S_p V_p^T or U_p S_p V_b^T; where the base has no vector, the post's."""
+    """U_b S_p V_p^T or U_p S_p V_b^T, of a pair that is `aligned`; the base's vectors times `signs`, (..., r)."""
     base, post = pair.base, pair.post
-    turn_base, turn_post = turns(pair)
-    if signs is not None:
-        turn_base = turn_base * signs.astype(turn_base.dtype)[..., None, :]
-    of_post = matmul(post.right, turn_post)
-    # A turn mixes directions of one singular value alone, so that none is inside and outside.
-    kept = jnp.where(base.inside, 0, 1).astype(of_post.dtype)
+    turned = base.right if signs is None else base.right * signs.astype(base.right.dtype)[..., None, :]
     if side == "left":
-        of_base = matmul(base.right * base.inverses[..., None, :], turn_base) * post.values[..., None, :]
-        own = matmul(of_post * kept[..., None, :], transpose(of_post))
-        return RowMaps(matmul(of_base, transpose(of_post)), own)
-    vectors = matmul(base.right, turn_base) + of_post * kept[..., None, :]
-    return RowMaps(None, matmul(of_post, transpose(vectors)))
+        scaled = turned * (base.inverses * post.values)[..., None, :]
+        return RowMaps(matmul(scaled, transpose(post.right)), None)
+    return RowMaps(None, matmul(post.right, transpose(turned)))
 
 
 def restored(pair: TallPair, side: str) -> RowMaps:

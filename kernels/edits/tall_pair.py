@@ -16,6 +16,7 @@ from polarax.kernels.methods import AUTO
 from polarax.kernels.products import inner, matmul, transpose
 from polarax.kernels.row_blocks import reduce_row_blocks
 from polarax.kernels.svd import svd
+from polarax.kernels.symmetric_eigen import eigh_ascending
 
 # Singular values that are closer than this, relative to the largest one, span one eigenspace: some times the errors of
 # small ones, and far less than the distances between values that are not equal.
@@ -126,9 +127,11 @@ def tall_pair(base: jax.Array, post: jax.Array, *, dtype: jax.typing.DTypeLike, 
 
 
 def side_of_gram(gram: jax.Array) -> Side:
-    """A matrix of which only the Gram matrix is known: small singular values to sqrt(eps) of the largest one."""
-    frame = right_frame(gram, lambda rows: matmul(matmul(rows, gram), transpose(rows)))
-    return _determined(frame.values, transpose(frame.rows), gram, UNRESOLVED)
+    """A matrix of which only the Gram matrix is known, (..., r, r): singular values down to 1e-7 of the largest."""
+    vectors, squares = eigh_ascending(gram)
+    values = jnp.sqrt(jnp.maximum(squares, 0))[..., ::-1]
+    floor = 1e-7 if gram.dtype == jnp.float64 else 1e-3  # some times the root of eps
+    return _determined(values, vectors[..., ::-1], gram, floor)
 
 
 def _side(x, gram, finite, convert, method):

@@ -18,24 +18,26 @@ from polarax.kernels.symmetric_eigen import eigh_ascending
 _NEAR, _MOST_STEPS = 5.0, 8
 
 
-def turns(pair: TallPair) -> tuple[jax.Array, jax.Array]:
-    """What the vectors of base and post are to be multiplied by, (..., r, r) each, so that their pairs agree best."""
+def aligned(pair: TallPair) -> TallPair:
+    """The pair with what is free in its vectors chosen so that vector pairs, joined by their index, agree best."""
     base, post = pair.base, pair.post
     tied_base, tied_post = base.tied, post.tied
-    identity = jnp.eye(base.values.shape[-1], dtype=base.values.dtype)
 
     def by_signs():
         left = jnp.sum(base.right * matmul(pair.across, post.right), axis=-2) * base.inverses * post.inverses
         agreement = left + jnp.sum(base.right * post.right, axis=-2)
-        return _signs(agreement)[..., None, :] * identity, jnp.broadcast_to(identity, base.right.shape)
+        return base.right * _signs(agreement)[..., None, :], post.right
 
     def by_blocks():
         across = pair.left + pair.right
         turn = _block_polar(across, tied_base)
-        return turn, transpose(_block_polar(inner(turn, across), tied_post))
+        turn_post = transpose(_block_polar(inner(turn, across), tied_post))
+        return matmul(base.right, turn), matmul(post.right, turn_post)
 
     ties = (tied_base | tied_post) & ~jnp.eye(base.values.shape[-1], dtype=bool)
-    return lax.cond(jnp.any(ties), by_blocks, by_signs)
+    turned, turned_post = lax.cond(jnp.any(ties), by_blocks, by_signs)
+    # Only vectors of equal singular values are mixed.
+    return pair._replace(base=base._replace(right=turned), post=post._replace(right=turned_post))
 
 
 def one_rotation(pair: TallPair) -> jax.Array:
