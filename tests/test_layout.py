@@ -29,7 +29,16 @@ MAY_IMPORT = {
         "kernels",
         "loaders",
     },
-    "": {"comparison", "step_comparison", "editing", "results", "tracking", "errors", "kernels", "loaders"},  # the public API
+    "": {
+        "comparison",
+        "step_comparison",
+        "editing",
+        "results",
+        "tracking",
+        "errors",
+        "kernels",
+        "loaders",
+    },  # the public API
     "editing": {"measuring", "results", "report.table", "planning", "metrics", "errors", "kernels", "loaders"},
     "step_comparison": {"comparison", "measuring", "results", "planning", "metrics", "errors", "loaders"},
     "comparison": {"measuring", "results", "planning", "metrics", "errors", "loaders"},
