@@ -17,6 +17,7 @@ MAY_IMPORT = {
     "commands": {
         "comparison",
         "step_comparison",
+        "editing",
         "measuring",
         "results",
         "report",
@@ -32,13 +33,15 @@ MAY_IMPORT = {
     "": {
         "comparison",
         "step_comparison",
+        "editing",
+        "evaluation",
         "results",
         "tracking",
-        "evaluation",
         "errors",
         "kernels",
         "loaders",
     },  # the public API
+    "editing": {"measuring", "results", "report.table", "planning", "metrics", "errors", "kernels", "loaders"},
     "step_comparison": {"comparison", "measuring", "results", "planning", "metrics", "errors", "loaders"},
     "comparison": {"measuring", "results", "planning", "metrics", "errors", "loaders"},
     "evaluation": {"results.files", "planning.devices", "planning.environment", "errors", "loaders"},
