@@ -19,7 +19,7 @@ _INSTALL = "Tokenizing needs the tokenizers package: pip install 'polarax[evalua
 class Tokenizer(Protocol):
     """What is used of `tokenizers.Tokenizer`."""
 
-    def encode(self, sequence: str, add_special_tokens: bool = True) -> Any:
+    def encode(self, sequence: str, *, add_special_tokens: bool = True) -> Any:
         """Something that has `ids`."""
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
