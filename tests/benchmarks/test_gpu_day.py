@@ -54,6 +54,16 @@ def test_the_parts_of_the_targets(tmp_path):
     assert "| whole pair of 64 x 64: 5 times as fast as torch.linalg.svd of both | not measured | |" in text
 
 
+@pytest.mark.exhaustive
+def test_whole_commands_and_compilers(tmp_path):
+    done = run(tmp_path, "--smallest", "--parts=commands,compiling with Triton,compiling without Triton")
+    assert done.returncode == 0, done.stderr
+    records = records_of(tmp_path)
+    assert [record for record in records if "error" in record] == []
+    cases = [record["case"] for record in records if record["part"] == "commands"]
+    assert {"polarax compare", "polarax compare --quick", "polarax compare, on the host's cores"} <= set(cases)
+
+
 def test_a_part_that_is_cut_off_keeps_what_it_had(tmp_path):
     """The limit falls into the part: what was written before is there, and the next part is left out."""
     done = run(tmp_path, "--smallest", "--parts=device,kernels,jnp", "--seconds=17")
