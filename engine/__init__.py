@@ -3,6 +3,7 @@
     run = polarax.compare("base/", "post/", out="run/")
     run.frame()      # one row per matrix
     run.summary()    # model level
+    polarax.edit("base/", "post/", "break-left", out="edited/")  # the weights changed along these axes
     polarax.Tracker(every=100)  # the same quantities inside a training loop
 
 `polarax.kernels` has the functions on arrays, `polarax.loaders` the checkpoints.
@@ -15,7 +16,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from polarax import kernels, loaders
     from polarax.comparison import compare
+    from polarax.editing import edit
     from polarax.errors import RunError, UsageError
+    from polarax.evaluation.evaluating import evaluate
     from polarax.loaders import CheckpointError, open_checkpoint
     from polarax.results.run import Run
     from polarax.results.runs import History, Runs
@@ -35,6 +38,8 @@ __all__ = [
     "UsageError",
     "__version__",
     "compare",
+    "edit",
+    "evaluate",
     "history",
     "kernels",
     "loaders",
@@ -54,6 +59,8 @@ if not TYPE_CHECKING:
         "Tracker": "tracking",
         "UsageError": "errors",
         "compare": "comparison",
+        "edit": "editing",
+        "evaluate": "evaluation",
         "history": "step_comparison",
         "kernels": None,
         "loaders": None,

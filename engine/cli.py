@@ -16,7 +16,9 @@ from absl import flags
 COMMANDS = {
     "compare": "compare two checkpoints, or a base and several, and write a run directory",
     "history": "compare the saved steps of a training run with its first",
+    "edit": "change a checkpoint's weights along the axes that a comparison measures",
     "report": "write the page and the pictures of a run",
+    "evaluate": "run a model on a text: loss, attention, agreement with a reference",
     "plan": "say what compare would do, from the headers alone",
 }
 

@@ -11,6 +11,17 @@ from polarax.kernels.block_magnitudes import block_magnitudes
 from polarax.kernels.change_cosine import change_cosine
 from polarax.kernels.controls import Controls, closed_form_controls
 from polarax.kernels.drift_budget import DriftBudget, budget_of_frames, drift_budget, split_change
+from polarax.kernels.edits import (
+    BUDGET_PARTS,
+    SIDES,
+    edit_break,
+    edit_keep,
+    edit_random_control,
+    edit_reparameterise,
+    edit_replace_values,
+    edit_restore,
+    edit_scale_values,
+)
 from polarax.kernels.fit import Fit, fit_of_frames
 from polarax.kernels.frames import frames, map_frames, map_posts
 from polarax.kernels.frames_type import Frames, joint_signs
@@ -28,8 +39,10 @@ from polarax.kernels.svd import singular_values, svd
 from polarax.kernels.thin_svd import Svd, numerical_rank
 
 __all__ = [
+    "BUDGET_PARTS",
     "POLAR_METHODS",
     "RANDOM_CHANGES",
+    "SIDES",
     "SVD_METHODS",
     "Alignment",
     "Controls",
@@ -50,6 +63,13 @@ __all__ = [
     "change_cosine",
     "closed_form_controls",
     "drift_budget",
+    "edit_break",
+    "edit_keep",
+    "edit_random_control",
+    "edit_reparameterise",
+    "edit_replace_values",
+    "edit_restore",
+    "edit_scale_values",
     "effective_rank",
     "fit_of_frames",
     "frames",

@@ -9,13 +9,14 @@ from polarax.loaders.opening import open_checkpoint
 from polarax.loaders.pairing import Coverage, LeftOut, Pair, Paired, Pairing, SideCoverage, Skipped, pair_checkpoints
 from polarax.loaders.roles import ROLES
 from polarax.loaders.steps import find_steps
-from polarax.loaders.writing import write_checkpoint
+from polarax.loaders.writing import Draft, open_draft, rounded, write_checkpoint
 
 __all__ = [
     "ROLES",
     "Checkpoint",
     "CheckpointError",
     "Coverage",
+    "Draft",
     "Identity",
     "LeftOut",
     "Pair",
@@ -32,9 +33,11 @@ __all__ = [
     "model_name",
     "on_base",
     "open_checkpoint",
+    "open_draft",
     "pair_checkpoints",
     "parse_role_map",
     "read_views",
+    "rounded",
     "short_name",
     "write_checkpoint",
 ]

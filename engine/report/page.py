@@ -58,7 +58,7 @@ class Page(NamedTuple):
     account: Sequence[str]  # how much of either model was compared
     finished: bool
     sections: Sequence[Section]
-    frame: pd.DataFrame  # of the table of all matrices
+    frame: pd.DataFrame | None  # of the table of all matrices; None for a page that is not about matrices
     grouped_by: str  # a column of it that can be chosen from; "" for none
     description: Mapping[str, Any]  # run.json
 
@@ -96,18 +96,21 @@ def render_page(page: Page) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    table = Section("table-section", "All matrices", "All matrices", "table.html", {"grouped_by": page.grouped_by})
     facts = Section("how-section", "How it was run", "How it was run", "facts.html", {"facts": flat(page.description)})
-    *sections, skipped = page.sections
+    sections, data, script = [*page.sections, facts], "{}", ""
+    if page.frame is not None:
+        table = Section("table-section", "All matrices", "All matrices", "table.html", {"grouped_by": page.grouped_by})
+        sections.insert(-2, table)  # before what was skipped
+        data, script = script_json(table_data(page.frame)), files["report.js"]
     return environment.get_template("page.html").render(
         page=page,
         version=((page.description.get("environment") or {}).get("versions") or {}).get("polarax", ""),
         started=page.description.get("started"),
-        sections=[*sections, table, skipped, facts],
-        table=Drawing(script_json(table_data(page.frame))),
+        sections=sections,
+        table=Drawing(data),
         style=Drawing(files["report.css"]),
-        script=Drawing(files["report.js"]),
-        script_hash=base64.b64encode(hashlib.sha256(files["report.js"].encode()).digest()).decode(),
+        script=Drawing(script),
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
 
 

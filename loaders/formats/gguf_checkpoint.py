@@ -57,6 +57,19 @@ _SETTINGS = {
     "num_key_value_heads": "attention.head_count_kv",
     "head_dim": "attention.key_length",
     "hidden_size": "embedding_length",
+    "num_hidden_layers": "block_count",
+    "intermediate_size": "feed_forward_length",
+    "max_position_embeddings": "context_length",
+    "rms_norm_eps": "attention.layer_norm_rms_epsilon",
+    "rope_theta": "rope.freq_base",
+    "sliding_window": "attention.sliding_window",
+    "attn_logit_softcapping": "attn_logit_softcapping",
+    "final_logit_softcapping": "final_logit_softcapping",
+}
+_SCALING = {
+    "type": "rope.scaling.type",
+    "factor": "rope.scaling.factor",
+    "original_max_position_embeddings": "rope.scaling.original_context_length",
 }
 
 
@@ -252,6 +265,9 @@ def _config(reader: Any) -> dict[str, Any]:
     """The file's settings under the names of config.json."""
     architecture = _setting(reader, "general.architecture")
     settings = {name: _setting(reader, f"{architecture}.{key}") for name, key in _SETTINGS.items()}
+    scaling = {name: _setting(reader, f"{architecture}.{key}") for name, key in _SCALING.items()}
+    if scaling["type"] not in (None, "none"):
+        settings["rope_scaling"] = scaling
     # The converter has already put fused matrices in blocks, whatever the original's settings.
     return {"model_type": architecture, "multi_query": False} | {
         name: value for name, value in settings.items() if value is not None

@@ -85,6 +85,11 @@ class OrbaxCheckpoint(Checkpoint):
         self._notes = notes
 
     @property
+    def folder(self) -> str:
+        """Path or URL of the tree, which ends in a slash."""
+        return self._folder
+
+    @property
     def notes(self) -> tuple[str, ...]:
         """Which later steps were passed over, and why."""
         return self._notes

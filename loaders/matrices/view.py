@@ -65,6 +65,28 @@ class View(NamedTuple):
         whole = (math.prod(array.shape) // max(self.shape[1], 1), self.shape[1])
         return array.reshape(whole)[: self.rows]
 
+    def place(self, matrix: np.ndarray, array: np.ndarray) -> None:
+        """Puts the matrix back: the inverse of `arrange`.
+
+        Args:
+            matrix: (out, in), of the array's dtype.
+            array: The part of the tensor that `slices` selects; where the matrix lies in it, it is changed.
+
+        Raises:
+            ValueError: If the view is of the first rows of a matrix alone, or a shape does not fit.
+        """
+        if self.rows is not None:
+            raise ValueError(f"{self.name}: only a whole matrix can be put back")
+        whole = np.ascontiguousarray(array)
+        part = whole if self.factors is None else whole.reshape(self.factors)
+        if self.cut is not None:
+            part = part[self.cut]
+        if self.order is not None:
+            part = part.transpose(self.order)
+        part[...] = matrix.reshape(part.shape)
+        if whole is not array:
+            array[...] = whole
+
     def first_rows(self, rows: int) -> "View":
         """The first rows of the matrix, of which only those are read where they lie together."""
         narrowed = self._replace(shape=(rows, self.shape[1]), label=f"{self.label}[rows={rows}]", rows=rows)

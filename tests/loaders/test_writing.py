@@ -114,7 +114,7 @@ def test_a_single_file(save, tmp_path):
 
 
 def test_tensors_larger_than_a_chunk(save, tmp_path, monkeypatch):
-    monkeypatch.setattr("polarax.loaders.writing._CHUNK_BYTES", 1000)
+    monkeypatch.setattr("polarax.loaders.writing.copies._CHUNK_BYTES", 1000)
     arrays = {name: np.random.default_rng(i).standard_normal((40, 17)) for i, name in enumerate("abcde")}
     path = save(tmp_path / "m.safetensors", arrays)
     out = write_checkpoint(open_checkpoint(path), tmp_path / "out", {"c": arrays["c"]})

@@ -1,0 +1,164 @@
+"""A tall base and post by their Gram matrices: all that an edit needs to know, of the size of the shorter side.
+
+Vectors that a matrix does not determine (of singular values that are numerically zero) are zero here.
+"""
+
+import functools
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from polarax.kernels.gram import UNRESOLVED, right_frame, stored_gram
+from polarax.kernels.methods import AUTO
+from polarax.kernels.products import inner, matmul, transpose
+from polarax.kernels.row_blocks import reduce_row_blocks
+from polarax.kernels.svd import svd
+from polarax.kernels.symmetric_eigen import eigh_ascending
+
+# Singular values that are closer than this, relative to the largest one, span one eigenspace: some times the errors of
+# small ones, and far less than the distances between values that are not equal.
+_TIED = {"float64": 1e-10, "float32": 5e-7}
+
+
+class Side(NamedTuple):
+    """What is known of a tall matrix W = U S V^T, (..., m, r)."""
+
+    values: jax.Array  # s, (..., r), descending; 0 where undetermined
+    right: jax.Array  # V, (..., r, r); columns of zeros there
+    gram: jax.Array  # W^T W, (..., r, r)
+
+    @property
+    def inside(self) -> jax.Array:
+        """(..., r), bool: which directions are determined."""
+        return self.values > 0
+
+    @property
+    def inverses(self) -> jax.Array:
+        """1 / s, (..., r); 0 where undetermined."""
+        return jnp.where(self.inside, 1 / jnp.where(self.inside, self.values, 1), 0)
+
+    @property
+    def tied(self) -> jax.Array:
+        """(..., r, r), bool: which singular values are equal up to rounding, each to itself at least."""
+        values = self.values
+        tolerance = jnp.max(values, axis=-1, keepdims=True) * _TIED[values.dtype.name]
+        apart = values[..., :-1] - values[..., 1:] > tolerance
+        group = jnp.cumsum(jnp.pad(apart, [(0, 0)] * (apart.ndim - 1) + [(1, 0)]), axis=-1)
+        both = self.inside[..., :, None] & self.inside[..., None, :]
+        return both & (group[..., :, None] == group[..., None, :]) | jnp.eye(values.shape[-1], dtype=bool)
+
+    def over_ties(self, values: jax.Array) -> jax.Array:
+        """Numbers by the index of singular values, (..., r), as their means over the eigenspaces."""
+        tied = self.tied.astype(values.dtype)
+        return jnp.sum(tied * values[..., None, :], axis=-1) / jnp.sum(tied, axis=-1)
+
+
+class TallPair(NamedTuple):
+    """Base and post, in one unit. What an edit has no use for is not computed under jit."""
+
+    base: Side
+    post: Side
+    toward: jax.Array  # W_b^T D, (..., r, r)
+    finite: jax.Array  # (...), bool: else both were taken to be orthonormal
+    unit: jax.Array  # (...): what norms are to be multiplied by
+
+    @property
+    def across(self) -> jax.Array:
+        """W_b^T W_p, (..., r, r)."""
+        return self.base.gram + self.toward
+
+    @property
+    def left(self) -> jax.Array:
+        """Q_U = U_b^T U_p, (..., r, r), with any signs."""
+        return left_product(self.base, self.post, self.across)
+
+    @property
+    def right(self) -> jax.Array:
+        """Q_V = V_b^T V_p, (..., r, r), with the same signs."""
+        return inner(self.base.right, self.post.right)
+
+    @property
+    def change(self) -> jax.Array:
+        """E = U_b^T D V_b, (..., r, r)."""
+        base = self.base
+        return base.inverses[..., :, None] * matmul(inner(base.right, self.toward), base.right)
+
+
+def left_product(first: Side, second: Side, across: jax.Array) -> jax.Array:
+    """U_1^T U_2, (..., r, r), from W_1^T W_2."""
+    product = matmul(inner(first.right, across), second.right)
+    return first.inverses[..., :, None] * product * second.inverses[..., None, :]
+
+
+def tall_pair(base: jax.Array, post: jax.Array, *, dtype: jax.typing.DTypeLike, method: str = AUTO) -> TallPair:
+    """Decomposes base and post.
+
+    Args:
+        base: (..., m, n), m >= n, as stored.
+        post: The same shape.
+        dtype: To compute in: float64, in whose scope this is then called, or float32.
+        method: One of `polarax.kernels.SVD_METHODS`; "auto" takes Gram matrices in float64, else the choice of `svd`.
+    """
+    unit = _unit_of(base, post)
+
+    def convert(x):
+        x = x.astype(dtype)
+        return x if unit is None else x / unit.astype(dtype)[..., None, None]
+
+    def toward(base, post):
+        first = convert(base)
+        return inner(first, convert(post) - first)
+
+    grams = [_full(stored_gram(x, convert)) for x in (base, post)]
+    product = reduce_row_blocks(toward, base, post)
+    finite = jnp.isfinite(jnp.sum(product, axis=(-2, -1)))
+    for gram in grams:
+        finite &= jnp.isfinite(jnp.trace(gram, axis1=-2, axis2=-1))
+    identity = jnp.eye(base.shape[-1], dtype=dtype)
+    sides = [
+        _side(x, jnp.where(finite[..., None, None], gram, identity), finite, convert, method)
+        for x, gram in zip((base, post), grams, strict=True)
+    ]
+    scale = jnp.ones(base.shape[:-2], dtype) if unit is None else unit.astype(dtype)
+    return TallPair(*sides, jnp.where(finite[..., None, None], product, 0), finite, scale)
+
+
+def side_of_gram(gram: jax.Array) -> Side:
+    """A matrix of which only the Gram matrix is known, (..., r, r): singular values down to 1e-7 of the largest."""
+    vectors, squares = eigh_ascending(gram)
+    values = jnp.sqrt(jnp.maximum(squares, 0))[..., ::-1]
+    floor = 1e-7 if gram.dtype == jnp.float64 else 1e-3  # some times the root of eps
+    return _determined(values, vectors[..., ::-1], gram, floor)
+
+
+def _side(x, gram, finite, convert, method):
+    if method == AUTO and gram.dtype == jnp.float64:
+        frame = right_frame(gram, functools.partial(stored_gram, x, convert))
+        return _determined(frame.values, transpose(frame.rows), gram, UNRESOLVED)
+    parts = svd(jnp.where(finite[..., None, None], convert(x), 0), method=method)
+    floor = UNRESOLVED if gram.dtype == jnp.float64 else math.sqrt(x.shape[-2]) * float(jnp.finfo(gram.dtype).eps)
+    return _determined(parts.values, parts.right, gram, floor)
+
+
+def _determined(values, right, gram, floor):
+    kept = values > floor * values[..., :1]
+    return Side(jnp.where(kept, values, 0), jnp.where(kept[..., None, :], right, 0), gram)
+
+
+def _full(upper):
+    """A symmetric matrix from its upper triangle."""
+    index = jnp.arange(upper.shape[-1])
+    return jnp.where(index[:, None] <= index, upper, transpose(upper))
+
+
+def _unit_of(base, post):
+    """A power of two that float64 matrices are divided by so that their squares stay in range; None for others."""
+    if jnp.float64 not in (base.dtype, post.dtype):
+        return None
+    largest = functools.reduce(jnp.maximum, (jnp.max(jnp.abs(x), axis=(-2, -1)) for x in (base, post)))
+    return jnp.where(jnp.isfinite(largest) & (largest > 0), lax.reduce_precision(largest, 11, 0), 1)
+
+
