@@ -59,6 +59,8 @@ def save(model: Decoder, settings: dict, tokenizer, folder: pathlib.Path) -> Non
         "vocab_size": model.config.vocabulary,
         "tie_word_embeddings": model.config.tied,
         "torch_dtype": "float32",
+        "bos_token_id": tokenizer.token_to_id("<|im_start|>"),
+        "eos_token_id": tokenizer.token_to_id("<|im_end|>"),
     }
     (folder / "config.json").write_text(json.dumps(config, indent=1))
     tokenizer.save(str(folder / "tokenizer.json"))

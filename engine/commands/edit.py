@@ -34,7 +34,9 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string(
         "strength", "1", "How much of the edit, such as 0,0.5,1: several write a folder each.", flag_values=values
     )
-    flags.DEFINE_string("factor", None, "Of scale-values: a number, or by role as in q=1.1,k=0.9.", flag_values=values)
+    flags.DEFINE_string(
+        "factor", None, "Of scale-values: a number, or by role as in q=1.1,k=0.9.", flag_values=values
+    )
     flags.DEFINE_string(
         "signs", "aligned", "Of break: aligned, or random to see what signs that are not do.", flag_values=values
     )

@@ -123,7 +123,8 @@ def _factors(text: str) -> list[float]:
 def _say(line: str) -> None:
     import sys
 
-    print(line, file=sys.stderr, flush=True)
+    if sys.stderr.isatty():
+        print(line, file=sys.stderr, flush=True)
 
 
 def _write_pictures(content: Mapping[str, Any], folder: Any, plots: bool, page: bool) -> Iterable[str]:

@@ -36,6 +36,10 @@ class Experiment(NamedTuple):
         signs = {} if self.signs is None else {"signs": self.signs}
         return EditSettings.parse(self.kind, factor=given, seed=seed, measure=False, method=method, **signs)
 
+    def changes(self, role: str) -> bool:
+        """Whether matrices of a role are changed at all."""
+        return self.kind is None or "factor" not in KINDS[self.kind].options or role in SCALED_ROLES
+
 
 def _experiments() -> list[Experiment]:
     found = [Experiment(UNDO, "W_b", "what does all of the change do?", None)]

@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from polarax.editing.settings import EditSettings
-from polarax.editing.targets import Targets, find_targets
+from polarax.editing.targets import find_targets
 from polarax.errors import UsageError
 from polarax.evaluation import Decoder, Measured, Settings, load_decoder, measure
 from polarax.evaluation.tokens import check_vocabulary, encode, open_tokenizer, read_text
 from polarax.evaluation.windows import check_tokens
-from polarax.loaders import Checkpoint, open_checkpoint
+from polarax.loaders import Checkpoint, Pair, open_checkpoint
 from polarax.planning.environment import describe_environment
 from polarax.planning.selection import Selection
 from polarax.reproduction.experiments import Experiment, chosen_experiments
@@ -62,8 +62,6 @@ class _Bench(NamedTuple):
     texts: Sequence[_Text]
     how: Settings
     seed: int
-    method: str
-    factor: float
     selection: Selection
 
 
@@ -141,8 +139,8 @@ def reproduce(
         except UsageError as error:
             raise UsageError(f"{text.label}: {error}") from error
     selection = Selection.parse(None, None, roles, layers)
-    bench = _Bench(of_base, of_post, model, read, how, seed, method, factor, selection)
-    targets = {experiment.name: _targets(bench, experiment) for experiment in chosen}
+    bench = _Bench(of_base, of_post, model, read, how, seed, selection)
+    pairs = _matrices(bench)
     request = {
         "base": of_base.fingerprint(),
         "post": of_post.fingerprint(),
@@ -162,7 +160,10 @@ def reproduce(
         rows = []
         for number, experiment in enumerate(chosen):
             say(f"{experiment.name} ({number + 1} of {len(chosen)})")
-            rows.append(_run(bench, experiment, targets[experiment.name], journal))
+            settings = experiment.settings(factor, seed, method)
+            changed = [pair for pair in pairs if experiment.changes(pair.role)]
+            if changed:
+                rows.append(_run(bench, experiment, settings, changed, journal))
         temperature = _temperature(bench, journal, factors, say)
         content = {
             "base": {"location": of_base.location, **of_base_alone},
@@ -198,13 +199,12 @@ def _read_texts(texts: Sequence[str | os.PathLike], tokenizer: Any, most: int) -
     return [_Text(label, tokens[: most or None]) for label, tokens in zip(labels, found, strict=True)]
 
 
-def _targets(bench: _Bench, experiment: Experiment) -> Targets:
-    """The matrices that an experiment changes; those of the decoder alone."""
-    settings = experiment.settings(bench.factor, bench.seed, bench.method) or EditSettings.parse("replace-values")
-    found = find_targets(bench.base, bench.post, bench.selection, settings)
+def _matrices(bench: _Bench) -> tuple[Pair, ...]:
+    """The matrices that were chosen, all of them the decoder's."""
+    found = find_targets(bench.base, bench.post, bench.selection, EditSettings.parse("replace-values"))
     for pair in found.pairs:
         place_of(pair, bench.model.config.layers)
-    return found
+    return found.pairs
 
 
 def _base_decoder(bench: _Bench, dtype: str, config: Mapping[str, Any] | None) -> Decoder:
@@ -216,17 +216,18 @@ def _base_decoder(bench: _Bench, dtype: str, config: Mapping[str, Any] | None) -
     return model
 
 
-def _run(bench: _Bench, experiment: Experiment, targets: Targets, journal: Journal) -> dict[str, Any]:
+def _run(
+    bench: _Bench, experiment: Experiment, settings: EditSettings | None, pairs: Sequence[Pair], journal: Journal
+) -> dict[str, Any]:
     """An experiment and its control."""
 
     def change() -> dict[str, Any]:
-        settings = experiment.settings(bench.factor, bench.seed, bench.method)
-        model, changes = edited(bench.model, bench.base, bench.post, targets.pairs, settings)
+        model, changes = edited(bench.model, bench.base, bench.post, pairs, settings)
         return {"drift": drift(changes), "changes": [change._asdict() for change in changes], **_texts(bench, model)}
 
     def control() -> dict[str, Any]:
         norms = {change["name"]: change["norm"] for change in found["changes"]}
-        model, changes = randomly_changed(bench.model, targets.pairs, norms, bench.seed)
+        model, changes = randomly_changed(bench.model, pairs, norms, bench.seed)
         return {"drift": drift(changes), **_texts(bench, model)}
 
     found = journal.part(experiment.name, change)
