@@ -156,7 +156,9 @@ def reproduce(
         say("the post as it is")
         of_post_alone = journal.part("post", lambda: {"texts": _measured(bench, model, None)})
         say("the base as it is")
-        of_base_alone = journal.part("base", lambda: {"texts": _measured(bench, _base_decoder(bench, dtype, config))})
+        of_base_alone = journal.part(
+            "base", lambda: {"texts": _measured(bench, _base_decoder(bench, dtype, config), model)}
+        )
         rows = []
         for number, experiment in enumerate(chosen):
             say(f"{experiment.name} ({number + 1} of {len(chosen)})")
