@@ -48,13 +48,13 @@ demo: $(VENV)/.extra-demo $(VENV)/.demo-models ## compare all-MiniLM-L6-v2 with 
 	post="$$($(call model_folder,sre_embedding_model,model_weights))" && \
 	set -x && $(BIN)/polarax compare --base="$$base" --post="$$post" --out=$(DEMO_RUN) $(DEMO_FLAGS)
 
-reproduce: $(REPRODUCE_RUN)/pair/post/tokenizer.json ## fine-tune SmolLM2-135M and do the experiments of the paper on it
+reproduce: $(VENV)/.extra-reproduce $(REPRODUCE_RUN)/pair/post/tokenizer.json ## fine-tune SmolLM2-135M and do the experiments of the paper on it
 	$(BIN)/polarax reproduce --base=$(REPRODUCE_RUN)/pair/base --post=$(REPRODUCE_RUN)/pair/post \
 	--text=docs/definitions.md --text=$(REPRODUCE_RUN)/instructions.txt --out=$(REPRODUCE_RUN)/experiments \
 	$(REPRODUCE_FLAGS)
 
 # A real post: some minutes on two cores. `rm -r` of the pair trains it again.
-$(REPRODUCE_RUN)/pair/post/tokenizer.json: $(VENV)/.extra-reproduce | $(REPRODUCE_RUN)/$(REPRODUCE_WEIGHTS)
+$(REPRODUCE_RUN)/pair/post/tokenizer.json: | $(VENV)/.extra-reproduce $(REPRODUCE_RUN)/$(REPRODUCE_WEIGHTS)
 	$(BIN)/python docs/examples/instructions.py --count=1500 --out=$(REPRODUCE_RUN)/train.txt
 	$(BIN)/python docs/examples/instructions.py --count=150 --seed=1 --out=$(REPRODUCE_RUN)/instructions.txt
 	$(BIN)/python docs/examples/fine_tune.py --model=$(REPRODUCE_RUN)/$(REPRODUCE_WEIGHTS) \

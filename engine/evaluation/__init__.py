@@ -5,13 +5,11 @@ measure(model, tokens)                  # sums over windows of a text
 generate(model, prompts)                # with a cache of keys and values
 log_likelihoods(model, pairs)           # of given continuations
 evaluate("path/to/model", text="path/to/text.txt")    # all of it, from files
-lm_eval_model("path/to/model")          # for lm-evaluation-harness
 """
 
 from polarax.evaluation.decoder import FAMILIES, Decoder, DecoderConfig, Observer, load_decoder
 from polarax.evaluation.evaluating import Evaluation, evaluate
 from polarax.evaluation.generation import generate
-from polarax.evaluation.harness import lm_eval_model
 from polarax.evaluation.likelihood import Likelihood, log_likelihoods
 from polarax.evaluation.measuring import Measured, Settings, measure
 
@@ -26,7 +24,6 @@ __all__ = [
     "Settings",
     "evaluate",
     "generate",
-    "lm_eval_model",
     "load_decoder",
     "log_likelihoods",
     "measure",

@@ -21,11 +21,11 @@ def save_tokenizer(folder: pathlib.Path) -> None:
 
 
 def save_pair(folder: pathlib.Path, kind: str, drift: float = 0.02) -> None:
-    """folder/base and folder/post, whose weights differ by random numbers of that relative size."""
+    """folder/base and folder/post, whose matrices differ by random numbers of that relative size."""
     config, rng = models.CONFIGS[kind] | {"eos_token_id": 95}, np.random.default_rng(7)
     base = models.tensors_of(config)
     post = {
-        name: (x + drift * np.sqrt(np.mean(x**2)) * rng.standard_normal(x.shape)).astype(np.float32)
+        name: (x + (x.ndim == 2) * drift * np.sqrt(np.mean(x**2)) * rng.standard_normal(x.shape)).astype(np.float32)
         for name, x in base.items()
     }
     for name, tensors in (("base", base), ("post", post)):
