@@ -65,7 +65,7 @@ def main(_):
             first = manager.latest_step()
             items = {name: ocp.args.StandardRestore(item) for name, item in state.items()}
             state = dict(manager.restore(first, args=ocp.args.Composite(**items)))
-        data = decoder.batches(config, BATCH.value, LENGTH.value, start=first)
+        data = decoder.batches(config.vocabulary, BATCH.value, LENGTH.value, start=first)
         for step, tokens in zip(range(first, STEPS.value), data, strict=False):
             state, loss = train_step(state, step, tokens)
             if step % EVERY.value == 0:

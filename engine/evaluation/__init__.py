@@ -11,6 +11,7 @@ from polarax.evaluation.decoder import FAMILIES, Decoder, DecoderConfig, Observe
 from polarax.evaluation.evaluating import Evaluation, evaluate
 from polarax.evaluation.generation import generate
 from polarax.evaluation.likelihood import Likelihood, log_likelihoods
+from polarax.evaluation.lm_eval import lm_eval_model
 from polarax.evaluation.measuring import Measured, Settings, measure
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "Settings",
     "evaluate",
     "generate",
+    "lm_eval_model",
     "load_decoder",
     "log_likelihoods",
     "measure",

@@ -8,7 +8,7 @@ import numpy as np
 
 from polarax.errors import UsageError
 from polarax.loaders import Checkpoint, Read, View
-from polarax.loaders.architectures import plain, recognise
+from polarax.loaders.architectures import plain
 from polarax.loaders.checkpoint import INTERLEAVED
 from polarax.loaders.dtypes import is_floating
 from polarax.loaders.matrices import take_inventory
@@ -37,9 +37,10 @@ _NORMS = {
     "self_attn.k_norm": ("self_attn.k_norm", "attn_k_norm", "attention.k_norm", "attn._key_norm", "attn.key_norm"),
 }
 _NORM_OF = {name: norm for norm, names in _NORMS.items() for name in names}
+_AFTER_FEED_FORWARD = "post_feedforward_layernorm"
 _BEFORE_FEED_FORWARD = "ffn_norm"  # of llama.cpp and Meta, whether or not outputs are normalised too
 _LAST_NORMS = ("norm", "output_norm", "final_norm", "model.norm", "transformer.norm", "language_model.model.norm")
-_IN_LAYER = re.compile(r"(?:^|\.)(?:layers?|blk|blocks?)\.(?:([0-9]+)\.)?(.+)$")
+_IN_LAYER = re.compile(r"^((?:.*?\.)?(?:layers?|blk|blocks?)\.)(?:([0-9]+)\.)?(.+)$")
 _OF_NO_PARAMETER = re.compile(r"(?:inv_freq|rope_freqs|rope\.freqs)(?:\.weight)?$")  # saved with the parameters
 _BIAS, _SCALE = ".bias", ".scale"
 
@@ -94,12 +95,17 @@ def list_stored(checkpoint: Checkpoint, config: Mapping[str, Any] | None = None)
                 outside.setdefault(parameter, Filler(name, view))
             else:
                 in_layer.setdefault(parameter, {})[layer] = Filler(name, view)
-    normed = any(_NORM_OF.get(_tail(name)[1]) == "post_feedforward_layernorm" for name in names)
+    # Layers elsewhere are those of a tower for images or sound.
+    homes = {place.home for place in map(_place, modules) if place is not None}
+    normed = any(_NORM_OF.get(place.tail) == _AFTER_FEED_FORWARD for place in map(_place, names) if place is not None)
     for name in names:
-        if plain(name) in modules or recognise(name).tower or not is_floating(checkpoint.dtype(name)):
+        place = _place(name)
+        if plain(name) in modules or not is_floating(checkpoint.dtype(name)):
+            continue
+        if place is not None and place.home not in homes:
             continue
         module = plain(name).removesuffix(_SCALE).removesuffix(_BIAS)
-        layer, tail = _tail(name)
+        layer, tail = (place.layer, place.tail) if place is not None else (None, "")
         norm = _NORM_OF.get(tail)
         if tail == _BEFORE_FEED_FORWARD:
             norm = "pre_feedforward_layernorm" if normed else "post_attention_layernorm"
@@ -132,10 +138,17 @@ def _matrices(views: tuple[View, ...]) -> Iterator[tuple[str, int | None, View]]
             yield f"{MATRICES[view.role]}.kernel", view.layer, view
 
 
-def _tail(name: str) -> tuple[int | None, str]:
-    """The layer's number in a name, and what stands behind it without its leaf; "" outside the layers."""
+class _Place(NamedTuple):
+    """Where a name says that a tensor is, inside the layers."""
+
+    home: str  # what stands before the layer's number
+    layer: int | None  # None of a tensor of all layers
+    tail: str  # behind it, without the leaf
+
+
+def _place(name: str) -> _Place | None:
     match = _IN_LAYER.search(plain(name).removesuffix(_SCALE))
-    return (None, "") if match is None else (int(match[1]) if match[1] else None, match[2])
+    return None if match is None else _Place(match[1], int(match[2]) if match[2] else None, match[3])
 
 
 def _vectors(name: str, layer: int | None, shape: tuple[int, ...]) -> Mapping[int, Filler]:

@@ -181,3 +181,19 @@ def test_without_config_json_nothing_is_guessed(tmp_path):
     with pytest.raises(UsageError, match="has no config.json"):
         load_decoder(tmp_path)
     assert load_decoder(tmp_path, config=config).config.family == "llama"
+
+
+@pytest.mark.parametrize("prefix", ["language_model.model.", "model.language_model."])
+def test_a_language_model_beside_a_tower_for_images(loaded, prefix, tmp_path):
+    model, config, tensors = loaded("gemma3")
+    tower = prefix.removesuffix("language_model.model.").removesuffix("language_model.") + "vision_tower.encoder."
+    names = ("self_attn.q_proj.weight", "mlp.fc1.weight", "layer_norm1.weight", "layer_norm1.bias")
+    beside = {
+        f"{tower}layers.0.{name}": np.ones((4, 4) if "_proj" in name or "fc1" in name else 4, np.float32)
+        for name in names
+    }
+    renamed = {name.replace("model.", prefix, 1): tensor for name, tensor in tensors.items()}
+    whole = {"model_type": "gemma3", "text_config": config, "vision_config": {}}
+    tokens = models.text(9)[None]
+    both = load_decoder(models.save(tmp_path, whole, renamed | beside))
+    np.testing.assert_array_equal(both(tokens), model(tokens))
