@@ -7,6 +7,8 @@ tokenizer are copied. Prints what the edit did to drift, alpha and nf beside wha
 """
 
 import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 from absl import flags
 
@@ -34,9 +36,7 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string(
         "strength", "1", "How much of the edit, such as 0,0.5,1: several write a folder each.", flag_values=values
     )
-    flags.DEFINE_string(
-        "factor", None, "Of scale-values: a number, or by role as in q=1.1,k=0.9.", flag_values=values
-    )
+    flags.DEFINE_string("factor", None, "Of scale-values: a number, or by role as in q=1.1,k=0.9.", flag_values=values)
     flags.DEFINE_string(
         "signs", "aligned", "Of break: aligned, or random to see what signs that are not do.", flag_values=values
     )
@@ -51,7 +51,11 @@ def define_flags(values: flags.FlagValues) -> None:
         "compilation_cache", "~/.cache/polarax", "Folder that keeps compiled programs; '' for none.", flag_values=values
     )
     fields = {field.name: field for field in dataclasses.fields(Options)}
-    kinds_of_flag = {int: flags.DEFINE_integer, float: flags.DEFINE_float, tuple: flags.DEFINE_multi_string}
+    kinds_of_flag: dict[type, Callable[..., Any]] = {
+        int: flags.DEFINE_integer,
+        float: flags.DEFINE_float,
+        tuple: flags.DEFINE_multi_string,
+    }
     for name in _SHARED:
         default, text = fields[name].default, fields[name].metadata["help"]
         define = kinds_of_flag.get(type(default), flags.DEFINE_string)

@@ -255,5 +255,3 @@ def _drop_if_empty(partial: pathlib.Path) -> None:
     """Removes the folder of an edit that was refused before anything was prepared."""
     if partial.is_dir() and not (partial / "checkpoint").exists():
         shutil.rmtree(partial, ignore_errors=True)
-
-

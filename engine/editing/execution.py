@@ -1,4 +1,4 @@
-"""Carrying out an edit: stacks are read, every matrix's maps found, its rows mapped, rounded and put into the drafts."""
+"""Carrying out an edit: stacks are read, every matrix's maps found, its rows mapped, rounded and put into drafts."""
 
 import concurrent.futures
 import functools
@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from polarax.editing.journal import Journal
@@ -161,7 +162,8 @@ class _Editor:
             places = range(first, min(first + step, len(strengths)))
             stored = [np.empty(base.shape, self._drafts[place].dtype(pair.post.tensor)) for place in places]
             sums = [_Totals() for _ in places]
-            for rows, target, measures in blocks(measured=first + step >= len(strengths)):
+            for rows, target, found_now in blocks(measured=first + step >= len(strengths)):
+                measures = found_now or measures
                 for place, out, total in zip(places, stored, sums, strict=True):
                     _mix(start[rows], target, strengths[place], base[rows], post[rows], out[rows], total)
             self._put(pair, places, stored, transposed)
@@ -195,7 +197,7 @@ class _Editor:
         if deviation is None:
             deviation = _change_norm(base, post) / math.sqrt(base.size)
         measure = measured and found.pair is not None
-        zeros = np.zeros((base.shape[1],) * 2, self._dtype)
+        zeros = jnp.zeros((base.shape[1],) * 2, self._dtype)
         sums = Sums(zeros, zeros, zeros) if measure else None
         for number, (rows, count, (first, second)) in enumerate(_row_blocks((base, post), height)):
             drawn, sums = draw_rows(

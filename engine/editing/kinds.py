@@ -36,7 +36,7 @@ class Kind(NamedTuple):
     alone: bool = False  # whether one model is enough
     sided: bool = False  # whether it is another one of the transposed matrix
     needs_alignment: bool = False  # whether the pair is to be aligned before
-    known: Callable[[TallPair, Surroundings], Measured] | None = None  # what it is at full strength, where that is known
+    known: Callable[[TallPair, Surroundings], Measured] | None = None  # what is left at full strength, where known
 
 
 def _side(side: str, around: Surroundings) -> str:

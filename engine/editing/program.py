@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from polarax.editing.kinds import KINDS, Surroundings
+from polarax.editing.kinds import BASE, KINDS, Surroundings
 from polarax.kernels import products
 from polarax.kernels.edits.maps import RowMaps, starting_maps
 from polarax.kernels.edits.measure import Measured, measure_grams, measure_maps
@@ -27,7 +27,9 @@ class Found(NamedTuple):
     pair: TallPair | None  # of a random change, which is measured when it has been drawn
 
 
-@functools.partial(jax.jit, static_argnames=("kind", "random_signs", "transposed", "measure", "whole", "method", "dtype"))
+@functools.partial(
+    jax.jit, static_argnames=("kind", "random_signs", "transposed", "measure", "whole", "method", "dtype")
+)
 def find_maps(
     base: jax.Array,
     post: jax.Array,
@@ -60,7 +62,7 @@ def find_maps(
         dtype: To compute in; float64 needs its scope.
     """
     record, shape = KINDS[kind], (base.shape[-2], base.shape[-1])
-    pair = tall_pair(base, post, dtype=dtype, method=method)
+    pair = tall_pair(base, post, dtype=dtype, method=method, post_is_measured_alone=record.start == BASE)
     if record.maps is None:
         return Found(pair.finite, None, None, pair if measure else None)
     signs = None

@@ -127,5 +127,3 @@ def _refuse_missing(
             raise UsageError(f"No matrix to edit is in layers {asked_layers.start}-{asked_layers.stop - 1}.")
     if not pairs:
         raise UsageError(f"No matrix is left to edit. {short_name(left[0].name)}: {left[0].reason}.")
-
-

@@ -54,7 +54,9 @@ def edit_tree(
     results = [dict(named_leaves(post)) for _ in settings.strengths]
     groups: dict[Any, list[Pair]] = {}
     for pair in targets.pairs:
-        groups.setdefault((pair.shape, pair.dtype_base, pair.dtype_post, settings.factor_of(pair.role)), []).append(pair)
+        groups.setdefault((pair.shape, pair.dtype_base, pair.dtype_post, settings.factor_of(pair.role)), []).append(
+            pair
+        )
     for (_, _, _, factor), pairs in groups.items():
         first = jnp.stack([_matrix(leaves_base[pair.base.tensor], pair.base) for pair in pairs])
         second = jnp.stack([_matrix(results[0][pair.post.tensor], pair.post) for pair in pairs])
@@ -127,7 +129,9 @@ def _shown(leaf: jax.Array, view: View) -> jax.Array:
 
 
 def _matrix(leaf: jax.Array, view: View) -> jax.Array:
-    return view.arrange(_shown(leaf, view)[axis_slices(_shown(leaf, view).shape, view.slices)])
+    shown = _shown(leaf, view)
+    part: Any = shown[axis_slices(shown.shape, view.slices)]
+    return jnp.asarray(view.arrange(part))  # whose methods NumPy's arrays and JAX's have alike
 
 
 def _with_matrix(leaf: jax.Array, view: View, matrix: jax.Array) -> jax.Array:
@@ -157,4 +161,3 @@ def _rebuilt(tree: Any, before: dict[str, Any], after: dict[str, Any]) -> Any:
     if missing:
         raise UsageError(f"{len(missing)} arrays of the tree cannot be put back: it is no pytree of JAX.")
     return jax.tree.unflatten(structure, [replaced.get(id(leaf), leaf) for leaf in leaves])
-

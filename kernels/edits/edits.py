@@ -55,9 +55,7 @@ def edit_scale_values(x: jax.typing.ArrayLike, factor: jax.typing.ArrayLike, /) 
     return x * jnp.asarray(factor, x.dtype)[..., None, None]
 
 
-def edit_replace_values(
-    base: jax.typing.ArrayLike, post: jax.typing.ArrayLike, /, *, method: str = AUTO
-) -> jax.Array:
+def edit_replace_values(base: jax.typing.ArrayLike, post: jax.typing.ArrayLike, /, *, method: str = AUTO) -> jax.Array:
     """U_p (alpha S_b) V_p^T with alpha = <s_b, s_p> / <s_b, s_b>.
 
     Args:
@@ -139,9 +137,7 @@ def edit_restore(
     return _edited(lambda pair, wide: restored(pair, _of_tall(side, wide)), base, post, method)
 
 
-def edit_reparameterise(
-    base: jax.typing.ArrayLike, post: jax.typing.ArrayLike, /, *, method: str = AUTO
-) -> jax.Array:
+def edit_reparameterise(base: jax.typing.ArrayLike, post: jax.typing.ArrayLike, /, *, method: str = AUTO) -> jax.Array:
     """alpha (U_b Q) S_b (V_b Q)^T with Q = polar(Q_U + Q_V) and the alpha of least squares: `fit_of_frames` as weights.
 
     Args:
@@ -158,9 +154,7 @@ def edit_reparameterise(
     return _edited(lambda pair, _: reparameterised(pair), base, post, method)
 
 
-def edit_keep(
-    base: jax.typing.ArrayLike, post: jax.typing.ArrayLike, /, *, part: str, method: str = AUTO
-) -> jax.Array:
+def edit_keep(base: jax.typing.ArrayLike, post: jax.typing.ArrayLike, /, *, part: str, method: str = AUTO) -> jax.Array:
     """W_b + one part of the drift budget; the four parts add up to D.
 
     Within an eigenspace of the base, where the vectors that make E diagonal are free, all of the symmetric part is

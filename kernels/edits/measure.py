@@ -30,7 +30,8 @@ def measure_maps(pair: TallPair, maps: RowMaps) -> Measured:
     of_base = _sum((base.gram, maps.of_base), (pair.across, maps.of_post))
     of_post = _sum((transpose(pair.across), maps.of_base), (post.gram, maps.of_post))
     products = zip(maps, (of_base, of_post), strict=True)
-    return measure_grams(pair, sum(inner(x, product) for x, product in products if x is not None), of_base, of_post)
+    first, *rest = [inner(x, product) for x, product in products if x is not None]
+    return measure_grams(pair, sum(rest, first), of_base, of_post)
 
 
 def measure_grams(pair: TallPair, gram: jax.Array, of_base: jax.Array, of_post: jax.Array) -> Measured:
@@ -70,14 +71,14 @@ def measure_known(pair: TallPair, values: jax.Array, *, of_left: str, of_right: 
         distances = (none, apart) if of_left == "base" else (apart, none)
     else:
         # The sides that are the base's are turned as the others are against them: Q of the one, I of the other.
-        turned = [_distance(x, identity, inside_base, inside_post) for x in (right, left)]
-        distances = tuple(turned if of_left == "base" else turned[::-1])
+        by_right, by_left = (_distance(x, identity, inside_base, inside_post) for x in (right, left))
+        distances = (by_right, by_left) if of_left == "base" else (by_left, by_right)
     return _measured(pair, -jnp.sort(-values, axis=-1), *distances)
 
 
 def _measured(pair, values, nf_base, nf_post):
-    alphas = (scaling(side.values, values).alpha for side in (pair.base, pair.post))
-    return Measured(*alphas, nf_base, nf_post)
+    alpha_base, alpha_post = (scaling(side.values, values).alpha for side in (pair.base, pair.post))
+    return Measured(alpha_base, alpha_post, nf_base, nf_post)
 
 
 def _distance(left, right, inside, inside_edited):

@@ -11,16 +11,18 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from polarax.kernels.gram import UNRESOLVED, right_frame, stored_gram
+from polarax.kernels.gram import UNRESOLVED, pair_grams, right_frame, stored_gram
 from polarax.kernels.methods import AUTO
 from polarax.kernels.products import inner, matmul, transpose
-from polarax.kernels.row_blocks import reduce_row_blocks
 from polarax.kernels.svd import svd
 from polarax.kernels.symmetric_eigen import eigh_ascending
 
 # Singular values that are closer than this, relative to the largest one, span one eigenspace: some times the errors of
 # small ones, and far less than the distances between values that are not equal.
 _TIED = {"float64": 1e-10, "float32": 5e-7}
+
+# ||W_p|| over ||W_b||: from here up, rounding errors of W_b's Gram matrix are at most 100 times those of W_p's own.
+_SMALL_POST = 0.1
 
 
 class Side(NamedTuple):
@@ -93,7 +95,14 @@ def left_product(first: Side, second: Side, across: jax.Array) -> jax.Array:
     return first.inverses[..., :, None] * product * second.inverses[..., None, :]
 
 
-def tall_pair(base: jax.Array, post: jax.Array, *, dtype: jax.typing.DTypeLike, method: str = AUTO) -> TallPair:
+def tall_pair(
+    base: jax.Array,
+    post: jax.Array,
+    *,
+    dtype: jax.typing.DTypeLike,
+    method: str = AUTO,
+    post_is_measured_alone: bool = False,
+) -> TallPair:
     """Decomposes base and post.
 
     Args:
@@ -101,6 +110,7 @@ def tall_pair(base: jax.Array, post: jax.Array, *, dtype: jax.typing.DTypeLike, 
         post: The same shape.
         dtype: To compute in: float64, in whose scope this is then called, or float32.
         method: One of `polarax.kernels.SVD_METHODS`; "auto" takes Gram matrices in float64, else the choice of `svd`.
+        post_is_measured_alone: No edit is made of the post's vectors: its small singular values need not be resolved.
     """
     unit = _unit_of(base, post)
 
@@ -108,22 +118,29 @@ def tall_pair(base: jax.Array, post: jax.Array, *, dtype: jax.typing.DTypeLike, 
         x = x.astype(dtype)
         return x if unit is None else x / unit.astype(dtype)[..., None, None]
 
-    def toward(base, post):
-        first = convert(base)
-        return inner(first, convert(post) - first)
-
-    grams = [_full(stored_gram(x, convert)) for x in (base, post)]
-    product = reduce_row_blocks(toward, base, post)
-    finite = jnp.isfinite(jnp.sum(product, axis=(-2, -1)))
-    for gram in grams:
-        finite &= jnp.isfinite(jnp.trace(gram, axis1=-2, axis2=-1))
+    finite = jnp.all(jnp.isfinite(base), axis=(-2, -1)) & jnp.all(jnp.isfinite(post), axis=(-2, -1))
+    upper, change = pair_grams(base, post, convert)
+    gram_base = _full(upper)
+    gram_post = _gram_of_post(post, gram_base, change, convert)
     identity = jnp.eye(base.shape[-1], dtype=dtype)
-    sides = [
-        _side(x, jnp.where(finite[..., None, None], gram, identity), finite, convert, method)
-        for x, gram in zip((base, post), grams, strict=True)
-    ]
+    gram_base, gram_post = (jnp.where(finite[..., None, None], gram, identity) for gram in (gram_base, gram_post))
+    of_base = _side(base, gram_base, finite, convert, method)
+    if post_is_measured_alone and gram_post.dtype == jnp.float64:
+        of_post = side_of_gram(gram_post)
+    else:
+        of_post = _side(post, gram_post, finite, convert, method)
     scale = jnp.ones(base.shape[:-2], dtype) if unit is None else unit.astype(dtype)
-    return TallPair(*sides, jnp.where(finite[..., None, None], product, 0), finite, scale)
+    return TallPair(of_base, of_post, jnp.where(finite[..., None, None], change.across, 0), finite, scale)
+
+
+def _gram_of_post(post, gram_base, change, convert):
+    """W_p^T W_p by its difference from the base's, unless it is so small that the base's rounding errors show."""
+    across = change.across
+    by_sum = gram_base + (across + transpose(across)) + _full(change.change)
+    traces = (jnp.trace(gram, axis1=-2, axis2=-1) for gram in (gram_base, by_sum))
+    trace_base, trace_post = traces
+    small = trace_post < _SMALL_POST**2 * trace_base
+    return lax.cond(jnp.any(small), lambda: _full(stored_gram(post, convert)), lambda: by_sum)
 
 
 def side_of_gram(gram: jax.Array) -> Side:
@@ -160,5 +177,3 @@ def _unit_of(base, post):
         return None
     largest = functools.reduce(jnp.maximum, (jnp.max(jnp.abs(x), axis=(-2, -1)) for x in (base, post)))
     return jnp.where(jnp.isfinite(largest) & (largest > 0), lax.reduce_precision(largest, 11, 0), 1)
-
-

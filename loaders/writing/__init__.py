@@ -1,7 +1,7 @@
 """Checkpoints written like ones that were read: copies with some tensors replaced, and drafts that are edited."""
 
 import pathlib
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from polarax.loaders.checkpoint import Checkpoint, CheckpointError
@@ -48,17 +48,20 @@ def open_draft(
                 f"{source.location}: tensor {name!r} is stored as {source.dtype_name(name)}, which cannot be written "
                 f"back; leave it out, or {_CONVERT}"
             )
-    stored_names = str
+    stored_names: Callable[[str], str] = str
     if isinstance(source, ScaledCheckpoint):
-        source, stored_names = source.stored, source.stored_name
+        stored_names, source = source.stored_name, source.stored
     if isinstance(source, SafetensorsCheckpoint):
         return SafetensorsDraft(source, folder, edited, dtype, metadata or {}, stored_names)
     if dtype is not None:
-        raise CheckpointError(f"{source.location}: another dtype is written to safetensors alone; it is {source.format}")
+        raise CheckpointError(
+            f"{source.location}: another dtype is written to safetensors alone; it is {source.format}"
+        )
     if isinstance(source, OrbaxCheckpoint):
         return OrbaxDraft(source, folder, edited)
     if isinstance(source, MsgpackCheckpoint):
         return MsgpackDraft(source, folder, edited)
     raise CheckpointError(
-        f"{source.location}: only safetensors, Orbax and Flax checkpoints are written; it is {source.format}: {_CONVERT}"
+        f"{source.location}: only safetensors, Orbax and Flax checkpoints are written; it is {source.format}: "
+        f"{_CONVERT}"
     )

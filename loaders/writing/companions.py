@@ -62,7 +62,6 @@ def _holds_weights(above: str, name: str) -> bool:
 
 
 def whole_file(store: Store, name: str) -> bytes | None:
+    """All of a file; None if there is none."""
     data = store.wait(store.read(name), name)
     return None if data is None else data.tobytes()
-
-

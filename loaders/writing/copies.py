@@ -32,6 +32,7 @@ Replacement = np.ndarray | Callable[[], Any]
 
 _CHUNK_BYTES = 16 << 20  # what is copied at a time; two of them are in memory
 
+
 def write_checkpoint(
     source: Checkpoint,
     out: str | os.PathLike,

@@ -55,6 +55,7 @@ class Draft(abc.ABC):
             OSError: If it cannot be written.
         """
 
+    @abc.abstractmethod
     def sync(self) -> None:
         """Has on the disk what was put."""
 

@@ -54,6 +54,9 @@ class MsgpackDraft(Draft):
         part = array[axis_slices(array.shape, view.slices)]
         view.place(matrix, part)
 
+    def sync(self) -> None:
+        """Nothing is on the disk before all is."""
+
     def finish(self, files: Mapping[str, bytes]) -> None:
         """As `Draft.finish`."""
         with created(self.folder / self._name) as opened:

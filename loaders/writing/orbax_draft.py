@@ -36,7 +36,9 @@ class OrbaxDraft(Draft):
         super().__init__(folder)
         path = local_path(source.folder)
         if path is None:
-            raise CheckpointError(f"{source.location}: Orbax trees are written from this machine only; download it first")
+            raise CheckpointError(
+                f"{source.location}: Orbax trees are written from this machine only; download it first"
+            )
         self._source, self._path = source, pathlib.Path(path)
         self._tree = read_tree(Store.of_folder(path))
         for name in edited:
@@ -69,6 +71,9 @@ class OrbaxDraft(Draft):
             part = np.array(whole.T if transposed else whole)
             view.place(matrix, part)
         stored.write(np.ascontiguousarray(part.T if transposed else part)).result()
+
+    def sync(self) -> None:
+        """Nothing is left to be done: tensorstore returns when what it wrote is there."""
 
     def finish(self, files: Mapping[str, bytes]) -> None:
         """As `Draft.finish`."""

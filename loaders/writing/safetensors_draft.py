@@ -148,7 +148,7 @@ class SafetensorsDraft(Draft):
 
 
 def _read_all(descriptor: int, data: np.ndarray, position: int) -> None:
-    view = memoryview(data)
+    view = data.data
     while view:
         count = os.preadv(descriptor, [view], position)
         if not count:
@@ -157,7 +157,7 @@ def _read_all(descriptor: int, data: np.ndarray, position: int) -> None:
 
 
 def _write_all(descriptor: int, data: np.ndarray, position: int) -> None:
-    view = memoryview(data)
+    view = data.data
     while view:
         count = os.pwrite(descriptor, view, position)
         view, position = view[count:], position + count

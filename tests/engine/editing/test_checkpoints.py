@@ -91,7 +91,10 @@ def test_parts_of_fused_tensors_are_put_back_and_all_else_keeps_its_bytes(pair, 
     for name in ("config.json", "tokenizer.json", "model.safetensors.index.json"):
         assert (edited.path / name).read_bytes() == (folder / "post" / name).read_bytes()
     for file in edited.path.glob("*.safetensors"):
-        with safetensors.safe_open(file, "np") as opened, safetensors.safe_open(folder / "post" / file.name, "np") as old:
+        with (
+            safetensors.safe_open(file, "np") as opened,
+            safetensors.safe_open(folder / "post" / file.name, "np") as old,
+        ):
             assert list(opened.keys()) == list(old.keys())
             assert opened.metadata()["format"] == "pt"
             assert json.loads(opened.metadata()["polarax_edit"])["kind"] == "break-left"
@@ -138,13 +141,22 @@ def test_a_tied_head_is_written_with_its_embedding(pair, tmp_path):
     np.testing.assert_array_equal(found["lm_head.weight"], found[EMBEDDING])
     assert np.any(found[EMBEDDING] != pair[2][EMBEDDING])
     assert edited.notes == (f"lm_head.weight: tied to {EMBEDDING}, written with it",)
-    with pytest.raises(polarax.UsageError, match="No matrix to edit has the role head.*edited with it|leaves no matrix"):
+    with pytest.raises(
+        polarax.UsageError, match="No matrix to edit has the role head.*edited with it|leaves no matrix"
+    ):
         edit(pair, "keep-outside", tmp_path / "head", roles="head")
 
 
 def test_one_model_is_scaled_without_a_base(pair, cli, tmp_path):
     folder, _, post = pair
-    done = cli("edit", f"--model={folder / 'post'}", "--kind=scale-values", "--factor=q=2,o=0.5", f"--out={tmp_path / 'out'}", NO_CACHE)
+    done = cli(
+        "edit",
+        f"--model={folder / 'post'}",
+        "--kind=scale-values",
+        "--factor=q=2,o=0.5",
+        f"--out={tmp_path / 'out'}",
+        NO_CACHE,
+    )
     assert done.code == 0, done.err
     assert "Checkpoint:" in done.out
     found = read(tmp_path / "out")
@@ -159,7 +171,9 @@ def test_random_changes_have_the_size_asked_for(pair, tmp_path):
     first = edit(pair, "random-control", tmp_path / "a", roles="o", sd=0.25, store_dtype="float64")
     other = edit(pair, "random-control", tmp_path / "b", roles="o", sd=0.25, store_dtype="float64")
     seeded = edit(pair, "random-control", tmp_path / "c", roles="o", sd=0.25, store_dtype="float64", seed=1)
-    changes = [read(x.path)[SQUARE.format(0)] - pair[1][SQUARE.format(0)].astype(np.float64) for x in (first, other, seeded)]
+    changes = [
+        read(x.path)[SQUARE.format(0)] - pair[1][SQUARE.format(0)].astype(np.float64) for x in (first, other, seeded)
+    ]
     np.testing.assert_array_equal(changes[0], changes[1])
     assert np.all(changes[0] != changes[2])
     assert abs(changes[0].std() - 0.25) < 5 * 0.25 / np.sqrt(2 * 256)
@@ -200,7 +214,9 @@ def test_an_interrupted_edit_is_resumed(pair, tmp_path, monkeypatch):
         return edit_one(self, *arguments)
 
     monkeypatch.setattr(execution._Editor, "__call__", counts)
-    with pytest.raises(polarax.UsageError, match="unfinished edit of something else: kind was break-right, is break-left"):
+    with pytest.raises(
+        polarax.UsageError, match="unfinished edit of something else: kind was break-right, is break-left"
+    ):
         edit(pair, "break-left", tmp_path / "out")
     resumed = edit(pair, "break-right", tmp_path / "out")
     for file in sorted(whole.path.glob("*.safetensors")):
