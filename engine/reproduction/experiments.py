@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from polarax.editing.kinds import KINDS
-from polarax.editing.settings import RANDOM, EditSettings
+from polarax.editing.settings import ALIGNED, RANDOM, EditSettings
 from polarax.errors import UsageError
 
 UNDO = "undo"
@@ -19,7 +19,7 @@ class Experiment(NamedTuple):
     weight: str  # what takes the place of W_p, as a formula
     asks: str
     kind: str | None  # of `polarax.editing.KINDS`; None puts the base's weight back
-    signs: str | None = None  # of vector pairs, where they are not aligned
+    signs: str = ALIGNED  # of vector pairs, where they are broken
 
     def settings(self, factor: float, seed: int, method: str) -> EditSettings | None:
         """The edit; None where there is nothing to compute.
@@ -31,10 +31,8 @@ class Experiment(NamedTuple):
         """
         if self.kind is None:
             return None
-        options = KINDS[self.kind].options
-        given = dict.fromkeys(SCALED_ROLES, factor) if "factor" in options else None
-        signs = {} if self.signs is None else {"signs": self.signs}
-        return EditSettings.parse(self.kind, factor=given, seed=seed, measure=False, method=method, **signs)
+        given = dict.fromkeys(SCALED_ROLES, factor) if "factor" in KINDS[self.kind].options else None
+        return EditSettings.parse(self.kind, factor=given, signs=self.signs, seed=seed, measure=False, method=method)
 
     def changes(self, role: str) -> bool:
         """Whether matrices of a role are changed at all."""

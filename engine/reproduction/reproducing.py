@@ -279,7 +279,10 @@ def _temperature(
 
         def at(c: float = c) -> dict[str, Any]:
             weights, attention = scaled(bench.model, c), at_temperature(bench.model, c)
-            row = {"c": c, "difference": difference(weights, attention, text.tokens[: bench.how.window])}
+            row: dict[str, Any] = {
+                "c": c,
+                "difference": difference(weights, attention, text.tokens[: bench.how.window]),
+            }
             row["scaled"] = _numbers(measure(weights, text.tokens, bench.model, bench.how))
             if reasons:
                 row["at_temperature"] = _numbers(measure(attention, text.tokens, bench.model, bench.how))
