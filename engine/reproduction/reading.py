@@ -3,14 +3,17 @@
 from collections.abc import Mapping
 from typing import Any
 
-# Ratios of KL divergences. Two draws of a random change of one size differ by some per cent, a tenth of a divergence is
-# hardly ever seen in a loss: far from both, the words hold.
+from polarax.reproduction.experiments import UNDO
+
+# Ratios of KL divergences. Two draws of a random change of one size differ by far less than a factor of 2, and a tenth
+# of a divergence is hardly ever seen in a loss: where words stand, they hold for another draw too.
 _LITTLE = 0.1
 _SAME = 2.0
 
 # What the paper claims (arXiv:2509.17866), by the experiment that asks it.
 _CLAIMS = {
-    "replace-values": "Singular values: replaced by the base's, scaled",
+    UNDO: "All of the change undone",
+    "replace-values": "Singular values replaced by the base's, scaled",
     "break-left": "Left vectors replaced by the base's, signs aligned",
     "break-right": "Right vectors replaced by the base's, signs aligned",
     "break-left-random-signs": "The same left vectors with random signs",
@@ -31,7 +34,7 @@ def read_out(content: Mapping[str, Any]) -> list[str]:
     labels = [text["label"] for text in content["texts"]]
     lines = [_of_pair(content, label) for label in labels]
     lines += [
-        _of_experiment(claim, rows[name], rows.get("undo"), labels) for name, claim in _CLAIMS.items() if name in rows
+        _of_experiment(claim, rows[name], rows.get(UNDO), labels) for name, claim in _CLAIMS.items() if name in rows
     ]
     parts = {name: row for name, row in rows.items() if name.startswith("keep-")}
     if parts:
@@ -56,7 +59,7 @@ def _of_experiment(claim: str, row: Mapping[str, Any], undo: Mapping[str, Any] |
         part = (
             f"{label}: loss {edit['loss']:.4f}, KL {edit['divergence']:.3g}; random change {random['divergence']:.3g}"
         )
-        if undo is not None and undo["edit"]["texts"][label]["divergence"] > 0:
+        if undo is not None and undo is not row and undo["edit"]["texts"][label]["divergence"] > 0:
             share = edit["divergence"] / undo["edit"]["texts"][label]["divergence"]
             part += f"; {share:.3g} times that of undoing all of the training"
         parts.append(part)
