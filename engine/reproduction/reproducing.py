@@ -14,7 +14,7 @@ from polarax.editing.settings import EditSettings
 from polarax.editing.targets import find_targets
 from polarax.errors import UsageError
 from polarax.evaluation import Decoder, Measured, Settings, load_decoder, measure
-from polarax.evaluation.tokens import check_vocabulary, encode, open_tokenizer, read_text
+from polarax.evaluation.tokens import Tokenizer, check_vocabulary, encode, open_tokenizer, read_text
 from polarax.evaluation.windows import check_tokens
 from polarax.loaders import Checkpoint, Pair, open_checkpoint
 from polarax.planning.environment import describe_environment
@@ -130,27 +130,20 @@ def reproduce(
     how = Settings(window, 0, batch, cka_tokens, cka_gib)
     of_base, of_post = open_checkpoint(base), open_checkpoint(post)
     _check_architectures(of_base, of_post, config)
-    read = _read_texts(texts, open_tokenizer(post, tokenizer), text_tokens)
+    words = open_tokenizer(post, tokenizer)
+    read = _read_texts(texts, words, text_tokens)
     model = load_decoder(of_post, dtype, config=config)
-    check_vocabulary(open_tokenizer(post, tokenizer), model.config.vocabulary)
-    for text in read:
-        try:
-            check_tokens(text.tokens, model.config.vocabulary, window, window)
-        except UsageError as error:
-            raise UsageError(f"{text.label}: {error}") from error
+    _check_texts(read, words, model.config.vocabulary, window)
     selection = Selection.parse(None, None, roles, layers)
     bench = _Bench(of_base, of_post, model, read, how, seed, selection)
     pairs = _matrices(bench)
+    settings = {**dataclasses.asdict(how), "dtype": dtype, "method": method, "seed": seed, "factor": factor}
     request = {
         "base": of_base.fingerprint(),
         "post": of_post.fingerprint(),
         "texts": [[text.label, hashlib.sha256(np.asarray(text.tokens).tobytes()).hexdigest()] for text in read],
-        "settings": dataclasses.asdict(how),
-        "dtype": dtype,
-        "method": method,
-        "seed": seed,
         "selection": selection.describe(),
-        "factor": factor,
+        **settings,
     }
     with opened_journal(out, request) as journal:
         say("the post as it is")
@@ -162,16 +155,15 @@ def reproduce(
         rows = []
         for number, experiment in enumerate(chosen):
             say(f"{experiment.name} ({number + 1} of {len(chosen)})")
-            settings = experiment.settings(factor, seed, method)
             changed = [pair for pair in pairs if experiment.changes(pair.role)]
             if changed:
-                rows.append(_run(bench, experiment, settings, changed, journal))
+                rows.append(_run(bench, experiment, experiment.settings(factor, seed, method), changed, journal))
         temperature = _temperature(bench, journal, factors, say)
         content = {
             "base": {"location": of_base.location, **of_base_alone},
             "post": {"location": of_post.location, **of_post_alone},
             "texts": [{"label": text.label, "tokens": len(text.tokens)} for text in read],
-            "settings": {**dataclasses.asdict(how), "batch": how.rows, "dtype": dtype, "seed": seed, "method": method},
+            "settings": {**settings, "batch": how.rows},
             "selection": selection.describe(),
             "environment": describe_environment(),
             "started": started.isoformat(timespec="seconds"),
@@ -191,7 +183,7 @@ def _check_architectures(base: Checkpoint, post: Checkpoint, config: Mapping[str
         raise UsageError(f"The base is a {kinds[0]} model, the post a {kinds[1]} model. Expected one architecture.")
 
 
-def _read_texts(texts: Sequence[str | os.PathLike], tokenizer: Any, most: int) -> list[_Text]:
+def _read_texts(texts: Sequence[str | os.PathLike], tokenizer: Tokenizer, most: int) -> list[_Text]:
     """The token ids of each text; labels are names of files, or paths where two have the same name."""
     names = [pathlib.Path(text).name for text in texts]
     labels = names if len(set(names)) == len(names) else [os.fspath(text) for text in texts]
@@ -199,6 +191,15 @@ def _read_texts(texts: Sequence[str | os.PathLike], tokenizer: Any, most: int) -
         raise UsageError(f"A text is given twice: {', '.join(labels)}.")
     found = [encode(tokenizer, read_text(text)) for text in texts]
     return [_Text(label, tokens[: most or None]) for label, tokens in zip(labels, found, strict=True)]
+
+
+def _check_texts(texts: Sequence[_Text], words: Tokenizer, vocabulary: int, window: int) -> None:
+    check_vocabulary(words, vocabulary)
+    for text in texts:
+        try:
+            check_tokens(text.tokens, vocabulary, window, window)
+        except UsageError as error:
+            raise UsageError(f"{text.label}: {error}") from error
 
 
 def _matrices(bench: _Bench) -> tuple[Pair, ...]:
