@@ -9,6 +9,7 @@ from polarax.reproduction.experiments import UNDO
 # of a divergence is hardly ever seen in a loss: where words stand, they hold for another draw too.
 _LITTLE = 0.1
 _SAME = 2.0
+_NOTHING = 1e-3  # of the divergence of undoing all of the change
 
 # What the paper claims (arXiv:2509.17866), by the experiment that asks it.
 _CLAIMS = {
@@ -52,7 +53,7 @@ def _of_pair(content: Mapping[str, Any], label: str) -> str:
 
 def _of_experiment(claim: str, row: Mapping[str, Any], undo: Mapping[str, Any] | None, labels: list[str]) -> str:
     """One experiment on all texts, and in words what that comes to beside a random change."""
-    parts, verdicts = [], []
+    parts, verdicts, shares = [], [], []
     for label in labels:
         edit, random = row["edit"]["texts"][label], row["random"]["texts"][label]
         verdicts.append(against_random(edit["divergence"], random["divergence"]))
@@ -61,9 +62,12 @@ def _of_experiment(claim: str, row: Mapping[str, Any], undo: Mapping[str, Any] |
         )
         if undo is not None and undo is not row and undo["edit"]["texts"][label]["divergence"] > 0:
             share = edit["divergence"] / undo["edit"]["texts"][label]["divergence"]
-            part += f"; {share:.3g} times that of undoing all of the training"
+            shares.append(share)
+            part += f"; {share:.3g} times that of undoing all of the change"
         parts.append(part)
     words = verdicts[0] if len(set(verdicts)) == 1 else "; ".join(map(": ".join, zip(labels, verdicts, strict=True)))
+    if shares and max(shares) < _NOTHING:
+        words = f"next to nothing, though {words}" if "more" in words else "next to nothing"
     return f"{claim} (a change of {row['edit']['drift']:.3%}): {words}. {'. '.join(parts)}."
 
 
