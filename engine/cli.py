@@ -19,6 +19,7 @@ COMMANDS = {
     "edit": "change a checkpoint's weights along the axes that a comparison measures",
     "report": "write the page and the pictures of a run",
     "evaluate": "run a model on a text: loss, attention, agreement with a reference",
+    "reproduce": "edit a post in every way, each beside a random change, and see what the model does",
     "plan": "say what compare would do, from the headers alone",
 }
 

@@ -94,7 +94,7 @@ def run(values: flags.FlagValues) -> int:
         tokens=values.tokens or None,
         reference=values.reference or None,
         tokenizer=values.tokenizer or None,
-        config=_config(values.config),
+        config=read_config(values.config),
         out=values.out,
         overwrite=values.overwrite,
         dtype=values.dtype,
@@ -132,7 +132,8 @@ def run(values: flags.FlagValues) -> int:
     return 0
 
 
-def _config(path: str | None) -> Mapping[str, Any] | None:
+def read_config(path: str | None) -> Mapping[str, Any] | None:
+    """The settings in a config.json; None without one."""
     if not path:
         return None
     from polarax.errors import UsageError

@@ -62,7 +62,7 @@ def edit_tree(
         second = jnp.stack([_matrix(results[0][pair.post.tensor], pair.post) for pair in pairs])
         keys = np.stack([matrix_key(settings.seed, pair.name) for pair in pairs])
         with jax.enable_x64(working_dtype("auto") == "float64"):
-            edited = _edit_stack(first, second, keys, settings=settings, factor=factor)
+            edited = edit_stack(first, second, keys, settings=settings, factor=factor)
         for result, stack in zip(results, edited, strict=True):
             for pair, matrix in zip(pairs, stack, strict=True):
                 result[pair.post.tensor] = _with_matrix(result[pair.post.tensor], pair.post, matrix)
@@ -73,7 +73,7 @@ def edit_tree(
 
 
 @functools.partial(jax.jit, static_argnames=("settings", "factor"))
-def _edit_stack(
+def edit_stack(
     base: jax.Array, post: jax.Array, keys: jax.Array, *, settings: EditSettings, factor: float | None
 ) -> list[jax.Array]:
     """Matrices (count, m, n) for each strength, in the post's dtype."""

@@ -17,7 +17,15 @@ from polarax.evaluation.decoder import Decoder, load_decoder
 from polarax.evaluation.generation import generate
 from polarax.evaluation.measuring import Measured, Settings, measure
 from polarax.evaluation.reading import read_out
-from polarax.evaluation.tokens import Tokenizer, check_vocabulary, encode, open_tokenizer, read_text, read_tokens
+from polarax.evaluation.tokens import (
+    Tokenizer,
+    check_vocabulary,
+    encode,
+    open_tokenizer,
+    read_text,
+    read_tokens,
+    whole_numbers,
+)
 from polarax.evaluation.windows import check_tokens
 from polarax.loaders import Checkpoint, open_checkpoint
 from polarax.planning.environment import describe_environment
@@ -229,8 +237,7 @@ def _stops(source: Checkpoint | Decoder) -> tuple[int, ...]:
     """The tokens that end a text, as config.json has them."""
     if isinstance(source, Decoder):
         return ()
-    end = (source.config or {}).get("eos_token_id")
-    return tuple(token for token in (end if isinstance(end, list) else [end]) if isinstance(token, int))
+    return whole_numbers((source.config or {}).get("eos_token_id"))
 
 
 def _continued(

@@ -20,7 +20,7 @@ from polarax.errors import UsageError
 from polarax.evaluation.decoder import Decoder, load_decoder
 from polarax.evaluation.generation import generate
 from polarax.evaluation.likelihood import log_likelihoods
-from polarax.evaluation.tokens import check_vocabulary, open_tokenizer
+from polarax.evaluation.tokens import check_vocabulary, open_tokenizer, whole_numbers
 from polarax.loaders import open_checkpoint
 
 _ANSWERS = 16  # written side by side
@@ -47,7 +47,7 @@ def lm_eval_model(
         mesh: As in `load_decoder`.
         longest: Tokens that the model sees at once.
         begin: The token before a text that has no context; by default that of config.json, or else `end`.
-        end: The token that ends a text; by default that of config.json.
+        end: The token that ends a text; by default those of config.json, the first of which ends a text that is read.
         special: Whether texts begin with what the tokenizer puts there; by default those of Gemma do.
 
     Raises:
@@ -60,11 +60,11 @@ def lm_eval_model(
     except ImportError as error:
         raise UsageError("The harness needs the package lm_eval: pip install 'polarax[lm-eval]'.") from error
     settings = {} if isinstance(model, Decoder) else open_checkpoint(model).config or {}
-    end = _first(settings.get("eos_token_id")) if end is None else end
-    begin = _first(settings.get("bos_token_id"), end) if begin is None else begin
-    if begin is None:
+    ends = whole_numbers(settings.get("eos_token_id")) if end is None else (end,)
+    begins = whole_numbers(settings.get("bos_token_id")) if begin is None else (begin,)
+    if not (begins or ends):
         raise UsageError("No token is known that a text begins with: give begin=.")
-    first, last = begin, begin if end is None else end
+    first, last = (begins or ends)[0], (ends or begins)[0]
     words = open_tokenizer(model, tokenizer)
     decoder = model if isinstance(model, Decoder) else load_decoder(model, dtype, mesh=mesh)
     check_vocabulary(words, decoder.config.vocabulary)
@@ -122,19 +122,13 @@ def lm_eval_model(
                         [prompts[number][-max(1, longest - length) :] for number in numbers],
                         length,
                         temperature=temperature,
-                        stop=() if end is None else (end,),
+                        stop=ends,
                     )
                     for number, tokens in zip(numbers, written, strict=True):
                         answers[number] = _until(words.decode(tokens), requests[number].args[1].get("until", ()))
             return [answers[number] for number in range(len(requests))]
 
     return DecoderLM()
-
-
-def _first(*values: Any) -> int | None:
-    """The first whole number among values, of which some may be lists."""
-    numbers = [number for value in values for number in (value if isinstance(value, list) else [value])]
-    return next((number for number in numbers if isinstance(number, int)), None)
 
 
 def _until(text: str, ends: str | Sequence[str]) -> str:

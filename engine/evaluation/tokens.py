@@ -68,6 +68,11 @@ def open_tokenizer(model: Any, tokenizer: str | os.PathLike | None = None) -> To
         raise UsageError(f"{file}: is no tokenizer: {error}") from error
 
 
+def whole_numbers(value: Any) -> tuple[int, ...]:
+    """The ids of a setting of config.json that may be one, a list of them, or nothing: of tokens that end a text, say."""
+    return tuple(token for token in (value if isinstance(value, list) else [value]) if isinstance(token, int))
+
+
 def check_vocabulary(tokenizer: Tokenizer, vocabulary: int) -> None:
     """Refuses a tokenizer that has tokens of which the model has no embedding.
 

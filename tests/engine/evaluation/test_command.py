@@ -9,7 +9,7 @@ from tokenizers import models as tokenizer_models
 from tokenizers import pre_tokenizers
 
 import polarax
-from polarax.evaluation.tokens import open_tokenizer, read_tokens
+from polarax.evaluation.tokens import open_tokenizer, read_tokens, whole_numbers
 from tests.engine.command import assert_one_line
 from tests.engine.evaluation import models
 
@@ -208,3 +208,11 @@ def test_the_tokenizer_of_a_gguf_file_is_that_of_its_merges(tmp_path):
     ids = tokenizer.encode("at the 12 the<s>").ids
     assert [tokens[number] for number in ids] == ["<s>", "a", "t", "Ġthe", "Ġ", "1", "2", "Ġthe", "<s>"]
     assert tokenizer.decode(ids) == "at the 12 the"
+
+
+@pytest.mark.parametrize(
+    ("setting", "expected"), [(95, (95,)), ([128001, 128009], (128001, 128009)), (None, ()), ([], ())]
+)
+def test_all_tokens_that_end_a_text_are_taken(setting, expected):
+    """Llama 3's instruction models have several."""
+    assert whole_numbers(setting) == expected

@@ -1,0 +1,1 @@
+"""How the experiments of `polarax reproduce` are shown: tables, pictures, a page."""
