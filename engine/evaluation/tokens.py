@@ -69,7 +69,7 @@ def open_tokenizer(model: Any, tokenizer: str | os.PathLike | None = None) -> To
 
 
 def whole_numbers(value: Any) -> tuple[int, ...]:
-    """The ids of a setting of config.json that may be one, a list of them, or nothing: of tokens that end a text, say."""
+    """The ids of a setting of config.json that may be one, a list or nothing: of tokens that end a text, say."""
     return tuple(token for token in (value if isinstance(value, list) else [value]) if isinstance(token, int))
 
 
