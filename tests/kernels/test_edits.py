@@ -87,7 +87,7 @@ def relative(found, expected):
 
 @pytest.mark.parametrize(
     ("shape", "dtype"),
-    [((48, 48), "float64"), ((48, 48), "float32"), ((80, 32), "float64"), ((32, 80), "float32"), ((1, 9), "float64")],
+    [((48, 48), "float64"), ((48, 48), "float32"), ((20, 12), "float64"), ((32, 80), "float32"), ((1, 9), "float64")],
 )
 def test_edits_are_those_of_float64_numpy(shape, dtype):
     base = matrix("llm_like", shape, dtype)
@@ -99,7 +99,7 @@ def test_edits_are_those_of_float64_numpy(shape, dtype):
         assert relative(found, reference(kind, base, post)) < TOLERANCE[dtype], kind
 
 
-@pytest.mark.parametrize("shape", [(48, 48), (80, 32), (1, 9)])  # compiled for the test before
+@pytest.mark.parametrize("shape", [(48, 48), (20, 12), (1, 9)])  # compiled for the test before
 def test_the_parts_of_the_budget_add_up_to_the_post(shape):
     base = matrix("separated", shape, "float64")
     post = drifted(base, 0.3)
