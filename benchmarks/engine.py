@@ -81,7 +81,8 @@ def pair_analysis(
     groups: Sequence[str] = ALL_GROUPS,
     method: str = "auto",
 ) -> Contestant:
-    """The whole analysis of a stack of pairs, (count, m, n) each, by one program."""
+    """The whole analysis of a stack of pairs, (count, m, n) each, by one program; of wide ones as a run reads them."""
+    base, post = map(_tall, (base, post))
     measurement = Measurement(tuple(groups), dtype=dtype, method=method)
     keywords = {"measurement": measurement, "batched": takes_batches()}
     return device.contestant(name, measure_stack, (base, (post,)), keywords, dtype=dtype, method=method)
@@ -121,7 +122,12 @@ class _SideBySide:
 
 def _one_by_one(base, post):
     """Each pair on the device, as the arguments for a stack of one."""
+    base, post = map(_tall, (base, post))
     return [(device.put(base[i : i + 1]), (device.put(post[i : i + 1]),)) for i in range(len(base))]
+
+
+def _tall(stack):
+    return stack.swapaxes(1, 2) if stack.shape[1] < stack.shape[2] else stack
 
 
 def one_at_a_time(name: str, base: np.ndarray, post: np.ndarray, *, dtype: str) -> Contestant:

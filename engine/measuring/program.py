@@ -73,10 +73,15 @@ def measure_in_parts(
         measurement: As for `measure_stack`.
         pairs: As for `measure_stack`.
         kept: The bases, if they are kept; with `Measurement.keeps_bases` alone.
+
+    Raises:
+        ValueError: The matrices are wide.
     """
     if measurement.quick or measurement.by_products:
         given = (base, posts) if keys is None else (base, posts, keys)
         return run(parts.measure_at_once, *given, measurement=measurement.of_any_seed(), pairs=pairs)
+    if base.shape[-2] < base.shape[-1]:
+        raise ValueError(f"Matrices must be tall. Got shape={base.shape}: give their transposes.")
     rows = {"rows": base.shape[-2]}
     begun, of_posts, of_pairs = _spectra_and_frames(run, base, posts, measurement, pairs, kept)
 

@@ -368,7 +368,7 @@ class TestHelp:
     )
     def test_a_command_lists_every_flag_with_its_default(self, cli, command, flags):
         shared = "base post include exclude roles layers role_map common_rows metrics dtype top_k method memory_gib"
-        shared += " control_draws seed between allow_partial quick"
+        shared += " control_draws seed between allow_partial quick keep_base"
         done = cli(command, "--help")
         assert done.code == 0 and done.err == ""
         flags = {*shared.split(), *flags.split(), "verbosity"}

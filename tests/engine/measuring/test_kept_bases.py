@@ -1,7 +1,8 @@
 """Bases that are kept decomposed: found by their bytes alone, never when anything is another, never when torn."""
 
-import multiprocessing
 import os
+import subprocess
+import sys
 
 import ml_dtypes
 import numpy as np
@@ -162,27 +163,30 @@ def test_what_was_abandoned_goes(tmp_path, kept):
     assert (old.exists(), new.exists()) == (False, True)
 
 
-def _write_often(folder, seed):
-    kept = KeptBases(folder, FORM)
-    for _ in range(50):
-        kept.write("same" + kept_bases.ENDING, _arrays(seed))
+_WRITER = """
+import pathlib, sys
+import numpy as np
+from polarax.measuring.kept_bases import Form, KeptBases, kept_shapes
+kept = KeptBases(pathlib.Path(sys.argv[1]), Form("gram", "float64", "polarax 1, jax 2"))
+rng = np.random.default_rng(int(sys.argv[3]))
+arrays = {kind: rng.standard_normal(shape) for kind, shape in kept_shapes(4).items()}
+for _ in range(50):
+    kept.write(sys.argv[2], arrays)
+"""
 
 
 def test_two_processes_at_once(tmp_path, kept):
     """Whatever is read meanwhile is whole, one's or the other's."""
-    context = multiprocessing.get_context("spawn")
-    writers = [context.Process(target=_write_often, args=(tmp_path / "bases", seed)) for seed in (0, 1)]
-    for writer in writers:
-        writer.start()
+    name = "same" + kept_bases.ENDING
+    command = [sys.executable, "-c", _WRITER, str(tmp_path / "bases"), name]
+    writers = [subprocess.Popen([*command, str(seed)]) for seed in (0, 1)]
     seen = 0
-    while any(writer.is_alive() for writer in writers):
-        found = kept.read("same" + kept_bases.ENDING, SHAPES)
+    while any(writer.poll() is None for writer in writers):
+        found = kept.read(name, SHAPES)
         if found is not None:
             seen += 1
             assert any(np.array_equal(found["gram"], _arrays(seed)["gram"]) for seed in (0, 1))
-    for writer in writers:
-        writer.join()
-        assert writer.exitcode == 0
+    assert [writer.returncode for writer in writers] == [0, 0]
     assert seen
     assert len(list((tmp_path / "bases").iterdir())) == 1
 
