@@ -18,9 +18,8 @@ from polarax.commands.comparison_flags import (
     request_from_flags,
 )
 from polarax.commands.report import write_pictures
+from polarax.commands.shared_flags import define_cache_flag, define_picture_flags, enable_cache, print_files, require
 from polarax.comparison import run_request
-from polarax.errors import UsageError
-from polarax.planning.devices import enable_compilation_cache
 from polarax.report.posts_table import table_of_posts
 from polarax.report.table import table_by_role
 from polarax.results.run import Run
@@ -33,19 +32,14 @@ def define_flags(values: flags.FlagValues) -> None:
         "out", None, "Folder for the run; new or empty, or that of a run that was interrupted.", flag_values=values
     )
     flags.DEFINE_boolean("overwrite", False, "Replace a run that is already in --out.", flag_values=values)
-    flags.DEFINE_string(
-        "compilation_cache", "~/.cache/polarax", "Folder that keeps compiled programs; '' for none.", flag_values=values
-    )
-    flags.DEFINE_boolean("plots", True, "Draw pictures (needs matplotlib).", flag_values=values)
-    flags.DEFINE_boolean("report", True, "Write report.html of the pictures (needs jinja2).", flag_values=values)
+    define_cache_flag(values)
+    define_picture_flags(values)
 
 
 def run(values: flags.FlagValues) -> int:
     """Compares; returns the exit code."""
-    if not values.out:
-        raise UsageError("--out is missing: the folder for the run.")
-    if values.compilation_cache:
-        enable_compilation_cache(values.compilation_cache)
+    require(values, out="the folder for the run")
+    enable_cache(values)
     result = run_request(request_from_flags(values), values.out, overwrite=values.overwrite)
     summary = result.summary()
     print_wrapped(result.account())
@@ -55,11 +49,7 @@ def run(values: flags.FlagValues) -> int:
     print_wrapped(summary["reading"])
     print_closer(result)
     print()
-    try:
-        for line in write_pictures(result, plots=values.plots, page=values.plots and values.report):
-            print(line)
-    except UsageError as error:  # a package is not installed: the numbers are there all the same
-        print(error)
+    print_files(write_pictures(result, plots=values.plots, page=values.plots and values.report))
     seconds = result.description["seconds"]
     look = "first look: " if result.first_look else ""
     print(f"Run: {result.path} ({look}{', '.join(f'{what} {taken:.1f} s' for what, taken in seconds.items())})")

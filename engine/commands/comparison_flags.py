@@ -2,7 +2,7 @@
 
 import dataclasses
 import textwrap
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 from absl import flags
@@ -28,8 +28,10 @@ def define_comparison_flags(values: flags.FlagValues) -> None:
     define_option_flags(values)
 
 
-def define_option_flags(values: flags.FlagValues) -> None:
-    """Defines a flag for each field of `Options`, of the kind of its default."""
+def define_option_flags(
+    values: flags.FlagValues, *, only: Collection[str] | None = None, verb: str = "compare"
+) -> None:
+    """Defines a flag for each field of `Options`, or for some, of the kind of its default; `verb` is what is done."""
     kinds: dict[type, Callable[..., Any]] = {
         bool: flags.DEFINE_boolean,
         int: flags.DEFINE_integer,
@@ -39,9 +41,12 @@ def define_option_flags(values: flags.FlagValues) -> None:
         tuple: flags.DEFINE_multi_string,
     }
     for field in dataclasses.fields(Options):
+        if only is not None and field.name not in only:
+            continue
         default = list(field.default) if isinstance(field.default, tuple) else field.default
-        text = field.metadata["help"]
-        kinds[type(field.default)](field.name, default, text() if callable(text) else text, flag_values=values)
+        given = field.metadata["help"]
+        text = (given() if callable(given) else given).replace("to compare", f"to {verb}")
+        kinds[type(field.default)](field.name, default, text, flag_values=values)
 
 
 def options_from_flags(values: flags.FlagValues) -> Options:

@@ -6,19 +6,14 @@ tokenizer are copied. Prints what the edit did to drift, alpha and nf beside wha
 (--strength=0,0.5,1) write a folder each and decompose once. The same command again resumes an interrupted edit.
 """
 
-import dataclasses
-from collections.abc import Callable
-from typing import Any
-
 from absl import flags
 
-from polarax.commands.comparison_flags import print_wrapped
+from polarax.commands.comparison_flags import define_option_flags, print_wrapped
+from polarax.commands.shared_flags import define_cache_flag, enable_cache, require
 from polarax.editing import KINDS, SIDED, EditSettings
 from polarax.editing.checkpoints import check_edit, run_edit
 from polarax.errors import UsageError
 from polarax.loaders import parse_role_map
-from polarax.planning.devices import enable_compilation_cache
-from polarax.planning.options import Options
 from polarax.planning.selection import Selection
 
 _SHARED = ("include", "exclude", "roles", "layers", "method", "role_map", "memory_gib", "seed")
@@ -47,35 +42,19 @@ def define_flags(values: flags.FlagValues) -> None:
         "store_dtype", None, "Type that edited tensors are stored in; their own by default.", flag_values=values
     )
     flags.DEFINE_boolean("measure", True, "Measure what the edit does to alpha and nf.", flag_values=values)
-    flags.DEFINE_string(
-        "compilation_cache", "~/.cache/polarax", "Folder that keeps compiled programs; '' for none.", flag_values=values
-    )
-    fields = {field.name: field for field in dataclasses.fields(Options)}
-    kinds_of_flag: dict[type, Callable[..., Any]] = {
-        int: flags.DEFINE_integer,
-        float: flags.DEFINE_float,
-        tuple: flags.DEFINE_multi_string,
-    }
-    for name in _SHARED:
-        default, text = fields[name].default, fields[name].metadata["help"]
-        define = kinds_of_flag.get(type(default), flags.DEFINE_string)
-        help_text = (text() if callable(text) else text).replace("to compare", "to edit")
-        define(name, list(default) if isinstance(default, tuple) else default, help_text, flag_values=values)
+    define_cache_flag(values)
+    define_option_flags(values, only=_SHARED, verb="edit")
 
 
 def run(values: flags.FlagValues) -> int:
     """Edits; returns the exit code."""
-    if not values.kind:
-        raise UsageError(f"--kind is missing: one of {', '.join((*KINDS, *SIDED))}.")
-    if not values.out:
-        raise UsageError("--out is missing: the folder for the edited checkpoint.")
+    require(values, kind=f"one of {', '.join((*KINDS, *SIDED))}", out="the folder for the edited checkpoint")
     if values.model and (values.post or values.base):
         raise UsageError("--model stands alone, without --base and --post.")
     post = values.model or values.post
     if not post:
         raise UsageError("--post is missing: the checkpoint to edit.")
-    if values.compilation_cache:
-        enable_compilation_cache(values.compilation_cache)
+    enable_cache(values)
     settings = EditSettings.parse(
         values.kind,
         side=values.side,

@@ -7,12 +7,13 @@ Queries and keys are scaled by several factors, against attention at another tem
 weights is written to disk. The same command again goes on where it was interrupted.
 """
 
-from collections.abc import Iterable, Mapping
 from typing import Any
 
 from absl import flags
 
-_DTYPES = ("float32", "bfloat16")
+from polarax.commands.model_flags import define_model_flags, read_config, write_pictures
+from polarax.commands.shared_flags import enable_cache, print_files, require
+
 _FACTORS = "0.5,0.8,0.9,1,1.1,1.25,2"
 
 
@@ -22,10 +23,7 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string("post", None, "Checkpoint after training.", flag_values=values)
     flags.DEFINE_multi_string("text", [], "Text file (UTF-8); may be repeated", flag_values=values)
     flags.DEFINE_string("out", None, "Folder to write to: new, empty, or to go on with.", flag_values=values)
-    flags.DEFINE_string(
-        "tokenizer", None, "tokenizer.json, or a folder with it; by default beside the post.", flag_values=values
-    )
-    flags.DEFINE_string("config", None, "config.json, where the checkpoints have none.", flag_values=values)
+    define_model_flags(values, whose="post", window=512, cka_tokens=1024, cka_gib=0.125)
     flags.DEFINE_string(
         "experiments", None, "Those to do, such as undo,replace-values,break-left; all by default.", flag_values=values
     )
@@ -34,48 +32,26 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_float("factor", 1.1, "Of scale-values: what queries and keys are scaled by.", flag_values=values)
     flags.DEFINE_string("factors", _FACTORS, "Of the experiment of temperature; '' leaves it out.", flag_values=values)
     flags.DEFINE_integer("text_tokens", 4096, "Tokens taken of each text; 0: all.", lower_bound=0, flag_values=values)
-    flags.DEFINE_integer("window", 512, "Tokens that the model sees at once.", lower_bound=2, flag_values=values)
-    flags.DEFINE_integer(
-        "batch", 0, "Windows at a time; 0: as many as 4096 tokens have.", lower_bound=0, flag_values=values
-    )
-    flags.DEFINE_integer(
-        "cka_tokens", 1024, "Tokens that CKA is taken of; 0: no CKA.", lower_bound=0, flag_values=values
-    )
-    flags.DEFINE_float(
-        "cka_gib", 0.125, "Memory for the sums of CKA; too little for all layers: fewer.", lower_bound=0.0,
-        flag_values=values,
-    )  # fmt: skip
-    flags.DEFINE_enum("dtype", _DTYPES[0], _DTYPES, "Of weights and computing.", flag_values=values)
     flags.DEFINE_string("method", "auto", "How to decompose, as for compare.", flag_values=values)
     flags.DEFINE_integer("seed", 0, "Of random changes and signs.", lower_bound=0, flag_values=values)
-    flags.DEFINE_string(
-        "compilation_cache", "~/.cache/polarax", "Folder that keeps compiled programs; '' for none.", flag_values=values
-    )
-    flags.DEFINE_boolean("plots", True, "Draw pictures (needs matplotlib).", flag_values=values)
-    flags.DEFINE_boolean("report", True, "Write report.html of the pictures (needs jinja2).", flag_values=values)
 
 
 def run(values: flags.FlagValues) -> int:
     """Does the experiments; returns the exit code."""
     # Not at the top: --help is to take no time.
     from polarax.commands.comparison_flags import print_wrapped
-    from polarax.commands.evaluate import read_config
-    from polarax.errors import UsageError
-    from polarax.planning.devices import enable_compilation_cache
     from polarax.report.reproduction.table import reproduction_tables
     from polarax.reproduction import reproduce
 
-    for name, what in (
-        ("base", "the checkpoint before training"),
-        ("post", "the checkpoint after training"),
-        ("text", "a text to measure on"),
-        ("out", "the folder to write to"),
-    ):
-        if not values[name].value:
-            raise UsageError(f"--{name} is missing: {what}.")
+    require(
+        values,
+        base="the checkpoint before training",
+        post="the checkpoint after training",
+        text="a text to measure on",
+        out="the folder to write to",
+    )
     factors = _factors(values.factors)
-    if values.compilation_cache:
-        enable_compilation_cache(values.compilation_cache)
+    enable_cache(values)
     found = reproduce(
         values.base,
         values.post,
@@ -102,11 +78,7 @@ def run(values: flags.FlagValues) -> int:
         print(f"{title}\n\n{table}\n")
     print_wrapped(found.reading())
     print()
-    try:
-        for line in _write_pictures(found.content, found.path, values.plots, values.plots and values.report):
-            print(line)
-    except UsageError as error:  # a package is not installed: the numbers are there all the same
-        print(error)
+    print_files(write_pictures(values, found, _drawn, _write_page))
     print(f"Reproduction: {found.path} ({found.content['seconds']:.0f} s)")
     return 0
 
@@ -127,15 +99,13 @@ def _say(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
 
-def _write_pictures(content: Mapping[str, Any], folder: Any, plots: bool, page: bool) -> Iterable[str]:
-    from polarax.report.plots.gallery import write_plots
-    from polarax.report.reproduction.page import write_reproduction_report
+def _drawn(found: Any) -> Any:
     from polarax.report.reproduction.pictures import draw_reproduction_plots
 
-    if not plots:
-        return
-    figures = draw_reproduction_plots(content)
-    for path in write_plots(figures, folder / "plots"):
-        yield f"Plot: {path}"
-    if page:
-        yield f"Report: {write_reproduction_report(content, folder, figures=figures)}"
+    return draw_reproduction_plots(found.content)
+
+
+def _write_page(found: Any, figures: Any) -> Any:
+    from polarax.report.reproduction.page import write_reproduction_report
+
+    return write_reproduction_report(found.content, found.path, figures=figures)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from polarax.report.evaluation_table import rows_by_layer, rows_of_numbers
 from polarax.report.page import Page, Section, last_part, pictures_section, reading_section, write_page
 from polarax.report.plots.evaluation import CKA_CAPTION, ENTROPY_CAPTION, draw_evaluation_plots
-from polarax.report.plots.gallery import Picture
+from polarax.report.plots.gallery import captioned
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -35,8 +35,9 @@ def write_evaluation_report(
     against = f" against {last_part(content, 'reference')}" if content["reference"] else ""
     has = content["numbers"] is not None
     sections = [reading_section(content["reading"], rows_of_numbers(content) if has else (), empty=_NOTHING)]
-    pictures = [Picture(name, lambda _: None, caption) for name, caption in _CAPTIONS.items()]
-    sections += pictures_section("inside-section", "Inside the model", "Inside the model", pictures, figures)
+    sections += pictures_section(
+        "inside-section", "Inside the model", "Inside the model", captioned(_CAPTIONS), figures
+    )
     if has:
         layers = {"rows": rows_by_layer(content)}
         sections.append(Section("layers-section", "By layer", "By layer", "layers.html", layers))
@@ -47,11 +48,7 @@ def write_evaluation_report(
     page = Page(
         title=f"{last_part(content, 'model')}{against}",
         under=f"Evaluated on {content['text']['tokens']:,} tokens of {content['text']['path']}." if has else _NOTHING,
-        account=(),
-        finished=True,
         sections=sections,
-        frame=None,
-        grouped_by="",
         description={name: value for name, value in content.items() if name not in _ELSEWHERE},
     )
     return write_page(page, folder)

@@ -55,12 +55,12 @@ class Page(NamedTuple):
 
     title: str
     under: str  # one line below the title
-    account: Sequence[str]  # how much of either model was compared
-    finished: bool
     sections: Sequence[Section]
-    frame: pd.DataFrame | None  # of the table of all matrices; None for a page that is not about matrices
-    grouped_by: str  # a column of it that can be chosen from; "" for none
     description: Mapping[str, Any]  # run.json
+    account: Sequence[str] = ()  # how much of either model was compared
+    finished: bool = True
+    frame: pd.DataFrame | None = None  # of the table of all matrices; None for a page that is not about matrices
+    grouped_by: str = ""  # a column of it that can be chosen from; "" for none
 
 
 def write_page(page: Page, path: pathlib.Path) -> pathlib.Path:

@@ -42,6 +42,11 @@ class Picture(NamedTuple):
     caption: str
 
 
+def captioned(captions: Mapping[str, str]) -> list[Picture]:
+    """Pictures that are drawn elsewhere, by name, with what is said below each."""
+    return [Picture(name, lambda _: None, caption) for name, caption in captions.items()]
+
+
 class Part(NamedTuple):
     """Pictures that belong together: a section of a run's page."""
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from polarax.report.page import Page, Section, last_part, pictures_section, reading_section, write_page
-from polarax.report.plots.gallery import Picture
+from polarax.report.plots.gallery import captioned
 from polarax.report.reproduction.pictures import CAPTIONS, draw_reproduction_plots
 from polarax.report.reproduction.table import rows_of_temperature, rows_of_text, temperature_title
 
@@ -30,9 +30,8 @@ def write_reproduction_report(
         RunError: The file cannot be written.
     """
     figures = draw_reproduction_plots(content) if figures is None else figures
-    pictures = [Picture(name, lambda _: None, caption) for name, caption in CAPTIONS.items()]
     sections = [reading_section(content["reading"])]
-    sections += pictures_section("pictures-section", "What changes do", "What changes do", pictures, figures)
+    sections += pictures_section("pictures-section", "What changes do", "What changes do", captioned(CAPTIONS), figures)
     for number, text in enumerate(content["texts"]):
         rows = {"rows": rows_of_text(content, text["label"])}
         sections.append(Section(f"text-{number}-section", text["label"], text["label"], "layers.html", rows))
@@ -43,11 +42,7 @@ def write_reproduction_report(
     page = Page(
         title=f"{last_part(content, 'base')} to {last_part(content, 'post')}: every edit beside a random change",
         under=f"On {tokens}.",
-        account=(),
-        finished=True,
         sections=sections,
-        frame=None,
-        grouped_by="",
         description={name: _without_texts(content[name]) for name in _FACTS},
     )
     return write_page(page, folder)
