@@ -55,6 +55,10 @@ class Hosts:
         self._threads: list[threading.Thread] = []
         # Called on process 0 each time all were heard.
         self.listener: Callable[[], None] | None = None
+        # On process 0: what is done when nobody writes any longer.
+        self.last: list[Callable[[], None]] = []
+        # Whether all is done, and nobody is needed any longer.
+        self.complete = False
 
     @property
     def first(self) -> bool:
@@ -235,6 +239,7 @@ class Hosts:
             for process, said in self.heard.items():
                 before, ticks = silent.get(process, (None, 0))
                 gone_quiet = said == before and str(process) not in left and process != self.process
+                gone_quiet = gone_quiet and not self.complete
                 silent[process] = said, ticks + 1 if gone_quiet else 0
                 if silent[process][1] * _BEAT_SECONDS >= SILENT_SECONDS:
                     message = f"not heard of for {SILENT_SECONDS:.0f} s; last {said.get('doing', 'not heard of')}"
@@ -287,11 +292,15 @@ class Hosts:
     # ---- the end
 
     def leave(self, seconds: float) -> None:
-        """Leaves in order: process 0, which holds the store, last.
+        """Leaves in order: process 0, which holds the store, last; then nobody writes any longer.
+
+        Args:
+            seconds: How long process 0 waits for the others; who has not left by then is named, and left behind.
 
         Raises:
-            RunError: Some did not leave in time, on process 0; named, with what they were doing.
+            RunError: The store cannot be reached.
         """
+        self.complete = True
         self.put(f"left/{self.process}", "")
         end = time.monotonic() + seconds
         while self.first:
@@ -300,10 +309,15 @@ class Hosts:
             if not absent:
                 break
             if time.monotonic() > end:
-                names = ", ".join(f"{self.named(one)}, last {self.heard.get(one, {}).get('doing')}" for one in absent)
-                print(f"polarax: {self}: these did not leave within {seconds:.0f} s: {names}", file=sys.stderr)
+                names = "; ".join(f"{self.named(one)}, last {self.heard.get(one, {}).get('doing')}" for one in absent)
+                print(
+                    f"polarax: {self}: not heard of again, and not needed: the others have done all. {names}",
+                    file=sys.stderr,
+                )
                 break
             time.sleep(0.05)
+        for finish in self.last:
+            finish()
         self._leaving.set()
         for thread in self._threads:
             if thread is not threading.current_thread():

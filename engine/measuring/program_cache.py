@@ -44,6 +44,9 @@ _WRITTEN_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 
 _TRITON = "xla_gpu_enable_triton_gemm"
 
+# Settings that no program is made of: where it is kept, and what is done when another process ends.
+_NO_MATTER = ("cache", "recoverability", "preemption_service")
+
 _started = time.time()
 _switching, _without_cache = threading.Lock(), 0
 
@@ -245,7 +248,7 @@ def _processor() -> str:
 
 def _settings() -> str:
     """JAX's settings, as they hold here and now, and XLA's flags."""
-    names = sorted(name for name in jax.config.values if "cache" not in name)
+    names = sorted(name for name in jax.config.values if not any(word in name for word in _NO_MATTER))
     flags = {name: os.environ.get(name, "") for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS")}
     return repr([(name, getattr(jax.config, name, jax.config.values[name])) for name in names]) + repr(flags)
 

@@ -86,7 +86,7 @@ def missing_stacks(stacks: Iterable[Stack], outputs: Mapping[str, Output], parts
 
 
 def join_parts(stacks: Iterable[Stack], outputs: Mapping[str, Output], parts: Parts) -> None:
-    """Writes what was found into the runs, stack by stack, and removes the parts.
+    """Writes what was found into the runs, stack by stack.
 
     Raises:
         RunError: Something cannot be read or written.
@@ -104,7 +104,6 @@ def join_parts(stacks: Iterable[Stack], outputs: Mapping[str, Output], parts: Pa
                 raise RunError(f"Of {len(lost)} matrices nothing was found, {lost[0]} first. The same command goes on.")
             found = parts.of(run, names)
             output.write_stack(stack, Written(list(found.rows), found.arrays))
-    parts.clear()
 
 
 class _PartWriter:
