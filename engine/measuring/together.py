@@ -60,6 +60,7 @@ def measure_together(
     writer = _PartWriter(readers, parts, taking, place)
     with SharedProgress(hosts, cut) as shown:
         seconds = run_stacks(work, _noted(taking, cut, hosts), [writer], shown, taking.finished)
+    hosts.complete = True
     hosts.note(doing="waiting for the end")
     return seconds
 
