@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
-from polarax.errors import RunError
+from polarax.errors import RunError, UsageError
 from polarax.hosts.clusters import Cluster
 from polarax.hosts.ending import end_now
 
@@ -160,13 +160,14 @@ class Hosts:
         """Exchanges names, and refuses processes that were started otherwise.
 
         Raises:
-            RunError: The same number runs twice, or the numbers of processes differ, or one is missing.
+            UsageError: The same number runs twice, or the numbers of processes differ.
+            RunError: One is missing.
         """
         mine = {"name": self._name, "processes": self.processes}
         if not self.put_once(f"process/{self.process}", mine):
             other = self.listing("process").get(str(self.process), {})
             self._names[self.process] = other.get("name", "?")
-            raise RunError(
+            raise UsageError(
                 f"--process_id={self.process} is there twice: on {other.get('name', '?')} and on {self._name}."
             )
         self.put(f"beat/{self.process}", self._note)
@@ -176,7 +177,7 @@ class Hosts:
             self._names |= {process: said["name"] for process, said in met.items()}
             first = met.get(0, mine)
             if first["processes"] != self.processes:
-                raise RunError(
+                raise UsageError(
                     f"{self} was started with --num_processes={self.processes}, {self.named(0)} with "
                     f"{first['processes']}."
                 )
@@ -192,17 +193,16 @@ class Hosts:
         """Refuses to go on where this process was asked for something else than process 0, or sees something else.
 
         Raises:
-            RunError: What differs.
+            UsageError: What differs.
+            RunError: Some did not come to it in time.
         """
-        if self.first:
-            self.put(f"asked/{name}", mine)
-            return
-        first = self.get(f"asked/{name}", seconds)
+        first = self.from_first(f"asked/{name}", mine, seconds)
         mine = json.loads(json.dumps(mine))
         differs = [key for key in {**first, **mine} if first.get(key) != mine.get(key)]
         if differs:
             what = "; ".join(f"{key} is {mine.get(key)} here, {first.get(key)} there" for key in differs)
-            raise RunError(f"{self} and {self.named(0)} were not asked the same, or do not see the same: {what}.")
+            raise UsageError(f"{self} and {self.named(0)} were not asked the same, or do not see the same: {what}.")
+        self.barrier(f"agreed on the {name}", seconds)
 
     # ---- watching
 

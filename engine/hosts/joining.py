@@ -42,8 +42,9 @@ def joined(cluster: Cluster, folder: str | os.PathLike, seconds: int) -> Iterato
         seconds: Limit for all to be there.
 
     Raises:
-        UsageError: This process cannot take its part: its port is in use, say.
-        RunError: The processes do not fit together: a number that is there twice, a folder that some do not see.
+        UsageError: This process cannot take its part, or the processes do not fit together: a port in use, a number
+            that is there twice, a folder that some do not see.
+        RunError: A process is gone, or the folder cannot be written.
     """
     shelf = Shelf.open(folder)
     starting = _Starting(cluster, shelf.within(PROCESSES_FOLDER), seconds)
@@ -112,7 +113,7 @@ def _check_shared(hosts: Hosts, shelf: Shelf, seconds: float) -> None:
     end = time.monotonic() + min(seconds, 10)  # shared file systems show a new file a little later
     while shelf.get("token") != token.encode():
         if time.monotonic() > end:
-            raise RunError(
+            raise UsageError(
                 f"{hosts} does not see the folder {shelf.location} of {hosts.named(0)}: it must be on a file system "
                 "that all hosts share, or in a bucket."
             )
