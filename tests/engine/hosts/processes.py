@@ -51,7 +51,7 @@ class Running(NamedTuple):
                 self.processes[number].send_signal(how)
 
 
-def start(command, count, *arguments, port=None, numbers=None, each=None, program=COMMAND) -> Running:
+def start(command, count, *arguments, port=None, numbers=None, each=None, program=COMMAND, environment=None) -> Running:
     """Starts a command in `count` processes.
 
     Args:
@@ -62,6 +62,7 @@ def start(command, count, *arguments, port=None, numbers=None, each=None, progra
         numbers: Which processes are started; all by default.
         each: Further flags by number.
         program: What runs it.
+        environment: Further variables.
     """
     port = free_port() if port is None else port
     started = [
@@ -79,7 +80,7 @@ def start(command, count, *arguments, port=None, numbers=None, each=None, progra
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env={**os.environ, "JAX_PLATFORMS": "cpu", "OMP_NUM_THREADS": "1"},
+            env={**os.environ, "JAX_PLATFORMS": "cpu", "OMP_NUM_THREADS": "1", **(environment or {})},
         )
         for number in (range(count) if numbers is None else numbers)
     ]

@@ -3,12 +3,14 @@
 import filecmp
 import json
 import pathlib
+import re
 import signal
 import time
 
 import numpy as np
 import pytest
 
+import polarax
 from tests.engine.command import assert_one_line, shell
 from tests.engine.conftest import write_checkpoint
 from tests.engine.hosts.processes import SLOWLY, free_port, start
@@ -138,3 +140,18 @@ def test_a_folder_that_is_not_shared_is_named(pair, cache, tmp_path):
     first, second = running.ends()
     assert first.code == 1
     assert_one_line(second, "does not see the folder", tmp_path / "1", "a file system that all hosts share")
+
+
+def test_no_program_has_devices_talk_to_each_other(pair, alone, tmp_path):
+    out, dump = tmp_path / "run", tmp_path / "programs"
+    flags = f"--xla_force_host_platform_device_count=2 --xla_dump_to={dump} --xla_dump_hlo_as_text"
+    first, second = start(
+        "compare", 2, *pair, f"--out={out}", "--compilation_cache=", *FLAGS, environment={"XLA_FLAGS": flags}
+    ).ends()
+    assert first.code == second.code == 0, first.err + second.err
+    programs = [path.read_text() for path in dump.glob("*after_optimizations.txt")]
+    assert any("custom-call" in program for program in programs)
+    assert any("num_partitions=2" in program for program in programs)
+    collective = re.compile(r"\b(all-reduce|all-gather|all-to-all|reduce-scatter|collective-\w+)(-start)?\(")
+    assert not [found for program in programs if (found := collective.search(program))]
+    assert polarax.Run.open(out).frame().shape == polarax.Run.open(alone).frame().shape
