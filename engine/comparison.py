@@ -32,6 +32,7 @@ from polarax.planning.request import Request, check_request, describe_request, d
 from polarax.results.closer import check_within, closer_folder, write_full_rows
 from polarax.results.directory import BETWEEN_FOLDER, claim_directory, write_summary
 from polarax.results.files import locked, writing
+from polarax.results.remote.transfer import is_remote, remote_run
 from polarax.results.run import Run
 from polarax.results.run_directory import RunWriter
 from polarax.results.runs import Runs, open_run
@@ -137,6 +138,11 @@ def run_request(
     progress: bool = True,
 ) -> Run | Runs:
     """Runs a checked request. Arguments, result and errors as for `compare`."""
+    if is_remote(out):
+        with remote_run(out, overwrite=overwrite, progress=progress) as staging:
+            run = run_request(request, staging.path, overwrite=overwrite, progress=progress)
+        run.keep_alive(staging)
+        return run
     temporary = None
     if out is None:
         temporary = tempfile.TemporaryDirectory(prefix="polarax-")

@@ -103,26 +103,31 @@ class Shelf:
         self._wait(self._kv.write(key, data), key, "written")
 
     def create(self, key: str, data: bytes) -> bool:
-        """Writes an object unless there is one; of several processes that try it at once, one alone succeeds.
+        """Writes an object unless there is one: `swap` from None."""
+        return self.swap(key, None, data)
 
-        A bucket decides that by the condition that the upload carries (If-None-Match for S3, a generation for GCS), a
-        file system by a lock on the object. What is there is read back, for servers that know no conditions, and for
-        an upload that was repeated because its answer was lost.
+    def swap(self, key: str, before: bytes | None, after: bytes | None) -> bool:
+        """Writes an object if it is what it was taken for; of several processes that try it at once, one succeeds.
+
+        A bucket decides that by the condition that the request carries (If-None-Match and If-Match for S3, a generation
+        for GCS), a file system by a lock on the object. What is there is read back, for servers that know no conditions
+        and for an upload that was repeated because its answer was lost.
 
         Args:
             key: Of the object.
-            data: What tells this process from all others.
+            before: Its content; None if there is to be none.
+            after: What tells this process from all others; None to delete the object.
 
         Returns:
-            Whether it is there with this content.
+            Whether it is `after` now.
 
         Raises:
             RunError: It cannot be written.
         """
-        before = self._wait(self._kv.read(key), key, "read")
-        if before.state == "missing":
-            self._wait(self._kv.write(key, data, if_equal=before.stamp.generation), key, "written")
-        return self.get(key) == data
+        there = self._wait(self._kv.read(key), key, "read")
+        if before == (None if there.state == "missing" else there.value):
+            self._wait(self._kv.write(key, after, if_equal=there.stamp.generation), key, "written")
+        return self.get(key) == after
 
     def get(self, key: str) -> bytes | None:
         """The content of an object; None where there is none.
