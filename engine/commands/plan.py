@@ -19,7 +19,7 @@ from polarax.errors import UsageError
 from polarax.findings.coverage import accounts
 from polarax.loaders import Pair
 from polarax.measuring.kept_bases import kept_line
-from polarax.planning.division import Share, balance, divide_stacks
+from polarax.planning.division import Share, balance, divide_stacks, pieces
 from polarax.planning.partners import describe_coverage
 from polarax.planning.rates import DECOMPOSITIONS_SHARE, DEVICES, PRODUCTS_SHARE, measure_rates
 from polarax.planning.request import Request, without_garbage_collection
@@ -126,7 +126,7 @@ def _print_work(values: flags.FlagValues, request: Request) -> None:
         print(f"keep       {kept_line(plan.stacks, request.keep_base)}")
     if plan.warning:
         print(f"           {plan.warning}")
-    shares = divide_stacks(plan.stacks, values.hosts)
+    shares = divide_stacks(pieces(plan.stacks, values.hosts), values.hosts)
     if len(shares) > 1:
         _print_shares(shares)
     if values.device != _UNMEASURED:

@@ -54,6 +54,8 @@ class Stack(NamedTuple):
     posts: tuple[int, ...] = (0,)  # places of the posts that have these matrices
     more: tuple[tuple[Pair, ...], ...] = ()  # of the base and each of the other posts
     columns: int = 0  # that a first look iterates on; 0 for a full analysis
+    devices: int = 1  # that the stack is divided over
+    start: int = 0  # of a piece: place of its first matrix within the whole stack
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -80,6 +82,33 @@ class Stack(NamedTuple):
         """Each matrix's pairs with all posts."""
         return tuple(zip(*self.pairs_of_posts, strict=True))
 
+    def piece(self, start: int, count: int, *, size: int | None = None) -> "Stack":
+        """Some of the matrices, in the order of the whole, whose number, shape and label they keep.
+
+        Args:
+            start: Place of the first one within this stack.
+            count: How many.
+            size: Length of the piece, where pieces of several lengths share a program; otherwise the least there is.
+
+        Raises:
+            ValueError: There are no such matrices, or the size is too small for them.
+        """
+        if start < 0 or count < 1 or start + count > len(self.pairs):
+            raise ValueError(f"A piece of {count} from {start} on is not within {len(self.pairs)} matrices.")
+        size = count if size is None else size
+        if size < count:
+            raise ValueError(f"A piece of {count} matrices does not fit into a size of {size}.")
+        lanes = min(self.lanes, size)
+        multiple = math.lcm(self.devices, lanes)
+        pairs, *more = (pairs[start : start + count] for pairs in self.pairs_of_posts)
+        return self._replace(
+            pairs=pairs,
+            more=tuple(more),
+            size=math.ceil(size / multiple) * multiple,
+            lanes=lanes,
+            start=self.start + start,
+        )
+
     def of_post(self, place: int) -> "Stack":
         """What is compared of one of `posts`."""
         return self._replace(pairs=self.pairs_of_posts[self.posts.index(place)], posts=(place,), more=())
@@ -89,6 +118,10 @@ class Stack(NamedTuple):
         both = (self.pairs_of_posts[self.posts.index(place)] for place in (first, second))
         pairs = tuple(pair_posts(*pairs) for pairs in zip(*both, strict=True))
         return self._replace(pairs=pairs, posts=(second,), more=())
+
+    def part(self, start: int, count: int) -> "Stack":
+        """The whole stack where all are asked for, else the `piece`."""
+        return self if count == len(self.pairs) else self.piece(start, count)
 
     @property
     def bytes_stored(self) -> int:
@@ -177,7 +210,9 @@ def make_stacks(
             size = math.ceil(length / multiple) * multiple
             for begin in range(0, len(members), size):
                 pairs, *more = zip(*members[begin : begin + size], strict=True)
-                yield Stack(number, pairs, size, lanes, working_set, beside, posts=posts, more=tuple(more))
+                yield Stack(
+                    number, pairs, size, lanes, working_set, beside, posts=posts, more=tuple(more), devices=devices
+                )
                 number += 1
 
 

@@ -52,8 +52,8 @@ class Described:
         if isinstance(self._temporary, tempfile.TemporaryDirectory):
             return self.description.get("as_typed"), None
         levels = len(pathlib.PurePath(self.description.get("within", "")).parts)
-        path = self.path if len(self.path.parts) > levels else self.path.absolute()
-        return self.description.get("as_typed"), location_of([path, *path.parents][levels])
+        location = location_of(self.path if len(self.path.parts) > levels else self.path.absolute())
+        return self.description.get("as_typed"), location.rsplit("/", levels)[0] if levels else location
 
     @property
     def finished(self) -> bool:

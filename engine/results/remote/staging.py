@@ -53,6 +53,15 @@ def location_of(path: str | os.PathLike) -> str:
     return staging.shelf.location if key == "." else f"{staging.shelf.location}/{key}"
 
 
+def shelf_of(path: str | os.PathLike) -> Shelf:
+    """The shelf at a path: that in the bucket, if the path is the local folder of a run there."""
+    staging = staging_of(path)
+    if staging is None:
+        return Shelf.open(path)
+    key = staging.key(pathlib.Path(path))
+    return staging.shelf if key == "." else staging.shelf.within(key)
+
+
 def share(path: pathlib.Path) -> None:
     """Uploads a file, or the files of a folder, that was written, if it belongs to a run in a bucket.
 

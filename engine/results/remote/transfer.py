@@ -3,7 +3,7 @@
 import contextlib
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator
 from typing import TypeGuard
 
 from polarax.errors import RunError, UsageError
@@ -12,7 +12,9 @@ from polarax.loaders.stores.threads import ReadThreads
 from polarax.results.directory import (
     CONTENTS,
     LEFTOVERS,
+    PARTS_FOLDER,
     PLOTS_FOLDER,
+    PROCESSES_FOLDER,
     RUN_FILE,
     folders_within,
     is_first_look,
@@ -25,6 +27,9 @@ from polarax.results.shelf import Shelf, is_bucket
 # Of one file: as long as the largest arrays take over a slow line.
 _TRANSFER_SECONDS = 600.0
 _SIDE_BY_SIDE = 16
+
+# What several processes have found is left to them.
+_FETCHED = frozenset(CONTENTS) - {PARTS_FOLDER, PROCESSES_FOLDER}
 
 
 def local_run(location: str | os.PathLike) -> tuple[pathlib.Path, Staging | None]:
@@ -63,11 +68,15 @@ def is_remote(location: str | os.PathLike | None) -> TypeGuard[str]:
 
 
 @contextlib.contextmanager
-def remote_run(url: str, *, overwrite: bool = False, progress: bool = True) -> Iterator[Staging]:
-    """Claims a run in a bucket: a local folder with all that is there of it, and whatever is written there is uploaded.
+def run_folder(
+    location: str | os.PathLike, *, overwrite: bool = False, progress: bool = True
+) -> Iterator[pathlib.Path]:
+    """The local folder in which a run is written.
+
+    Of a run in a bucket it has what is there of it, and whatever is written there is uploaded.
 
     Args:
-        url: Of a new or empty folder in a bucket, or of a run that is there.
+        location: A path, which is given back, or the URL of a new or empty folder in a bucket or of a run there.
         overwrite: Fetch only what tells that there is a run: the rest is to be removed.
         progress: Print a line on standard error where something is waited for.
 
@@ -75,23 +84,28 @@ def remote_run(url: str, *, overwrite: bool = False, progress: bool = True) -> I
         UsageError: The bucket cannot be read or written, or holds something else than a run there.
         RunError: Another process writes it; at the end, that something could not be uploaded.
     """
+    if not is_remote(location):
+        yield pathlib.Path(location).expanduser()
+        return
     with contextlib.ExitStack() as held:
         with _at_the_start():
-            shelf = Shelf.open(url)
-            keys = shelf.list()
-        if RUN_FILE not in keys and not LEFTOVERS.issuperset(keys):
-            raise UsageError(f"Output {shelf.location} is not empty and is not a run of polarax. Nothing was written.")
-        staging = Staging(Shelf.open(url, _TRANSFER_SECONDS))
-        with _at_the_start():
-            held.enter_context(remotely_locked(shelf, staging.uploads.fail, say=progress))
-        _fetch(staging, **{"only": _is_run_file} if overwrite else {})
+            _check_room(Shelf.open(location))
+            staging = Staging(Shelf.open(location, _TRANSFER_SECONDS))
+            held.enter_context(remotely_locked(Shelf.open(location), staging.uploads.fail, say=progress))
+        _fetch(staging, _is_run_file if overwrite else None)
         try:
-            yield staging
+            yield staging.path
         except BaseException:
             with contextlib.suppress(RunError):
                 staging.uploads.flush()
             raise
         staging.uploads.flush()
+
+
+def _check_room(shelf: Shelf) -> None:
+    keys = shelf.list()
+    if RUN_FILE not in keys and not LEFTOVERS.issuperset(key.partition("/")[0] for key in keys):
+        raise UsageError(f"Output {shelf.location} is not empty and is not a run of polarax. Nothing was written.")
 
 
 @contextlib.contextmanager
@@ -106,31 +120,29 @@ def _at_the_start() -> Iterator[None]:
 
 
 def _fetched(url: str) -> Staging:
-    Shelf.open(url).list()  # by which a bucket that is not there is found in less time than a transfer may take
+    Shelf.open(url).list(RUN_FILE)  # which finds a bucket that is not there in less time than a transfer may take
     staging = Staging(Shelf.open(url, _TRANSFER_SECONDS))
     _fetch(staging)
     return staging
 
 
-def _fetch(staging: Staging, only: Callable[[str], bool] = lambda key: True) -> None:
+def _fetch(staging: Staging, wanted: Callable[[str], bool] | None = None) -> None:
     """Downloads what belongs to a run. Tables come first: what is in them is in the bucket before they are."""
     _get(staging, [RUN_FILE])
-    within = folders_within(read_run_file(staging.path))
+    if not (staging.path / RUN_FILE).is_file():
+        return
+    labels, others = folders_within(read_run_file(staging.path))
     for tables in (True, False):
-        keys = _belonging(staging.shelf.list(), within)
-        _get(staging, [key for key in keys if key.endswith(".csv") == tables and only(key)])
+        keys = set(staging.shelf.list())
+        folders = {*_FETCHED, *others, *(label for label in labels if f"{label}/{RUN_FILE}" in keys)}
+        keys = {key for key in keys if _is_in(folders, key) and key.endswith(".csv") == tables}
+        _get(staging, filter(wanted, keys))
 
 
-def _belonging(keys: Sequence[str], within: tuple[Iterable[str], Iterable[str]]) -> list[str]:
-    """The objects of a run and of those within it, but its pictures, which are drawn again."""
-    labels, others = within
-    folders = {*(label for label in labels if f"{label}/{RUN_FILE}" in keys), *others}
-    parts = {key: key.split("/") for key in keys}
-    return [
-        key
-        for key, names in parts.items()
-        if names[0] in {*CONTENTS, *folders} and not {"", ".", "..", PLOTS_FOLDER} & set(names)
-    ]
+def _is_in(folders: Container[str], key: str) -> bool:
+    """Whether an object is to be fetched: pictures are drawn again."""
+    names = key.split("/")
+    return names[0] in folders and not {"", ".", "..", PLOTS_FOLDER} & set(names)
 
 
 def _is_run_file(key: str) -> bool:

@@ -1,4 +1,4 @@
-"""That stacks divide over hosts whole, alike wherever that is worked out, and near the best balance there is."""
+"""That the pieces of stacks divide over hosts, alike wherever it is worked out, and near the best balance there is."""
 
 import itertools
 
@@ -7,15 +7,20 @@ import pytest
 
 import polarax
 from polarax.planning.comparison_plan import plan_posts
-from polarax.planning.division import balance, divide_stacks
+from polarax.planning.division import balance, cost, divide_stacks, pieces
 from polarax.planning.selection import Selection
+
+
+def planned(shapes, *, memory_bytes=2**40, devices=1, lanes=1):
+    tree = {f"w{place}": np.broadcast_to(np.float32(1), shape) for place, shape in enumerate(shapes)}
+    checkpoint = polarax.open_checkpoint(tree)
+    posts = {"": checkpoint}
+    return plan_posts(checkpoint, posts, Selection(), memory_bytes=memory_bytes, devices=devices, lanes=lanes).stacks
 
 
 def stacks_of(shapes):
     """One stack for each matrix: memory allows no more."""
-    tree = {f"w{place}": np.broadcast_to(np.float32(1), shape) for place, shape in enumerate(shapes)}
-    checkpoint = polarax.open_checkpoint(tree)
-    stacks = plan_posts(checkpoint, {"": checkpoint}, Selection(), memory_bytes=1).stacks
+    stacks = planned(shapes, memory_bytes=1)
     assert len(stacks) == len(shapes)
     return stacks
 
@@ -37,6 +42,77 @@ def test_every_stack_goes_to_one_host_in_the_order_of_the_run(hosts):
     assert sum(share.operations for share in shares) == pytest.approx(sum(stack.operations for stack in stacks))
 
 
+class TestPieces:
+    SHAPES = [(96, 32)] * 75 + [(64, 64)] * 40 + [(512, 256)] * 2
+
+    @pytest.mark.parametrize("hosts", [2, 3, 8, 100])
+    @pytest.mark.parametrize(("devices", "lanes"), [(1, 1), (4, 1), (1, 3)])
+    def test_they_hold_every_matrix_once_and_what_they_are_of(self, hosts, devices, lanes):
+        stacks = planned(self.SHAPES, devices=devices, lanes=lanes)
+        cut = pieces(stacks, hosts)
+        for stack in stacks:
+            of_stack = [piece for piece in cut if piece.number == stack.number]
+            assert [pair for piece in of_stack for pair in piece.pairs] == list(stack.pairs)
+            assert [piece.start for piece in of_stack] == list(
+                itertools.accumulate((len(piece.pairs) for piece in of_stack[:-1]), initial=0)
+            )
+            for piece in of_stack:
+                assert (piece.label, piece.shape) == (stack.label, stack.shape)
+                assert len(piece.pairs) <= piece.size <= stack.size
+                assert piece.size % piece.devices == piece.size % piece.lanes == 0
+        assert [(piece.number, piece.start) for piece in cut] == sorted((piece.number, piece.start) for piece in cut)
+
+    @pytest.mark.parametrize("hosts", [2, 3, 8, 100])
+    @pytest.mark.parametrize("devices", [1, 4])
+    def test_those_of_a_shape_share_a_program(self, hosts, devices):
+        sizes = {}
+        for piece in pieces(planned(self.SHAPES, devices=devices), hosts):
+            sizes.setdefault(piece.shape, set()).add(piece.size)
+        assert all(len(of_shape) == 1 for of_shape in sizes.values())
+
+    @pytest.mark.parametrize("hosts", [2, 3, 8])
+    @pytest.mark.parametrize("devices", [1, 4])
+    def test_each_is_a_small_part_of_a_share_or_fills_the_devices_once(self, hosts, devices):
+        stacks = planned(self.SHAPES * 4, devices=devices)
+        share = sum(map(cost, stacks)) / hosts
+        for piece in pieces(stacks, hosts):
+            assert piece.size == devices or cost(piece) <= share / 32
+            # And there are not more than need be: twice as long would be too long.
+            twice = 2 * (piece.size + devices) / piece.size * cost(piece)
+            assert twice > share / 32 or piece.size == max(s.size for s in stacks if s.shape == piece.shape)
+
+    def test_one_host_takes_stacks_as_they_are(self):
+        stacks = planned(self.SHAPES)
+        assert pieces(stacks, 1) == list(stacks)
+        assert pieces((), 3) == []
+
+    def test_what_is_cut_may_be_cut_again(self):
+        (stack,) = planned([(8, 4)] * 12)
+        again = stack.piece(2, 9).piece(3, 4)
+        assert (again.start, again.pairs) == (5, stack.pairs[5:9])
+
+    def test_lanes_are_filled_while_there_is_enough_for_all_hosts(self):
+        stacks = planned([(8, 4)] * 32, lanes=4)
+        assert {(len(piece.pairs), piece.size, piece.lanes) for piece in pieces(stacks, 4)} == {(4, 4, 4)}
+        assert {(piece.size, piece.lanes) for piece in pieces(stacks, 16)} == {(2, 2)}
+        assert {(len(piece.pairs), piece.size, piece.lanes) for piece in pieces(stacks, 40)} == {(1, 1, 1)}
+
+    @pytest.mark.parametrize(("start", "count"), [(-1, 2), (0, 0), (3, 10)])
+    def test_a_piece_that_is_not_there(self, start, count):
+        (stack,) = planned([(8, 4)] * 12)
+        with pytest.raises(ValueError, match=f"A piece of {count} from {start} on is not within 12 matrices"):
+            stack.piece(start, count)
+
+    def test_a_piece_that_does_not_fit(self):
+        (stack,) = planned([(8, 4)] * 12)
+        with pytest.raises(ValueError, match="does not fit into a size of 2"):
+            stack.piece(0, 3, size=2)
+
+    def test_no_hosts(self):
+        with pytest.raises(ValueError, match=r"hosts must be at least 1\. Got 0"):
+            pieces(random_stacks(2), 0)
+
+
 def test_a_division_depends_on_nothing_else():
     assert [divide_stacks(random_stacks(30), 4)] == [divide_stacks(random_stacks(30), 4)]
     alike = divide_stacks(stacks_of([(4, 4)] * 6), 3)
@@ -48,10 +124,10 @@ def test_a_division_depends_on_nothing_else():
 def test_the_largest_share_is_within_grahams_bound_of_the_best_division(hosts, seed):
     stacks = random_stacks(8, seed)
     best = min(
-        max(sum(s.operations for s, own in zip(stacks, owners, strict=True) if own == host) for host in range(hosts))
+        max(sum(cost(s) for s, own in zip(stacks, owners, strict=True) if own == host) for host in range(hosts))
         for owners in itertools.product(range(hosts), repeat=len(stacks))
     )
-    largest = max(share.operations for share in divide_stacks(stacks, hosts))
+    largest = max(share.cost for share in divide_stacks(stacks, hosts))
     assert best <= largest <= (4 / 3 - 1 / (3 * hosts)) * best
 
 
