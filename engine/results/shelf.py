@@ -45,6 +45,10 @@ def is_bucket(location: str | os.PathLike) -> bool:
     return isinstance(location, str) and urllib.parse.urlsplit(location).scheme.lower() in BUCKET_SCHEMES
 
 
+class _Unusual(RunError):
+    """A request that the server does not understand, perhaps."""
+
+
 class Shelf:
     """Objects by their keys, below one folder; every call waits for its answer, within a limit.
 
@@ -126,7 +130,11 @@ class Shelf:
         """
         there = self._wait(self._kv.read(key), key, "read")
         if before == (None if there.state == "missing" else there.value):
-            self._wait(self._kv.write(key, after, if_equal=there.stamp.generation), key, "written")
+            with contextlib.suppress(_Unusual):
+                self._wait(self._kv.write(key, after, if_equal=there.stamp.generation), key, "written")
+            if (now := self.get(key)) != before or now == after:
+                return now == after
+            self._wait(self._kv.write(key, after), key, "written")  # the server takes no conditions, or says why not
         return self.get(key) == after
 
     def get(self, key: str) -> bytes | None:
@@ -162,7 +170,8 @@ class Shelf:
             return wait(future, self._seconds)
         except (BucketError, EOFError) as error:
             place = redact_location(f"{self._given}/{key}".rstrip("/"))
-            raise RunError(f"{place} cannot be {what}: {self._reason(error)}.") from error
+            unusual = isinstance(error, BucketError) and error.failure is Failure.OTHER
+            raise (_Unusual if unusual else RunError)(f"{place} cannot be {what}: {self._reason(error)}.") from error
 
     def _reason(self, error: BucketError | EOFError) -> str:
         if not is_bucket(self._given):
