@@ -20,6 +20,7 @@ from polarax.planning.division import cost, divide_stacks, pieces
 from polarax.planning.stacks import Stack
 from polarax.results.files import cell
 from polarax.results.parts import Found, Parts
+from polarax.results.remote.staging import settle
 
 
 def measure_together(
@@ -105,6 +106,8 @@ def join_parts(stacks: Iterable[Stack], outputs: Mapping[str, Output], parts: Pa
                 raise RunError(f"Of {len(lost)} matrices nothing was found, {lost[0]} first. The same command goes on.")
             found = parts.of(run, names)
             output.write_stack(stack, Written(list(found.rows), found.arrays))
+    for output in outputs.values():
+        settle(output.writer.path)
 
 
 class _PartWriter:
