@@ -56,7 +56,12 @@ def options_from_flags(values: flags.FlagValues) -> Options:
 
 
 def request_from_flags(
-    values: flags.FlagValues, *, post_required: bool = True, refused: list[Exception] | None = None
+    values: flags.FlagValues,
+    *,
+    post_required: bool = True,
+    refused: list[Exception] | None = None,
+    devices: int | None = None,
+    lanes: int | None = None,
 ) -> Request:
     """Opens the checkpoints and checks the flags; reads headers alone.
 
@@ -64,6 +69,8 @@ def request_from_flags(
         values: The flags.
         post_required: Whether there must be a --post; otherwise the base stands in for one that is missing.
         refused: Takes the errors of posts of which too little can be compared; without it they are raised.
+        devices: Of a host, and
+        lanes: on each of them, as for `check_request`.
 
     Raises:
         UsageError: A flag is missing or cannot be met.
@@ -73,7 +80,15 @@ def request_from_flags(
         if values[name].value in (None, "", [], [""]):
             raise UsageError(f"--{name} is missing: the checkpoint to compare.")
     post = one_post(values.post) if values.post else values.base
-    return check_request(values.base, post, options_from_flags(values), between=values.between, refused=refused)
+    return check_request(
+        values.base,
+        post,
+        options_from_flags(values),
+        between=values.between,
+        refused=refused,
+        devices=devices,
+        lanes=lanes,
+    )
 
 
 def print_closer(run: Run | Runs) -> None:

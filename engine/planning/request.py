@@ -60,6 +60,8 @@ def check_request(
     between: bool = True,
     unusable: dict[str, str] | None = None,
     refused: list[Exception] | None = None,
+    devices: int | None = None,
+    lanes: int | None = None,
 ) -> Request:
     """Opens the checkpoints and plans the comparison; reads headers alone and writes nothing.
 
@@ -72,6 +74,8 @@ def check_request(
             are left out; without it they are errors.
         refused: Takes the errors of posts of which too little can be compared, which are planned all the same; without
             it they are raised.
+        devices: Of a host; this process's by default.
+        lanes: Parts of a stack to compute side by side on one device; those that pay here by default.
 
     Raises:
         CheckpointError: A checkpoint cannot be read, or the base and a post have nothing in common, or too little.
@@ -97,8 +101,8 @@ def check_request(
             selection,
             measurement,
             memory_bytes=int(options.memory_gib * 2**30),
-            devices=jax.local_device_count(),
-            lanes=most_lanes(),
+            devices=jax.local_device_count() if devices is None else devices,
+            lanes=most_lanes() if lanes is None else lanes,
             role_map=role_map,
             common_rows=options.common_rows,
             between=between,
