@@ -2,10 +2,12 @@
 
 Longest processing time first: never more than 4/3 of the best possible largest share (R. L. Graham, Bounds on
 Multiprocessing Timing Anomalies, SIAM Journal on Applied Mathematics 17, 1969), and next to it where no piece is large.
-It depends on nothing but the stacks and the number of hosts, so that hosts which plan alike divide alike without a word
-between them.
+Where that leaves something to gain, pieces are fitted into the least time that first-fit finds room in. The division
+depends on nothing but the stacks, the number of hosts and the kind of device, so that hosts which plan alike divide
+alike without a word between them.
 """
 
+import bisect
 import heapq
 import math
 from collections.abc import Sequence
@@ -20,6 +22,9 @@ from polarax.planning.stacks import Stack
 # done has something to take over from one that is slow.
 _PIECES_OF_A_SHARE = 32
 _ROUNDING = 1e-9
+
+# How often a better division is looked for, and what is good enough, over what no division can be below.
+_TRIES, _GOOD = 12, 1.002
 
 
 class Share(NamedTuple):
@@ -111,13 +116,58 @@ def divide_stacks(stacks: Sequence[Stack], hosts: int, rates: Rates | None = Non
     _check(hosts)
     rates = rates or typical_rates()
     costs = [rates.seconds([stack]) for stack in stacks]
+    owners = _divided(costs, hosts)
+    return tuple(
+        Share(tuple(stacks[place] for place in sorted(places)), sum(costs[place] for place in places))
+        for places in owners
+    )
+
+
+def _divided(costs, hosts):
+    """The places of each host: longest first, or as they fit into the least that they all fit into, if that is better.
+
+    The latter is MULTIFIT (E. G. Coffman, M. R. Garey and D. S. Johnson, SIAM Journal on Computing 7, 1978): it pays
+    where a host has a few large ones, of which longest first gives some hosts one more than need be.
+    """
     owned: list[list[int]] = [[] for _ in range(hosts)]
     for place, host in _longest_first(costs, hosts):
         owned[host].append(place)
-    return tuple(
-        Share(tuple(stacks[place] for place in sorted(places)), sum(costs[place] for place in places))
-        for places in owned
-    )
+    low = max(sum(costs) / hosts, max(costs, default=0.0))
+    high = max(sum(costs[place] for place in places) for places in owned)
+    for _ in range(_TRIES):
+        if high <= low * _GOOD:
+            break
+        middle = (low + high) / 2
+        fitted = _fitted(costs, hosts, middle)
+        if fitted is None:
+            low = middle
+        else:
+            owned, high = fitted, max(sum(costs[place] for place in places) for places in fitted)
+    return owned
+
+
+def _fitted(costs, hosts, most):
+    """The places of each host where none is to have more than `most`: first-fit decreasing; None if it does not fit.
+
+    Host by host, each taking the largest that fits until none does, which comes to the same as place by place.
+    """
+    alike: dict[float, list[int]] = {}
+    for place, one in enumerate(costs):
+        alike.setdefault(one, []).append(place)
+    kinds = sorted(alike)  # taken from the end; those used up are removed
+    waiting = [alike[kind][::-1] for kind in kinds]
+    owned: list[list[int]] = []
+    for _ in range(hosts):
+        places: list[int] = []
+        room, kind = most * (1 + _ROUNDING), len(kinds)
+        while (kind := bisect.bisect_right(kinds, room, hi=kind) - 1) >= 0:
+            while waiting[kind] and kinds[kind] <= room:
+                places.append(waiting[kind].pop())
+                room -= kinds[kind]
+            if not waiting[kind]:
+                del kinds[kind], waiting[kind]
+        owned.append(places)
+    return None if kinds else owned
 
 
 def _longest_first(costs, hosts):
