@@ -1,7 +1,9 @@
 """polarax.compare: reads checkpoints stack by stack, measures, and writes a run directory, or one for each post."""
 
 import contextlib
+import hashlib
 import itertools
+import json
 import os
 import pathlib
 import sys
@@ -10,11 +12,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from polarax.errors import RunError
+from polarax.hosts import Hosts, current
 from polarax.loaders import CheckpointError, Skipped
-from polarax.measuring.execution import Output, Work, run_stacks
+from polarax.measuring.execution import Work, run_stacks
 from polarax.measuring.kept_bases import kept_line
 from polarax.measuring.moved_layers import LayerSearch
+from polarax.measuring.outputs import Output, Readers
 from polarax.measuring.progress import Progress
+from polarax.measuring.together import join_parts, measure_together, missing_stacks
 from polarax.metrics import columns
 from polarax.metrics.look import with_look
 from polarax.metrics.relation import is_rearranged, looks_strange
@@ -30,12 +35,17 @@ from polarax.planning.options import (
 from polarax.planning.partners import coverage_between, describe_coverage
 from polarax.planning.request import Request, check_request, describe_request, describe_side
 from polarax.results.closer import check_within, closer_folder, write_full_rows
-from polarax.results.directory import BETWEEN_FOLDER, claim_directory, write_summary
-from polarax.results.files import locked, writing
+from polarax.results.directory import BETWEEN_FOLDER, asked, claim_directory, write_summary
+from polarax.results.files import jsonable, locked, writing
+from polarax.results.parts import Parts
 from polarax.results.run import Run
 from polarax.results.run_directory import RunWriter
 from polarax.results.runs import Runs, open_run
 from polarax.results.runs_directory import RunsWriter, write_side_by_side
+from polarax.results.shelf import Shelf
+
+# How long the other processes wait for the first, which looks through what is there already.
+_FIRST_SECONDS = 600
 
 
 def compare(
@@ -125,8 +135,9 @@ def compare(
         memory_gib=memory_gib,
         keep_base=keep_base,
     )
-    request = check_request(base, post, options, between=between)
-    return run_request(request, out, overwrite=overwrite, progress=progress)
+    run = run_request(check_request(base, post, options, between=between), out, overwrite=overwrite, progress=progress)
+    assert run is not None  # one process alone
+    return run
 
 
 def run_request(
@@ -135,46 +146,100 @@ def run_request(
     *,
     overwrite: bool = False,
     progress: bool = True,
-) -> Run | Runs:
-    """Runs a checked request. Arguments, result and errors as for `compare`."""
+) -> Run | Runs | None:
+    """Runs a checked request. Arguments, result and errors as for `compare`.
+
+    Of several processes (`polarax.hosts.current`) the first one has the result, and the others None.
+    """
     temporary = None
     if out is None:
         temporary = tempfile.TemporaryDirectory(prefix="polarax-")
         out = temporary.name
-    described, sides = describe_request(request), [describe_side(post) for post in request.posts.values()]
-    description = _describe_all(request, described, sides) if request.several else {**described, "post": sides[0]}
-    closer = None if overwrite else closer_folder(out, description)
-    if closer is not None:
-        return _look_closer(request, pathlib.Path(out).expanduser(), closer, progress)
-    with contextlib.ExitStack() as open_writers:
-        if request.several:
-            path, overwrite = claim_directory(out, description, overwrite=overwrite), False
-            together = open_writers.enter_context(contextlib.closing(RunsWriter(path, description)))
-        else:
-            together, path = None, pathlib.Path(out)
-        outputs = [
-            _open_output(open_writers, request, described, sides, comparison, path, overwrite)
-            for comparison in _comparisons(request)
-        ]
-        seconds = _execute(request, outputs, progress)
-        _relate(request, outputs)
-        for output in outputs:
-            output.writer.finish(seconds, Run(output.writer.path).summary())
-        if together is not None:
-            together.finish(seconds, Runs.open(together.path))
-    run = open_run(path)
+    description = _describe(request)
+    hosts = current()
+    if hosts is not None:
+        hosts.agree("request", jsonable(asked(description.whole) | _planned(request)), _FIRST_SECONDS)
+        if not hosts.first:
+            _take_part(request, out, hosts)
+            return None
+    path = pathlib.Path(out).expanduser()
+    closer = None if overwrite else closer_folder(path, description.whole)
+    if closer is None:
+        run = _write(request, description, path, Shelf.open(path), [], overwrite, progress)
+    else:
+        run = _look_closer(request, description, path, closer, progress)
     run.keep_alive(temporary)
     return run
 
 
-def _look_closer(request, path, folder, progress):
+class _Description(NamedTuple):
+    """What run.json says of a request."""
+
+    common: dict[str, Any]
+    sides: list[dict[str, str]]  # of each post
+    whole: dict[str, Any]
+
+
+def _describe(request: Request) -> _Description:
+    common, sides = describe_request(request), [describe_side(post) for post in request.posts.values()]
+    whole = _describe_all(request, common, sides) if request.several else {**common, "post": sides[0]}
+    return _Description(common, sides, whole)
+
+
+def _write(request, description, path, shelf, within, overwrite, progress):
+    """Carries out a request, into the run directory at `path`: `within` a folder that all processes share."""
+    with contextlib.ExitStack() as open_writers:
+        if request.several:
+            path, overwrite = claim_directory(path, description.whole, overwrite=overwrite), False
+            together = open_writers.enter_context(contextlib.closing(RunsWriter(path, description.whole)))
+        else:
+            together = None
+        outputs = {
+            comparison.folder: _open_output(open_writers, request, description, comparison, path, overwrite)
+            for comparison in _comparisons(request)
+        }
+        seconds = _execute(request, outputs, shelf, within, progress)
+        _relate(request, list(outputs.values()))
+        for output in outputs.values():
+            output.writer.finish(seconds, Run(output.writer.path).summary())
+        if together is not None:
+            together.finish(seconds, Runs.open(together.path))
+    return open_run(path)
+
+
+def _planned(request: Request) -> dict[str, str]:
+    """What of a plan all processes must have alike: which matrices are in which stack."""
+    content = json.dumps([[stack.label, [pair.name for pair in stack.pairs]] for stack in request.plan.stacks])
+    return {"plan": hashlib.sha256(content.encode()).hexdigest()[:16]}
+
+
+def _take_part(request: Request, out: str | os.PathLike, hosts: Hosts) -> None:
+    """What every process but the first does: measures what it takes of what the first one says is missing."""
+    missing = hosts.get("missing", _FIRST_SECONDS)
+    stacks = {stack.number: stack for stack in request.plan.stacks}
+    readers = {comparison.folder: _readers(request, comparison) for comparison in _comparisons(request)}
+    shelf = Shelf.open(out)
+    for name in missing["within"]:
+        shelf = shelf.within(name)
+    measure_together(
+        _work(request),
+        readers,
+        Parts(shelf, hosts.process),
+        [stacks[number].part(start, count) for number, start, count in missing["stacks"]],
+        hosts,
+        None,
+    )
+
+
+def _look_closer(request, description, path, folder, progress):
     """Runs a full analysis of matrices that the run at `path` has had a first look at, and lays it over that."""
     labels = [] if not request.several else list(request.posts)
     check_within(path, {label: part.names for label, part in zip(labels or [""], request.plan.parts, strict=True)})
     with writing(path):
         lock = locked(path)
     with contextlib.closing(lock):
-        run_request(request, folder, progress=progress)
+        within = list(folder.relative_to(path).parts)
+        _write(request, description, folder, Shelf.open(path), within, False, progress)
         run = open_run(path)
         runs = [run] if isinstance(run, Run) else list(run.each())
         for one in runs:
@@ -222,13 +287,22 @@ def _describe_all(request, described, sides):
     }
 
 
-def _open_output(open_writers, request, described, sides, comparison, path, overwrite):
+def _readers(request, comparison):
+    """What one run directory says of each stack."""
+    alone = len(comparison.posts) == 1
+    part = request.plan.parts[comparison.posts[0]] if alone else _part_between(request, *comparison.posts)
+    return Readers(comparison.posts, part, comparison.measurement)
+
+
+def _open_output(open_writers, request, description, comparison, path, overwrite):
     """Opens the writer of one run directory."""
-    *first, last = (sides[place] for place in comparison.posts)
-    part = _part_between(request, *comparison.posts) if first else request.plan.parts[comparison.posts[0]]
+    described = description.common
+    *first, last = (description.sides[place] for place in comparison.posts)
+    readers = _readers(request, comparison)
+    part = readers.part
     posts = list(request.posts.values())
     before, after = [request.base, *(posts[place] for place in comparison.posts)][-2:]
-    description = {
+    said = {
         "base": described["base"],
         "post": last,
         **described,
@@ -238,8 +312,8 @@ def _open_output(open_writers, request, described, sides, comparison, path, over
     }
     if first:
         asked = {"metrics": comparison.measurement.groups, "control_draws": comparison.measurement.control_draws}
-        description |= {"base": first[0], "flags": described["flags"] | asked, "changes_from": described["base"]}
-    folder = claim_directory(path / comparison.folder, description, overwrite=overwrite)
+        said |= {"base": first[0], "flags": described["flags"] | asked, "changes_from": described["base"]}
+    folder = claim_directory(path / comparison.folder, said, overwrite=overwrite)
     measurement = comparison.measurement
     header = columns(
         measurement.groups,
@@ -250,9 +324,9 @@ def _open_output(open_writers, request, described, sides, comparison, path, over
     )
     if measurement.quick:
         header = with_look(header)
-    writer = RunWriter(folder, description, header, part.skipped)
+    writer = RunWriter(folder, said, header, part.skipped)
     open_writers.enter_context(contextlib.closing(writer))
-    return Output(writer, comparison.posts, part, request.plan, measurement)
+    return Output(writer, readers, request.plan)
 
 
 def _part_between(request, first, second):
@@ -293,13 +367,34 @@ def _relate(request, outputs):
             output.writer.relate(*moved)
 
 
-def _execute(request, outputs, progress):
+def _work(request):
+    return Work(request.base, tuple(request.posts.values()), request.plan, request.measurement, request.keep_base)
+
+
+def _execute(request, outputs, shelf, within, progress):
     """Carries out what is not there yet; returns the seconds that reading, compiling and computing took."""
-    work = Work(request.base, tuple(request.posts.values()), request.plan, request.measurement, request.keep_base)
-    stacks = [stack for stack in request.plan.stacks if any(output.waits_for(stack) for output in outputs)]
+    stacks = [stack for stack in request.plan.stacks if any(output.waits_for(stack) for output in outputs.values())]
     if progress and request.plan.warning:
         print(request.plan.warning, file=sys.stderr, flush=True)
     if progress and request.keep_base and stacks:
         print(kept_line(stacks, request.keep_base), file=sys.stderr, flush=True)
-    with Progress(stacks, sys.stderr if progress else None) as shown:
-        return run_stacks(work, stacks, outputs, shown)
+    for name in within:
+        shelf = shelf.within(name)
+    hosts, parts = current(), Parts(shelf, 0)
+    parts.look()
+    if hosts is None and not parts.any:
+        with Progress(stacks, sys.stderr if progress else None) as shown:
+            return run_stacks(_work(request), stacks, list(outputs.values()), shown)
+    missing = list(missing_stacks(stacks, outputs, parts))
+    if hosts is not None:
+        places = [(stack.number, stack.start, len(stack.pairs)) for stack in missing]
+        hosts.put("missing", {"within": within, "stacks": places})
+    readers = {run: output.readers for run, output in outputs.items()}
+    with Progress(missing, sys.stderr if progress and hosts is None else None) as shown:
+        seconds = measure_together(_work(request), readers, parts, missing, hosts, shown)
+    join_parts(stacks, outputs, parts)
+    if hosts is None:
+        parts.clear()
+    else:
+        hosts.last.append(parts.clear)
+    return seconds

@@ -109,7 +109,7 @@ def history(
     return steps
 
 
-def check_history(checkpoints: Any, base: Any, options: Options) -> Request:
+def check_history(checkpoints: Any, base: Any, options: Options, *, devices: Sequence[int] | None = None) -> Request:
     """Finds the steps and plans; reads headers alone. Arguments and errors as for `history` and `check_request`."""
     as_typed = history_as_typed(checkpoints, base, options)
     passed_over: dict[str, str] = {}
@@ -121,7 +121,7 @@ def check_history(checkpoints: Any, base: Any, options: Options) -> Request:
             raise UsageError(f"Step {first} is alone: give another one, or a base to compare it with.")
     unusable: dict[str, str] = {}
     posts = {str(step): source for step, source in steps.items()}
-    request = check_request(base, posts, options, between=False, unusable=unusable)
+    request = check_request(base, posts, options, between=False, unusable=unusable, devices=devices)
     if not request.posts:
         step, reason = next(iter(unusable.items()))
         raise UsageError(f"None of {len(unusable)} steps can be compared. Step {step}: {reason}")

@@ -18,11 +18,21 @@ from polarax.commands.comparison_flags import (
     request_from_flags,
 )
 from polarax.commands.report import write_pictures
-from polarax.commands.shared_flags import define_cache_flag, define_picture_flags, enable_cache, print_files, require
+from polarax.commands.shared_flags import (
+    define_cache_flag,
+    define_host_flags,
+    define_picture_flags,
+    enable_cache,
+    joined_from_flags,
+    planned_devices,
+    print_files,
+    require,
+)
 from polarax.comparison import run_request
 from polarax.report.posts_table import table_of_posts
 from polarax.report.table import table_by_role
 from polarax.results.run import Run
+from polarax.results.runs import Runs
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -32,6 +42,7 @@ def define_flags(values: flags.FlagValues) -> None:
         "out", None, "Folder for the run; new or empty, or that of a run that was interrupted.", flag_values=values
     )
     flags.DEFINE_boolean("overwrite", False, "Replace a run that is already in --out.", flag_values=values)
+    define_host_flags(values)
     define_cache_flag(values)
     define_picture_flags(values)
 
@@ -40,7 +51,15 @@ def run(values: flags.FlagValues) -> int:
     """Compares; returns the exit code."""
     require(values, out="the folder for the run")
     enable_cache(values)
-    result = run_request(request_from_flags(values), values.out, overwrite=values.overwrite)
+    with joined_from_flags(values) as hosts:
+        request = request_from_flags(values, devices=planned_devices(hosts))
+        result = run_request(request, values.out, overwrite=values.overwrite)
+        if result is not None:
+            _print(values, result)
+    return 0
+
+
+def _print(values: flags.FlagValues, result: Run | Runs) -> None:
     summary = result.summary()
     print_wrapped(result.account())
     print()
@@ -53,4 +72,3 @@ def run(values: flags.FlagValues) -> int:
     seconds = result.description["seconds"]
     look = "first look: " if result.first_look else ""
     print(f"Run: {result.path} ({look}{', '.join(f'{what} {taken:.1f} s' for what, taken in seconds.items())})")
-    return 0

@@ -2,7 +2,7 @@
 
 import dataclasses
 import textwrap
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 from absl import flags
@@ -60,8 +60,7 @@ def request_from_flags(
     *,
     post_required: bool = True,
     refused: list[Exception] | None = None,
-    devices: int | None = None,
-    lanes: int | None = None,
+    devices: Sequence[int] | None = None,
 ) -> Request:
     """Opens the checkpoints and checks the flags; reads headers alone.
 
@@ -69,8 +68,7 @@ def request_from_flags(
         values: The flags.
         post_required: Whether there must be a --post; otherwise the base stands in for one that is missing.
         refused: Takes the errors of posts of which too little can be compared; without it they are raised.
-        devices: Of a host, and
-        lanes: on each of them, as for `check_request`.
+        devices: What to plan for: see `check_request`.
 
     Raises:
         UsageError: A flag is missing or cannot be met.
@@ -80,15 +78,8 @@ def request_from_flags(
         if values[name].value in (None, "", [], [""]):
             raise UsageError(f"--{name} is missing: the checkpoint to compare.")
     post = one_post(values.post) if values.post else values.base
-    return check_request(
-        values.base,
-        post,
-        options_from_flags(values),
-        between=values.between,
-        refused=refused,
-        devices=devices,
-        lanes=lanes,
-    )
+    options = options_from_flags(values)
+    return check_request(values.base, post, options, between=values.between, refused=refused, devices=devices)
 
 
 def print_closer(run: Run | Runs) -> None:

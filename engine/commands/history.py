@@ -10,7 +10,16 @@ from absl import flags
 
 from polarax.commands.comparison_flags import define_option_flags, options_from_flags, print_closer, print_wrapped
 from polarax.commands.report import write_pictures
-from polarax.commands.shared_flags import define_cache_flag, define_picture_flags, enable_cache, print_files, require
+from polarax.commands.shared_flags import (
+    define_cache_flag,
+    define_host_flags,
+    define_picture_flags,
+    enable_cache,
+    joined_from_flags,
+    planned_devices,
+    print_files,
+    require,
+)
 from polarax.comparison import run_request
 from polarax.report.steps_table import table_of_steps
 from polarax.results.runs import History
@@ -29,6 +38,7 @@ def define_flags(values: flags.FlagValues) -> None:
     define_option_flags(values)
     flags.DEFINE_string("out", None, "Folder for the run: new, empty, or that of a run to resume.", flag_values=values)
     flags.DEFINE_boolean("overwrite", False, "Replace a run that is already in --out.", flag_values=values)
+    define_host_flags(values)
     define_cache_flag(values)
     define_picture_flags(values)
 
@@ -38,9 +48,17 @@ def run(values: flags.FlagValues) -> int:
     require(values, checkpoints="a folder of steps, or a pattern", out="the folder for the run")
     enable_cache(values)
     given = values.checkpoints[0] if len(values.checkpoints) == 1 else values.checkpoints
-    request = check_history(given, values.base or None, options_from_flags(values))
-    history = run_request(request, values.out, overwrite=values.overwrite)
-    assert isinstance(history, History)
+    with joined_from_flags(values) as hosts:
+        options = options_from_flags(values)
+        request = check_history(given, values.base or None, options, devices=planned_devices(hosts))
+        history = run_request(request, values.out, overwrite=values.overwrite)
+        if history is not None:
+            assert isinstance(history, History)
+            _print(values, history)
+    return 0
+
+
+def _print(values: flags.FlagValues, history: History) -> None:
     print_wrapped(history.account())
     print()
     print(table_of_steps(history.frame()))
@@ -50,4 +68,3 @@ def run(values: flags.FlagValues) -> int:
     print()
     print_files(write_pictures(history, plots=values.plots, page=values.plots and values.report))
     print(f"Run: {history.path}")
-    return 0

@@ -80,8 +80,7 @@ def run(values: flags.FlagValues) -> int:
             values,
             post_required=False,
             refused=refused,
-            devices=values.devices_per_host,
-            lanes=1 if elsewhere else None,
+            devices=(values.devices_per_host or jax.local_device_count(), 1) if elsewhere else None,
         )
         _print_names(request, values.names)
         print()

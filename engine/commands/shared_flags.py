@@ -1,6 +1,8 @@
 """What commands that write a folder share; nothing here takes time to import, since `--help` is to take none."""
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 from absl import flags
 
@@ -48,3 +50,69 @@ def print_files(lines: Iterable[str]) -> None:
             print(line)
     except UsageError as error:  # the numbers are there all the same
         print(error)
+
+
+def define_host_flags(values: flags.FlagValues) -> None:
+    """Defines which processes a run is divided over."""
+    flags.DEFINE_enum(
+        "distributed",
+        "auto",
+        ["auto", "on", "off"],
+        "Whether several processes share the run: auto if these flags, the environment or JAX say so; on refuses to "
+        "run alone; off does.",
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        "coordinator_address", None, "HOST:PORT of process 0, the same for every process.", flag_values=values
+    )
+    flags.DEFINE_integer(
+        "num_processes", None, "How many processes run this command.", lower_bound=1, flag_values=values
+    )
+    flags.DEFINE_integer("process_id", None, "Which of them this one is, from 0.", lower_bound=0, flag_values=values)
+    flags.DEFINE_integer(
+        "initialization_timeout", 60, "Seconds within which all have to be there.", lower_bound=1, flag_values=values
+    )
+
+
+def cluster_from_flags(values: flags.FlagValues) -> Any:
+    """The `polarax.hosts.Cluster` that these flags, the environment or JAX's detection say; None of a process alone.
+
+    Raises:
+        UsageError: Something of it is missing or contradicts itself.
+    """
+    from polarax.hosts import find_cluster
+
+    return find_cluster(
+        values.coordinator_address,
+        values.num_processes,
+        values.process_id,
+        mode=values.distributed,
+        seconds=values.initialization_timeout,
+    )
+
+
+@contextlib.contextmanager
+def joined_from_flags(values: flags.FlagValues) -> Iterator[Any]:
+    """The `polarax.hosts.Hosts` that share the run while it lasts; None for a process alone.
+
+    Raises:
+        UsageError: The processes cannot be joined as the flags say.
+        RunError: The processes do not fit together.
+    """
+    cluster = cluster_from_flags(values)
+    if cluster is None:
+        yield None
+        return
+    from polarax.hosts import joined
+
+    with joined(cluster, values.out, values.initialization_timeout) as hosts:
+        yield hosts
+
+
+def planned_devices(hosts: Any, seconds: float = 600) -> Sequence[int] | None:
+    """Devices and lanes that all processes plan with: those of the first; None for a process alone."""
+    if hosts is None:
+        return None
+    from polarax.planning.request import local_layout
+
+    return hosts.from_first("layout", local_layout(), seconds)

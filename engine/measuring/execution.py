@@ -2,26 +2,26 @@
 
 import concurrent.futures
 import contextlib
-import itertools
 import os
+import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import jax
 import numpy as np
 
-from polarax.loaders import Checkpoint, Pair
+from polarax.hosts import LANES
+from polarax.loaders import Checkpoint
 from polarax.measuring.compiled_parts import CompiledParts, PreparedParts
 from polarax.measuring.kept_bases import KeptBases, KeptShapes, KeptStack, form_of
+from polarax.measuring.outputs import Writer, pairs_of
 from polarax.measuring.parts import StackReadings
 from polarax.measuring.program import measure_in_parts
 from polarax.measuring.progress import Progress
-from polarax.measuring.relations import relation_of
-from polarax.measuring.rows import as_stored, make_row
 from polarax.measuring.sampled_controls import matrix_key
 from polarax.measuring.stack_reads import Operands, StackReads
-from polarax.planning.comparison_plan import Part, Plan
+from polarax.planning.comparison_plan import Plan
 from polarax.planning.devices import (
     lone_cpu,
     shared_cores,
@@ -30,7 +30,10 @@ from polarax.planning.devices import (
 )
 from polarax.planning.measurement import Measurement
 from polarax.planning.stacks import Stack
-from polarax.results.run_directory import RunWriter
+
+# While a stack is computed, how often it is asked whether that is still wanted; and how long the next one may take to
+# be known before its program is left for later.
+_LOOK_SECONDS = 0.2
 
 
 class Work(NamedTuple):
@@ -43,58 +46,29 @@ class Work(NamedTuple):
     keep_base: str | os.PathLike | None = None  # folder of decomposed bases
 
 
-class Output:
-    """A run that is written: of the base and a post, or of two posts.
-
-    Args:
-        writer: Its writer.
-        posts: One place, or two of which the first stands as the base.
-        part: What is compared, and what is not.
-        plan: Of all runs.
-        measurement: What its rows have.
-    """
-
-    def __init__(self, writer: RunWriter, posts: tuple[int, ...], part: Part, plan: Plan, measurement: Measurement):
-        self.writer, self.posts, self.skipped, self._measurement = writer, posts, part.skipped, measurement
-        self._place = {name: index for index, name in enumerate(part.names)}
-        self._parts = [part for part in map(self._part_of, plan.stacks) if part is not None]
-        self._waiting = {part.label: part for part in writer.unfinished(self._parts, self._place)}
-
-    def waits_for(self, stack: Stack) -> bool:
-        """Whether the stack has something that is not written yet."""
-        return stack.label in self._waiting
-
-    @property
-    def pairs(self) -> list[Pair]:
-        """All its matrices."""
-        return [pair for part in self._parts for pair in part.pairs]
-
-    def write(self, stack: Stack, readings: StackReadings, operands: Operands) -> None:
-        """Writes what of a stack belongs to this run; the operands are those that the readings are of."""
-        part, places = self._waiting[stack.label], tuple(stack.posts.index(place) for place in self.posts)
-        alone = len(places) == 1
-        mine = readings.posts[places[0]] if alone else readings.pairs[_pairs_of(stack).index(places)]
-        mine = as_stored(mine, part)
-        rows = [make_row(pair, mine, index, self._measurement) for index, pair in enumerate(part.pairs)]
-        base, post = (operands[0], *(operands[1 + place] for place in places))[-2:]
-        for index, row in enumerate(rows):
-            matrices = (x[index].T if part.transposed[index] else x[index] for x in (base, post))
-            spectra = (mine[name][index] for name in ("s_base", "s_post") if name in mine)
-            row["relation"] = relation_of(row, *spectra, *matrices).value if "s_base" in mine else ""
-        arrays = {name: values for name, values in mine.items() if values.ndim > 1}
-        self.writer.write_stack(part, rows, arrays, [self._place[pair.name] for pair in part.pairs])
-
-    def _part_of(self, stack):
-        if not set(self.posts) <= set(stack.posts):
-            return None
-        return stack.of_post(*self.posts) if len(self.posts) == 1 else stack.between(*self.posts)
+class _NotWanted(Exception):
+    """What is being computed is not needed any longer: other processes have done it."""
 
 
-def run_stacks(work: Work, stacks: Sequence[Stack], outputs: Sequence[Output], progress: Progress) -> dict[str, float]:
+def run_stacks(
+    work: Work,
+    stacks: Iterable[Stack],
+    outputs: Sequence[Writer],
+    progress: Progress,
+    finished: threading.Event | None = None,
+) -> dict[str, float]:
     """Measures stacks and writes them to the outputs that wait for them.
 
-    The next stack is read while this one is computed, and its program compiled if there is memory for both: of the
-    compilation seconds only those before the first stack add to the others then.
+    While a stack is computed the next one is read, and its program compiled if there is memory for both: of the
+    compilation seconds only those before the first stack add to the others then. Where both fill all lanes, the next
+    one begins before this one is written, so that no lane waits.
+
+    Args:
+        work: What is to be computed.
+        stacks: Of the plan, or pieces of them; each is asked for when its turn to be read has come.
+        outputs: What takes the readings.
+        progress: Is told of each that is written.
+        finished: Ends the work at once when it is set: what is then being computed is not needed any longer.
 
     Returns:
         The seconds spent on reading (waiting), compiling and computing.
@@ -103,33 +77,110 @@ def run_stacks(work: Work, stacks: Sequence[Stack], outputs: Sequence[Output], p
         RunError: A checkpoint can no longer be read, or a run cannot be written.
     """
     seconds = dict.fromkeys(("read", "compile", "compute"), 0.0)
-    if not stacks:
-        return seconds
-    programs = _Programs(work, any(len(output.posts) > 1 for output in outputs), seconds)
     # Whatever the working precision: without it JAX would cut stored float64 weights to float32 on their way in.
     with (
         jax.enable_x64(True),
-        concurrent.futures.ThreadPoolExecutor(max(s.lanes for s in stacks)) as pool,
         StackReads(work.base, work.posts, stacks) as reads,
+        contextlib.closing(_Execution(work, reads, outputs, progress, finished, seconds)) as execution,
     ):
-        programs.prepare(stacks[0])
-        read = iter(reads)
-        for stack, following in zip(stacks, (*stacks[1:], None), strict=True):
-            before = dict(seconds)
-            with _timed(seconds, "read"):
-                operands = next(read)
-            programs.prepare(stack)
-            with _timed(seconds, "compute"), shared_cores(max(stack.lanes, jax.local_device_count())):
-                lanes = programs.start(pool, stack, operands)
-                if following is not None and work.plan.compiles_ahead:
-                    programs.prepare(following)
-                readings = _joined([part for lane in lanes for part in lane.result()])
-            for output in outputs:
-                if output.waits_for(stack):
-                    output.write(stack, readings, operands)
-            del operands  # its memory is filled again
-            progress.advance(stack, *(seconds[what] - before[what] for what in ("read", "compute")))
+        execution.run()
     return seconds
+
+
+class _AtWork(NamedTuple):
+    """A stack that is being computed."""
+
+    stack: Stack
+    operands: Operands
+    lanes: list[concurrent.futures.Future[list[StackReadings]]]
+
+
+class _Execution:
+    """Stacks on their way from the reads to the outputs. Arguments as for `run_stacks`."""
+
+    def __init__(self, work, reads, outputs, progress, finished, seconds):
+        self._work, self._reads, self._outputs = work, reads, outputs
+        self._progress, self._seconds, self._before = progress, seconds, dict(seconds)
+        self._finished = threading.Event() if finished is None else finished
+        self._programs = _Programs(work, any(len(output.posts) > 1 for output in outputs), seconds)
+        self._most = max((stack.lanes for stack in work.plan.stacks), default=1)
+        self._pool = concurrent.futures.ThreadPoolExecutor(self._most, thread_name_prefix=LANES)
+        self._sharing = contextlib.ExitStack()
+        self._shared = 0
+
+    def close(self) -> None:
+        """Waits for what is at work, unless nobody wants it."""
+        self._pool.shutdown(wait=not self._finished.is_set(), cancel_futures=True)
+        self._sharing.close()
+
+    def run(self) -> None:
+        """Carries out all stacks."""
+        at_work: _AtWork | None = None
+        try:
+            while True:
+                if at_work is not None and not self._read_comes_first(at_work):
+                    self._finish(at_work)
+                    at_work = None
+                with self._timed("read"):
+                    read = self._reads.take()
+                if at_work is not None and not (read and self._fills_lanes(at_work.stack, read[0])):
+                    self._finish(at_work)
+                    at_work = None
+                if read is None:
+                    return
+                begun = self._begin(*read)
+                if at_work is not None:
+                    self._finish(at_work)
+                at_work = begun
+                self._reads.begin()  # into the buffers of the stack before
+                if self._work.plan.compiles_ahead:
+                    following = self._reads.following(_LOOK_SECONDS)
+                    if following is not None:
+                        self._programs.prepare(following)
+        except _NotWanted:
+            return
+
+    def _begin(self, stack, operands):
+        self._programs.prepare(stack)
+        share = max(stack.lanes, jax.local_device_count())
+        if share != self._shared:  # nothing is at work then
+            self._sharing.close()
+            self._sharing.enter_context(shared_cores(share))
+            self._shared = share
+        return _AtWork(stack, operands, self._programs.start(self._pool, stack, operands))
+
+    def _fills_lanes(self, *stacks):
+        """Whether all lanes are in use by each: so many at once take no more memory than the larger one alone."""
+        return all(stack.lanes == self._most for stack in stacks)
+
+    def _read_comes_first(self, at_work):
+        """Waits for the next stack, or for the one at work."""
+        lanes = set(at_work.lanes)
+        while lanes and not self._reads.ready and not self._finished.is_set():
+            done, lanes = concurrent.futures.wait(
+                {*lanes, self._reads.reading}, _LOOK_SECONDS, concurrent.futures.FIRST_COMPLETED
+            )
+            lanes -= {self._reads.reading}
+        return self._reads.ready
+
+    def _finish(self, at_work):
+        """Writes a stack when it is computed."""
+        with self._timed("compute"):
+            lanes = set(at_work.lanes)
+            while lanes:
+                _, lanes = concurrent.futures.wait(lanes, _LOOK_SECONDS)
+                if lanes and self._finished.is_set():
+                    raise _NotWanted
+            readings = _joined([part for lane in at_work.lanes for part in lane.result()])
+        for output in self._outputs:
+            if output.waits_for(at_work.stack):
+                output.write(at_work.stack, readings, at_work.operands)
+        taken = {what: self._seconds[what] - self._before[what] for what in ("read", "compute")}
+        self._before = dict(self._seconds)
+        self._progress.advance(at_work.stack, taken["read"], taken["compute"])
+
+    def _timed(self, what):
+        return _timed(self._seconds, what)
 
 
 class _Programs:
@@ -190,7 +241,7 @@ class _Programs:
         kept = None
         if self._kept and all(operand.dtype != np.float64 for operand in operands):
             kept = of_stack(self._kept, base)
-        pairs = _pairs_of(stack) if self._between else ()
+        pairs = pairs_of(stack) if self._between else ()
         return measure_in_parts(
             run,
             base,
@@ -208,11 +259,6 @@ class _Programs:
         keys = np.zeros((stack.size, 2), np.uint32)
         keys[: len(stack.pairs)] = [matrix_key(self._work.measurement.seed, pair.name) for pair in stack.pairs]
         return (keys,)
-
-
-def _pairs_of(stack):
-    """Places within the stack of all posts that are compared with each other."""
-    return tuple(itertools.combinations(range(len(stack.posts)), 2))
 
 
 def _joined(parts):

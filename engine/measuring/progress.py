@@ -1,4 +1,4 @@
-"""Progress of a run: a bar on a terminal, a line now and then elsewhere."""
+"""Progress of a run: a bar on a terminal, a line now and then elsewhere, one of all processes on the first."""
 
 import sys
 import time
@@ -7,6 +7,7 @@ from typing import TextIO
 
 from tqdm import tqdm
 
+from polarax.hosts import Hosts
 from polarax.planning.stacks import Stack
 
 # Between two lines where the output is no terminal: enough to see life in a log file, not enough to fill it.
@@ -77,3 +78,67 @@ class Progress:
             file=self._stream,
             flush=True,
         )
+
+
+class SharedProgress:
+    """Progress of a run that several processes are at: each says its own with its beats, and process 0 prints all.
+
+    The others print a line at their start and one at their end. A context manager.
+
+    Args:
+        hosts: The processes.
+        pieces: What is divided among them.
+        stream: Where to write.
+    """
+
+    def __init__(self, hosts: Hosts, pieces: Sequence[Stack], stream: TextIO = sys.stderr):
+        self._hosts, self._stream = hosts, stream
+        self._matrices = sum(len(piece.pairs) for piece in pieces)
+        self._operations = sum(piece.operations for piece in pieces)
+        self._done, self._operations_done, self._busy = 0, 0.0, 0.0
+        self._started = self._last_line = time.monotonic()
+
+    def __enter__(self) -> "SharedProgress":
+        self._hosts.note(done=0, operations=0.0, busy=0.0)
+        if self._hosts.first:
+            self._print(f"{self._matrices} matrices to measure, on {self._hosts.processes} processes")
+            self._hosts.listener = self._listen
+        else:
+            self._print(f"{self._hosts}: joined")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._hosts.listener = None
+        if not self._hosts.first:
+            self._print(f"{self._hosts}: measured {self._done} matrices in {time.monotonic() - self._started:.0f} s")
+
+    def advance(self, stack: Stack, read_seconds: float, compute_seconds: float) -> None:
+        """Notes a finished stack, as `Progress.advance` does."""
+        self._done += len(stack.pairs)
+        self._operations_done += stack.operations
+        self._busy += read_seconds + compute_seconds
+        self._hosts.note(done=self._done, operations=self._operations_done, busy=self._busy)
+
+    def _listen(self) -> None:
+        """On process 0, in the thread that hears all."""
+        now = time.monotonic()
+        if now - self._last_line < _SECONDS_BETWEEN_LINES:
+            return
+        self._last_line = now
+        heard = self._hosts.heard
+        done = min(self._matrices, sum(said.get("done", 0) for said in heard.values()))
+        operations = sum(said.get("operations", 0.0) for said in heard.values())
+        elapsed = now - self._started
+        share = min(1.0, operations / self._operations) if self._operations else 1.0
+        left = f"about {elapsed / share - elapsed:.0f} s left" if share else "no time known yet"
+        rates = {
+            process: said["operations"] / said["busy"] for process, said in heard.items() if said.get("busy", 0.0) > 0
+        }
+        slowest = ""
+        if rates:
+            process = min(rates, key=lambda one: rates[one])
+            slowest = f", slowest {self._hosts.named(process)} at {rates[process] / 1e9:.1f} GFLOP/s"
+        self._print(f"{done}/{self._matrices} matrices, {elapsed:.0f} s, {left}{slowest}")
+
+    def _print(self, line: str) -> None:
+        print(line, file=self._stream, flush=True)

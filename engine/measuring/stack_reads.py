@@ -3,7 +3,7 @@
 import collections
 import concurrent.futures
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -21,22 +21,22 @@ Operands = tuple[np.ndarray, ...]
 class StackReads:
     """The operands of every stack, each read while the one before is at work; a context manager.
 
-    Two sets of buffers take turns: what is given holds its values until the next one is asked for.
+    Two sets of buffers take turns: what is given holds its values until the next one is begun.
     """
 
-    def __init__(self, base: Checkpoint, posts: Checkpoint | Sequence[Checkpoint], stacks: Sequence[Stack]):
+    def __init__(self, base: Checkpoint, posts: Checkpoint | Sequence[Checkpoint], stacks: Iterable[Stack]):
         """Starts to read the first stack.
 
         Args:
             base: The checkpoint before training.
             posts: The checkpoint after it, or several.
-            stacks: What is to be read, in order.
+            stacks: What is to be read, in order; each is asked for when its turn to be read has come.
         """
         self._base, self._posts = base, [posts] if isinstance(posts, Checkpoint) else list(posts)
-        self._waiting = collections.deque(stacks)
+        self._waiting = iter(stacks)
         self._buffers: list[list[_Buffer]] = [[], []]
         self._pool = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="polarax-reads")
-        self._reading = self._start()
+        self.begin()
 
     def __enter__(self) -> "StackReads":
         return self
@@ -45,24 +45,51 @@ class StackReads:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def __iter__(self) -> Iterator[Operands]:
-        """Base and posts of every stack, in turn.
+        """Base and posts of every stack, in turn; the next one is begun before each is given.
 
         Raises:
             RunError: A checkpoint can no longer be read.
         """
-        while self._reading is not None:
-            try:
-                operands = self._reading.result()
-            except CheckpointError as error:
-                raise RunError(f"Reading failed part-way: {error}") from error
-            self._reading = self._start()
-            yield operands
+        while (read := self.take()) is not None:
+            self.begin()
+            yield read[1]
 
-    def _start(self):
-        if not self._waiting:
-            return None
+    def begin(self) -> None:
+        """Starts to read the next stack, into the buffers of the last but one."""
         self._buffers.reverse()
-        return self._pool.submit(self._read, self._waiting.popleft(), self._buffers[0])
+        self._following: concurrent.futures.Future[Stack | None] = concurrent.futures.Future()
+        self.reading = self._pool.submit(self._read_next, self._following, self._buffers[0])
+
+    @property
+    def ready(self) -> bool:
+        """Whether the stack that was begun is read, or known to be none."""
+        return self.reading.done()
+
+    def following(self, seconds: float) -> Stack | None:
+        """The stack that is being read; None if there is none, or none is known within some seconds."""
+        try:
+            return self._following.result(seconds)
+        except (concurrent.futures.TimeoutError, concurrent.futures.CancelledError):
+            return None
+
+    def take(self) -> tuple[Stack, Operands] | None:
+        """The stack that was begun with its operands, base and posts, waited for; None after the last.
+
+        Raises:
+            RunError: A checkpoint can no longer be read.
+        """
+        try:
+            return self.reading.result()
+        except CheckpointError as error:
+            raise RunError(f"Reading failed part-way: {error}") from error
+
+    def _read_next(self, following, buffers):
+        stack = None
+        try:
+            stack = next(self._waiting, None)
+        finally:
+            following.set_result(stack)
+        return None if stack is None else (stack, self._read(stack, buffers))
 
     def _read(self, stack, buffers):
         first = stack.pairs[0]

@@ -60,8 +60,7 @@ def check_request(
     between: bool = True,
     unusable: dict[str, str] | None = None,
     refused: list[Exception] | None = None,
-    devices: int | None = None,
-    lanes: int | None = None,
+    devices: Sequence[int] | None = None,
 ) -> Request:
     """Opens the checkpoints and plans the comparison; reads headers alone and writes nothing.
 
@@ -74,8 +73,7 @@ def check_request(
             are left out; without it they are errors.
         refused: Takes the errors of posts of which too little can be compared, which are planned all the same; without
             it they are raised.
-        devices: Of a host; this process's by default.
-        lanes: Parts of a stack to compute side by side on one device; those that pay here by default.
+        devices: Number of devices and most lanes to plan for; by default those of this process (`local_layout`).
 
     Raises:
         CheckpointError: A checkpoint cannot be read, or the base and a post have nothing in common, or too little.
@@ -91,6 +89,7 @@ def check_request(
             "'gram' alone, and where singular vectors are asked for."
         )
     role_map = parse_role_map(options.role_map)
+    count, lanes = local_layout() if devices is None else devices
     with without_garbage_collection():
         opened_base = open_checkpoint(base)
         posts = _open_posts(base, opened_base, post, unusable)
@@ -101,8 +100,8 @@ def check_request(
             selection,
             measurement,
             memory_bytes=int(options.memory_gib * 2**30),
-            devices=jax.local_device_count() if devices is None else devices,
-            lanes=most_lanes() if lanes is None else lanes,
+            devices=count,
+            lanes=lanes,
             role_map=role_map,
             common_rows=options.common_rows,
             between=between,
@@ -125,6 +124,11 @@ def check_request(
         compare_as_typed(base, post, options, between=between),
         options.keep_base or None,
     )
+
+
+def local_layout() -> tuple[int, int]:
+    """Devices that this process has, and lanes that pay on them: what a plan depends on besides the request."""
+    return jax.local_device_count(), most_lanes()
 
 
 def _open_posts(

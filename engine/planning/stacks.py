@@ -124,6 +124,10 @@ class Stack(NamedTuple):
         pairs = tuple(pair_posts(*pairs) for pairs in zip(*both, strict=True))
         return self._replace(pairs=pairs, posts=(second,), more=())
 
+    def part(self, start: int, count: int) -> "Stack":
+        """The whole stack where all are asked for, else the `piece`."""
+        return self if count == len(self.pairs) else self.piece(start, count)
+
     @property
     def bytes_stored(self) -> int:
         """Bytes to read for the stack, base and posts."""

@@ -25,10 +25,10 @@ def write_array(path: str | os.PathLike, values: np.ndarray) -> None:
         ).result()
         store.write(values).result()
     except ValueError as error:  # what TensorStore makes of every failure of a file system
-        raise _os_error(error) from error
+        raise os_error(error) from error
 
 
-def _os_error(error):
+def os_error(error: BaseException) -> OSError:
     """The system's own error where TensorStore's message, of many lines, names it."""
     code = re.search(r"os_error_code='(\d+)'", str(error))
     return OSError(int(code[1]), os.strerror(int(code[1]))) if code else OSError(" ".join(str(error).split()))

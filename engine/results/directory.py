@@ -5,6 +5,7 @@ import os
 import pathlib
 import shutil
 from collections.abc import Container, Mapping
+from typing import Any
 
 from polarax.errors import UsageError
 from polarax.results.files import LOCK_FILE, PARTIAL, jsonable, locked, write_json, writing
@@ -21,15 +22,18 @@ REPORT_FILE = "report.html"
 # Of several posts: against each other.
 BETWEEN_FOLDER = "between"
 BETWEEN_FILE = "between.csv"
+# Of a run that several processes are at: what each has found, and who of them is starting.
+PARTS_FOLDER = "parts"
+PROCESSES_FOLDER = "processes"
 # Of a first look: the full analyses of some of its matrices, numbered.
 CLOSER_FOLDER = "closer"
 
 _CONTENTS = (
     MATRICES_FILE, BETWEEN_FILE, SKIPPED_FILE, SUMMARY_FILE, LAYERS_FILE,
-    ARRAYS_FOLDER, PLOTS_FOLDER, REPORT_FILE, RUN_FILE,
+    ARRAYS_FOLDER, PLOTS_FOLDER, REPORT_FILE, PARTS_FOLDER, PROCESSES_FOLDER, RUN_FILE,
 )  # fmt: skip
 # What a run leaves that ended before it had a run.json, or while it replaced a file.
-_LEFTOVERS = (LOCK_FILE, *(name + PARTIAL for name in _CONTENTS))
+_LEFTOVERS = (LOCK_FILE, PROCESSES_FOLDER, *(name + PARTIAL for name in _CONTENTS))
 
 
 def claim_directory(
@@ -117,16 +121,16 @@ def differences(path: pathlib.Path, description: Mapping | None, but: Container[
         but: Flags that may differ.
     """
     try:
-        there = _asked(json.loads((path / RUN_FILE).read_text(encoding="utf-8")), but)
+        there = asked(json.loads((path / RUN_FILE).read_text(encoding="utf-8")), but)
     except (ValueError, AttributeError):
         return f"its {RUN_FILE} cannot be read"
-    now = _asked(jsonable(description or {}), but)
+    now = asked(jsonable(description or {}), but)
     return "; ".join(
         f"{what} was {there.get(what)}, is {now.get(what)}" for what in now | there if there.get(what) != now.get(what)
     )
 
 
-def _asked(description, but):
+def asked(description: Mapping, but: Container[str] = ()) -> dict[str, Any]:
     """Name -> value of all that the numbers of a run depend on, some flags left out."""
     environment = description.get("environment", {})
     return {

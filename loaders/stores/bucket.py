@@ -26,15 +26,17 @@ _CONTEXT = ts.Context(
 )
 
 _LIST_SECONDS = 60.0  # a folder whose objects take longer to list holds far more than a checkpoint
+_DETAILS = re.compile(r" \[[\w-]+='")  # where TensorStore appends the server's headers and page
 _REASON_LENGTH = 300  # characters of a message that are repeated: it may quote a server's whole page
 
 
-class _Failure(enum.Enum):
-    """Why TensorStore could not read: what a message begins with, and how TensorStore puts it."""
+class Failure(enum.Enum):
+    """Why TensorStore could not read or write: what a message begins with, and how TensorStore puts it."""
 
     PAST_THE_END = "", re.compile(r"OUT_OF_RANGE")
     NO_PERMISSION = "no permission: ", re.compile(r"PERMISSION_DENIED|UNAUTHENTICATED|HTTP (?:response )?code:? 40[13]")
     NO_BUCKET = "no such bucket: ", re.compile(r"NOT_FOUND|NoSuchBucket")
+    NO_ANSWER = "", re.compile(r"CURL error|UNAVAILABLE|DEADLINE_EXCEEDED")
     OTHER = "", re.compile("")
 
     def __init__(self, message: str, pattern: re.Pattern[str]):
@@ -42,13 +44,21 @@ class _Failure(enum.Enum):
         self.pattern = pattern
 
     @classmethod
-    def of(cls, error: Exception) -> "_Failure":
+    def of(cls, error: Exception) -> "Failure":
         """What an error of TensorStore means.
 
         Its status code, and that of the server, are in the text alone: in Python its errors have no attributes, and
         nearly all are of one type, ValueError.
         """
         return next(failure for failure in cls if failure.pattern.search(str(error)))
+
+
+class BucketError(StoreError):
+    """A bucket that cannot be read or written, with what kind of failure it is."""
+
+    def __init__(self, failure: Failure, message: str):
+        super().__init__(message)
+        self.failure = failure
 
 
 class BucketFiles:
@@ -64,7 +74,7 @@ class BucketFiles:
 
     def names(self) -> tuple[str, ...]:
         """See `Files`."""
-        keys = _wait(self._kv.list(), _LIST_SECONDS)
+        keys = wait(self._kv.list(), _LIST_SECONDS)
         names = [key.decode(errors="surrogateescape") for key in keys]
         return tuple(sorted(name for name in names if name and "/" not in name and name[0] != "."))
 
@@ -104,7 +114,7 @@ class BucketFiles:
     def _read(self, key: str, start: int, stop: int | None) -> bytes | None:
         expected = LARGEST_LOAD if stop is None else stop - start
         future = self._kv.read(key, byte_range=slice(start, stop))
-        result = _wait(future, PATIENCE.idle * PATIENCE.tries + expected / PATIENCE.slowest)
+        result = wait(future, PATIENCE.idle * PATIENCE.tries + expected / PATIENCE.slowest)
         if result.state == "missing":
             return None
         generation = result.stamp.generation
@@ -120,10 +130,19 @@ def open_bucket(url: str) -> BucketFiles:
     Raises:
         StoreError: If tensorstore does not know such URLs.
     """
+    return BucketFiles(open_kvstore(url))
+
+
+def open_kvstore(url: str) -> ts.KvStore:
+    """The keys below a URL that ends in a slash, by whatever driver TensorStore has for it; nothing is read yet.
+
+    Raises:
+        StoreError: If tensorstore does not know such URLs.
+    """
     parts = urllib.parse.urlsplit(url)
     spec = _s3_spec(parts) if parts.scheme.lower() == "s3" else url
     try:
-        return BucketFiles(ts.KvStore.open(spec, context=_CONTEXT).result(timeout=PATIENCE.idle))
+        return ts.KvStore.open(spec, context=_CONTEXT).result(timeout=PATIENCE.idle)
     except Exception as error:
         raise StoreError(_brief(error)) from error
 
@@ -158,20 +177,26 @@ def _has_profile() -> bool:
     return "AWS_PROFILE" in os.environ or any(os.path.exists(os.path.expanduser(file)) for file in files)
 
 
-def _wait(future: Any, seconds: float) -> Any:
-    """The result of a future of tensorstore, in bounded time."""
+def wait(future: Any, seconds: float) -> Any:
+    """The result of a future of tensorstore, in bounded time.
+
+    Raises:
+        EOFError: If what was to be read is past the end of an object.
+        BucketError: If there is none.
+    """
     try:
         return future.result(timeout=seconds)
     except TimeoutError as error:
         future.cancel()
-        raise StoreError(f"no answer within {seconds:.3g} s") from error
+        raise BucketError(Failure.NO_ANSWER, f"no answer within {seconds:.3g} s") from error
     except Exception as error:
-        failure = _Failure.of(error)
-        if failure is _Failure.PAST_THE_END:
+        failure = Failure.of(error)
+        if failure is Failure.PAST_THE_END:
             raise EOFError(_brief(error)) from error
-        raise StoreError(failure.message + _brief(error)) from error
+        raise BucketError(failure, failure.message + _brief(error)) from error
 
 
 def _brief(error: Exception) -> str:
-    text = redact(" ".join(str(error).split()))  # before it is cut: half of an address is none
+    text = _DETAILS.split(" ".join(str(error).split()), maxsplit=1)[0]
+    text = redact(text)  # before it is cut: half of an address is none
     return text if len(text) <= _REASON_LENGTH else text[: _REASON_LENGTH - 3] + "..."

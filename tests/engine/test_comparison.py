@@ -227,7 +227,7 @@ class TestPrecision:
         def fail(*_):
             raise RuntimeError("simulated")
 
-        monkeypatch.setattr(polarax.measuring.execution, "make_row", fail)
+        monkeypatch.setattr(polarax.measuring.outputs, "make_row", fail)
         with pytest.raises(RuntimeError, match="simulated"):
             compare(small.base, small.post, metrics="change")
         assert not jax.config.jax_enable_x64
