@@ -5,7 +5,6 @@ The files have holes in place of their tensors.
 """
 
 import functools
-import json
 import pathlib
 import re
 import sys
@@ -14,6 +13,7 @@ import tempfile
 from benchmarks import programs
 from benchmarks.cases import Case, Record, raced
 from benchmarks.checkpoints import model_tensors
+from benchmarks.headers import write_headers
 from benchmarks.options import Options
 from benchmarks.shapes import CONFIGS
 from benchmarks.timing import Contestant
@@ -21,7 +21,6 @@ from benchmarks.timing import Contestant
 _MODEL = "deepseek-v3"
 _SHORT_LAYERS = 2  # of 61
 _EXPERTS = CONFIGS[_MODEL].num_experts
-_SHARDS = 163
 
 
 def cases(options: Options) -> list[Case]:
@@ -33,7 +32,7 @@ def _run(options) -> list[Record]:
     with tempfile.TemporaryDirectory(prefix="polarax-bench-") as name:
         folder = pathlib.Path(name)
         tensors = _twice_the_experts(model_tensors(_MODEL, _SHORT_LAYERS if options.short else None, _EXPERTS))
-        _write_headers(folder, tensors)
+        write_headers(folder, tensors)
         plan = [sys.executable, "-m", "polarax", "plan", f"--base={folder}"]
         contestants = [
             Contestant("polarax plan", programs.Program(plan, {}, options.limit)),
@@ -50,21 +49,3 @@ def _twice_the_experts(tensors):
         if ".experts." in name
     ]
     return tensors + others
-
-
-def _write_headers(folder, tensors):
-    """A sharded bfloat16 checkpoint whose tensors are holes."""
-    weight_map = {}
-    for shard in range(_SHARDS):
-        file = f"model-{shard + 1:05d}-of-{_SHARDS:06d}.safetensors"
-        header, offset = {}, 0
-        for name, rows, cols in tensors[shard::_SHARDS]:
-            header[name] = {"dtype": "BF16", "shape": [rows, cols], "data_offsets": [offset, offset + 2 * rows * cols]}
-            offset += 2 * rows * cols
-            weight_map[name] = file
-        text = json.dumps(header).encode()
-        with open(folder / file, "wb") as stream:
-            stream.write(len(text).to_bytes(8, "little") + text)
-            stream.truncate(8 + len(text) + offset)
-    index = {"metadata": {}, "weight_map": weight_map}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")

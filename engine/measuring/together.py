@@ -16,7 +16,8 @@ from polarax.measuring.outputs import Output, Readers, Written
 from polarax.measuring.parts import StackReadings
 from polarax.measuring.progress import Progress, SharedProgress
 from polarax.measuring.stack_reads import Operands
-from polarax.planning.division import cost, divide_stacks, pieces
+from polarax.planning.division import divide_stacks, pieces
+from polarax.planning.rates import typical_rates
 from polarax.planning.stacks import Stack
 from polarax.results.files import cell
 from polarax.results.parts import Found, Parts
@@ -48,7 +49,8 @@ def measure_together(
         RunError: A checkpoint can no longer be read, what was found cannot be written, or another process is gone.
     """
     cut = pieces(missing, hosts.processes if hosts else 1)
-    costs = [cost(piece) for piece in cut]
+    rates = typical_rates()
+    costs = [rates.seconds([piece]) for piece in cut]
     if hosts is None:
         assert progress is not None
         return run_stacks(work, cut, [_PartWriter(readers, parts, None, {})], progress)

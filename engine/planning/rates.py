@@ -39,11 +39,32 @@ NARROW_SHARE = 0.25
 _TPU_PASSES = 6
 
 
+# Seconds until a process works and until it has ended, beside compiling: importing, joining the others, leaving.
+START_SECONDS = 5.0
+
+# Seconds that compiling a program takes where none is kept from a run before: 2 on two cores, 6 to 9 on an H200.
+_COMPILING_CPU, _COMPILING_ACCELERATOR = 2.0, 7.5
+
+
 class Rates(NamedTuple):
-    """Floating-point operations a second."""
+    """Floating-point operations a second, and what does not depend on them."""
 
     products: float  # of matrix products
     decompositions: float  # of symmetric eigenproblems
+    start: float = 0.0  # seconds that each eigenproblem takes besides, however small
+    compiling: float = 0.0  # seconds that a program takes to compile
+
+    def times(self, factor: float) -> "Rates":
+        """Those of several such devices together, each with matrices of its own."""
+        return Rates(self.products * factor, self.decompositions * factor, self.start / factor, self.compiling)
+
+    def starting_seconds(self, stacks: Iterable[Stack]) -> float:
+        """Expected time of starting, compiling and ending where no compiled program is kept from a run before.
+
+        One program for each shape and dtypes makes the frames, one for each smaller side reads them.
+        """
+        programs = {stack.program for stack in stacks}
+        return START_SECONDS + self.compiling * (len(programs) + len({shape[1] for shape, *_ in programs}))
 
     def seconds(self, stacks: Iterable[Stack], method: str = "auto") -> float:
         """Expected computing time of stacks, in seconds, with every metric and without compilation."""
@@ -56,13 +77,8 @@ class Rates(NamedTuple):
         drawn = len(RANDOM_CHANGES) * stack.draws
         count = method_named(method).operations
         products, decompositions = count(*stack.shape, posts=len(stack.posts), random_changes=drawn)
-        return products / self.products + decompositions / self.decompositions
-
-
-# What one operation of a product takes, and one of an eigenproblem, in no unit: what decides which share is the larger
-# where nothing may be measured, since all hosts have to come to the same. Measured 1.3 on a core with AVX-512 and 9 on
-# an H200; either way the time of a matrix of 28672 x 8192 beside a square one is off by at most 15%.
-TYPICAL = Rates(1.0, 1 / 4)
+        problems = decompositions / eigen_operations(min(stack.shape))
+        return products / self.products + decompositions / self.decompositions + problems * self.start
 
 
 class Device(NamedTuple):
@@ -71,6 +87,7 @@ class Device(NamedTuple):
     float64: float | None  # peak of matrix products, TFLOP/s; None where it is too slow to be used
     float32: float
     memory: int  # GB
+    measured: Rates | None = None  # in float64, where it was
 
     def rates(self, dtype: str) -> Rates:
         """Rates in "float64", "float32" or "auto", which is float64 where there is any.
@@ -80,15 +97,21 @@ class Device(NamedTuple):
         """
         if dtype == "float64" and self.float64 is None:
             raise UsageError("--dtype=float64 was asked for, of which the device has none that is fast.")
+        if self.measured is not None and dtype != "float32":
+            return self.measured
         peak = self.float32 if dtype == "float32" else self.float64 or self.float32
-        return Rates(peak * 1e12 * PRODUCTS_SHARE, peak * 1e12 * DECOMPOSITIONS_SHARE)
+        return Rates(peak * 1e12 * PRODUCTS_SHARE, peak * 1e12 * DECOMPOSITIONS_SHARE, compiling=_COMPILING_ACCELERATOR)
 
+
+# Of whole pairs of 1536, 2048 and 4096 rows, which take 0.064, 0.090 and 0.380 s (docs/benchmarks.md), and of products.
+# These fit to 3%.
+_H200 = Rates(51e12, 6e12, start=0.016, compiling=_COMPILING_ACCELERATOR)
 
 # Data sheets of NVIDIA (SXM where there is a choice) and AMD; for TPUs Google's "TPU versions", bfloat16 by passes.
 DEVICES = {
     "a100": Device(19.5, 19.5, 80),
     "h100": Device(67, 67, 80),
-    "h200": Device(67, 67, 141),
+    "h200": Device(67, 67, 141, _H200),
     "l4": Device(None, 30.3, 24),
     "mi300x": Device(163.4, 163.4, 192),
     "tpu-v4": Device(None, 275 / _TPU_PASSES, 32),
@@ -96,6 +119,19 @@ DEVICES = {
     "tpu-v5p": Device(None, 459 / _TPU_PASSES, 95),
     "tpu-v6e": Device(None, 918 / _TPU_PASSES, 32),
 }
+
+
+# A core with AVX-512, by the benchmarks' 1536 x 1536: what one operation takes beside another.
+_CPU = Rates(83e9, 64e9, compiling=_COMPILING_CPU)
+
+
+def typical_rates(*, accelerator: bool | None = None) -> Rates:
+    """Rates by which shares are compared where nothing may be measured, since all hosts have to come to the same.
+
+    Args:
+        accelerator: What they are for; whether this process's devices are some by default.
+    """
+    return _H200 if (takes_batches() if accelerator is None else accelerator) else _CPU
 
 
 def measure_rates() -> Rates:
@@ -110,7 +146,8 @@ def measure_rates() -> Rates:
         matrix = jnp.asarray(entries + entries.T, working_dtype("auto"))
         product = _seconds(lambda x: jnp.matmul(x, x, precision=lax.Precision.HIGHEST), matrix, at_once)
         eigen = _seconds(lax.linalg.eigh, matrix, at_once)
-    return Rates(alike * 2 * size**3 / product, alike * eigen_operations(size) / eigen)
+    compiling = _COMPILING_ACCELERATOR if takes_batches() else _COMPILING_CPU
+    return Rates(alike * 2 * size**3 / product, alike * eigen_operations(size) / eigen, compiling=compiling)
 
 
 def _seconds(function: Callable[[jax.Array], Any], matrix: jax.Array, at_once: int) -> float:

@@ -68,6 +68,11 @@ class Stack(NamedTuple):
         return tuple(pair.shape != self.shape for pair in self.pairs)
 
     @property
+    def program(self) -> tuple:
+        """Shape and dtypes of the matrices: what a compiled program is made for, beside the length."""
+        return self.shape, self.pairs[0].dtype_base, *(pairs[0].dtype_post for pairs in self.pairs_of_posts)
+
+    @property
     def label(self) -> str:
         """Name of the stack in the run directory."""
         return f"{self.number:04d}-{self.shape[0]}x{self.shape[1]}"

@@ -366,7 +366,7 @@ class TestHelp:
         ("command", "flags"),
         [
             ("compare", f"out overwrite plots report compilation_cache {HOST_FLAGS}"),
-            ("plan", "names device hosts"),
+            ("plan", f"names device hosts devices_per_host {HOST_FLAGS}"),
         ],
     )
     def test_a_command_lists_every_flag_with_its_default(self, cli, command, flags):
@@ -590,8 +590,22 @@ class TestPlan:
         assert sum(int(row[2]) for row in rows) == 23
         assert "over 3 hosts: the largest share is 1." in done.out and "on the busiest host" in done.out
         done = cli("plan", *given, "--hosts=25")
-        assert "the largest share is" in done.out and "2 hosts: nothing, there are too few stacks" in done.out
+        assert "the largest share is" in done.out and "2 hosts: nothing, there are too few matrices" in done.out
+        assert "no more than 23 hosts can be kept busy: the largest matrix alone takes" in done.out
+        assert "the busiest and the least busy:" in done.out and "simulated: no host was asked" in done.out
         assert_one_line(cli("plan", *given, "--hosts=0"), "hosts=0", "See polarax plan --help")
+
+    def test_devices_of_a_host(self, cli, llama):
+        given = f"--base={llama.base}", "--device=h200", "--hosts=2"
+        one, four = (cli("plan", *given, f"--devices_per_host={count}").out for count in (1, 4))
+        assert "computing on one h200 on the busiest host (measured on one" in one
+        assert "computing on 4 x h200 on the busiest host (measured on one" in four
+        # Eleven, six and six, four at a time: five rounds, of which one host has two.
+        rows = [line.split() for line in four.splitlines() if line.strip().startswith("host ")]
+        assert sorted(int(row[2]) for row in rows) in ([8, 15], [10, 13], [11, 12])
+        assert "what takes longest is starting and compiling" in four
+        here = cli("plan", given[0], "--device=this", "--devices_per_host=3").out
+        assert "computing on 3 devices like this host's (measured: " in here
 
 
 def rewrite_header(path, change):

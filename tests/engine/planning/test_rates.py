@@ -37,6 +37,34 @@ def test_seconds_add_up_and_fall_with_the_rates():
     assert Rates(6e9, 4e8).seconds(one) == pytest.approx(rates.seconds(one) / 2)
 
 
+def test_each_eigenproblem_takes_its_time_to_start():
+    # Three of a pair: of base, post and change; two more of each further post.
+    assert Rates(float("inf"), float("inf"), start=1.0).seconds(stacks_of([(30, 20)] * 5)) == 15
+
+
+def test_several_devices_are_so_many_times_as_fast():
+    stacks = stacks_of([(30, 20)] * 4 + [(7, 5)])
+    one = Rates(3e9, 2e8, start=1e-3, compiling=2.0)
+    assert one.times(8).seconds(stacks) == pytest.approx(one.seconds(stacks) / 8)
+    assert one.times(8).starting_seconds(stacks) == one.starting_seconds(stacks)
+
+
+def test_programs_are_compiled_for_shapes_and_for_sides():
+    rates = Rates(1.0, 1.0, compiling=10.0)
+    one = rates.starting_seconds(stacks_of([(30, 20)] * 9))
+    assert rates.starting_seconds(stacks_of([(30, 20), (20, 30)])) == one
+    assert rates.starting_seconds(stacks_of([(30, 20), (40, 20)])) == one + 10
+    assert rates.starting_seconds(stacks_of([(30, 20), (40, 10)])) == one + 20
+    assert Rates(1.0, 1.0).starting_seconds(stacks_of([(30, 20)])) == one - 20
+
+
+@pytest.mark.parametrize(("size", "seconds"), [(1536, 0.064), (2048, 0.090), (4096, 0.380)])
+def test_an_h200_takes_what_was_measured_on_one(size, seconds):
+    rates = DEVICES["h200"].rates("auto")
+    assert rates.seconds(stacks_of([(size, size)])) == pytest.approx(seconds, rel=0.03)
+    assert DEVICES["h200"].rates("float32") == DEVICES["h100"].rates("float32")
+
+
 def test_measured_rates_are_near_those_of_numpy():
     measured = measure_rates()
     x = np.random.default_rng(0).standard_normal((512, 512))
