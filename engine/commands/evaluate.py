@@ -53,7 +53,7 @@ def run(values: flags.FlagValues) -> int:
     from polarax.commands.comparison_flags import print_wrapped
     from polarax.evaluation.evaluating import evaluate
     from polarax.evaluation.tokens import read_text
-    from polarax.report.evaluation_table import evaluation_table
+    from polarax.report.evaluation_table import evaluation_table, rows_of_texts
 
     require(values, model="the checkpoint to evaluate", out="the folder to write to")
     prompts = list(values.prompt)
@@ -87,11 +87,8 @@ def run(values: flags.FlagValues) -> int:
         print()
         print_wrapped(found.reading())
         print()
-    for text in content["texts"]:
-        print_wrapped([f"Prompt: {text['prompt']}"])
-        for name in ("model", "reference"):
-            if name in text:
-                print_wrapped([f"  {name}: {text[name]}"])
+    for prompt, texts in rows_of_texts(content):
+        print_wrapped([f"Prompt: {prompt}", *(f"  {name}: {text}" for name, text in texts)])
         print()
     assert found.path is not None
     print_files(write_pictures(values, found, _drawn, _write_page))

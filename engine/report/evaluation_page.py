@@ -4,7 +4,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from polarax.report.evaluation_table import rows_by_layer, rows_of_numbers
+from polarax.report.evaluation_table import rows_by_layer, rows_of_numbers, rows_of_texts
 from polarax.report.page import Page, Section, last_part, pictures_section, reading_section, write_page
 from polarax.report.plots.evaluation import CKA_CAPTION, ENTROPY_CAPTION, draw_evaluation_plots
 from polarax.report.plots.gallery import captioned
@@ -42,9 +42,8 @@ def write_evaluation_report(
         layers = {"rows": rows_by_layer(content)}
         sections.append(Section("layers-section", "By layer", "By layer", "layers.html", layers))
     if content["texts"]:
-        sections.append(
-            Section("texts-section", "What they write", "What they write", "texts.html", {"texts": content["texts"]})
-        )
+        texts = {"rows": rows_of_texts(content)}
+        sections.append(Section("texts-section", "What they write", "What they write", "texts.html", texts))
     page = Page(
         title=f"{last_part(content, 'model')}{against}",
         under=f"Evaluated on {content['text']['tokens']:,} tokens of {content['text']['path']}." if has else _NOTHING,

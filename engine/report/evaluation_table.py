@@ -8,6 +8,7 @@ import numpy as np
 from polarax.report.table import align_rows
 
 _SHOWN_LAYERS = 12  # more would not fit a terminal
+_NOTHING_ADDED = "(nothing: it ends the text there)"
 
 
 def evaluation_table(content: Mapping[str, Any]) -> str:
@@ -54,6 +55,14 @@ def same_layers(cka: Mapping[str, Any]) -> dict[int, float]:
         for row, layer in enumerate(cka["layers"])
         if layer in columns and cka["values"][row][columns[layer]] is not None
     }
+
+
+def rows_of_texts(content: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Each prompt, and by model what it adds to it; words where it adds nothing."""
+    return [
+        (text["prompt"], [(name, text[name] or _NOTHING_ADDED) for name in ("model", "reference") if name in text])
+        for text in content["texts"]
+    ]
 
 
 def rows_of_numbers(content: Mapping[str, Any]) -> list[list[str]]:

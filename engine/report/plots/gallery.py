@@ -224,7 +224,7 @@ def write_plots(figures: "Mapping[str, Figure]", folder: pathlib.Path) -> list[p
 
     Args:
         figures: What one of the functions above returned.
-        folder: Where to; it is made.
+        folder: Where to; it is made, unless there are none.
 
     Returns:
         The paths of the PNGs; the SVGs lie beside them.
@@ -232,7 +232,9 @@ def write_plots(figures: "Mapping[str, Figure]", folder: pathlib.Path) -> list[p
     Raises:
         RunError: The folder cannot be written.
     """
-    written = []
+    written: list[pathlib.Path] = []
+    if not figures:
+        return written
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         for name, figure in figures.items():

@@ -1,6 +1,7 @@
 """`polarax evaluate` and `polarax.evaluate`, from files to files; and what each bad input is answered with."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -96,6 +97,20 @@ def test_prompts_alone_need_no_text(evaluate, tmp_path):
     content = json.loads((tmp_path / "out/evaluation.json").read_text())
     assert content["numbers"] is None and content["generation"] == {"length": 4, "temperature": 0.7, "seed": 3}
     assert "No text was given" in (tmp_path / "out/report.html").read_text()
+    assert not (tmp_path / "out/plots").exists()  # there is no picture
+
+
+def test_a_model_that_adds_nothing_is_said_to(evaluate, place, tmp_path):
+    assert evaluate("--prompt=w1", "--noplots", text=None, length=2).code == 0
+    first = json.loads((tmp_path / "out/evaluation.json").read_text())["texts"][0]["model_tokens"][0]
+    shutil.copytree(place / "model", tmp_path / "model")
+    settings = json.loads((place / "model/config.json").read_text()) | {"eos_token_id": first}
+    (tmp_path / "model/config.json").write_text(json.dumps(settings))
+    done = evaluate("--prompt=w1", "--overwrite", text=None, length=2, model=tmp_path / "model")
+    content = json.loads((tmp_path / "out/evaluation.json").read_text())
+    assert content["texts"] == [{"prompt": "w1", "model_tokens": [], "model": ""}]
+    for shown in (done.out, (tmp_path / "out/report.html").read_text()):
+        assert "(nothing: it ends the text there)" in shown
 
 
 def test_an_evaluation_is_replaced_only_if_that_is_asked_for(evaluate, tmp_path):
