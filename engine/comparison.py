@@ -395,4 +395,8 @@ def _execute(request, outputs, shelf, within, progress):
     with Progress(missing, sys.stderr if progress and hosts is None else None) as shown:
         seconds = measure_together(_work(request), readers, parts, missing, hosts, shown)
     join_parts(stacks, outputs, parts)
+    if hosts is None:
+        parts.clear()
+    else:
+        hosts.last.append(parts.clear)
     return seconds

@@ -6,7 +6,7 @@ coordination service, in words of a few bytes. Nothing here touches a device.
 
 from polarax.hosts.clusters import Cluster, find_cluster
 from polarax.hosts.coordination import Hosts, current
-from polarax.hosts.joining import joined
+from polarax.hosts.joining import LANES, joined
 from polarax.hosts.taking import Taking
 
-__all__ = ["Cluster", "Hosts", "Taking", "current", "find_cluster", "joined"]
+__all__ = ["LANES", "Cluster", "Hosts", "Taking", "current", "find_cluster", "joined"]

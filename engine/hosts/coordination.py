@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
-from polarax.errors import RunError
+from polarax.errors import RunError, UsageError
 from polarax.hosts.clusters import Cluster
 from polarax.hosts.ending import end_now
 
@@ -55,6 +55,10 @@ class Hosts:
         self._threads: list[threading.Thread] = []
         # Called on process 0 each time all were heard.
         self.listener: Callable[[], None] | None = None
+        # On process 0: what is done when nobody writes any longer.
+        self.last: list[Callable[[], None]] = []
+        # Whether all is done, and nobody is needed any longer.
+        self.complete = False
 
     @property
     def first(self) -> bool:
@@ -156,13 +160,14 @@ class Hosts:
         """Exchanges names, and refuses processes that were started otherwise.
 
         Raises:
-            RunError: The same number runs twice, or the numbers of processes differ, or one is missing.
+            UsageError: The same number runs twice, or the numbers of processes differ.
+            RunError: One is missing.
         """
         mine = {"name": self._name, "processes": self.processes}
         if not self.put_once(f"process/{self.process}", mine):
             other = self.listing("process").get(str(self.process), {})
             self._names[self.process] = other.get("name", "?")
-            raise RunError(
+            raise UsageError(
                 f"--process_id={self.process} is there twice: on {other.get('name', '?')} and on {self._name}."
             )
         self.put(f"beat/{self.process}", self._note)
@@ -172,7 +177,7 @@ class Hosts:
             self._names |= {process: said["name"] for process, said in met.items()}
             first = met.get(0, mine)
             if first["processes"] != self.processes:
-                raise RunError(
+                raise UsageError(
                     f"{self} was started with --num_processes={self.processes}, {self.named(0)} with "
                     f"{first['processes']}."
                 )
@@ -188,17 +193,16 @@ class Hosts:
         """Refuses to go on where this process was asked for something else than process 0, or sees something else.
 
         Raises:
-            RunError: What differs.
+            UsageError: What differs.
+            RunError: Some did not come to it in time.
         """
-        if self.first:
-            self.put(f"asked/{name}", mine)
-            return
-        first = self.get(f"asked/{name}", seconds)
+        first = self.from_first(f"asked/{name}", mine, seconds)
         mine = json.loads(json.dumps(mine))
         differs = [key for key in {**first, **mine} if first.get(key) != mine.get(key)]
         if differs:
             what = "; ".join(f"{key} is {mine.get(key)} here, {first.get(key)} there" for key in differs)
-            raise RunError(f"{self} and {self.named(0)} were not asked the same, or do not see the same: {what}.")
+            raise UsageError(f"{self} and {self.named(0)} were not asked the same, or do not see the same: {what}.")
+        self.barrier(f"agreed on the {name}", seconds)
 
     # ---- watching
 
@@ -235,6 +239,7 @@ class Hosts:
             for process, said in self.heard.items():
                 before, ticks = silent.get(process, (None, 0))
                 gone_quiet = said == before and str(process) not in left and process != self.process
+                gone_quiet = gone_quiet and not self.complete
                 silent[process] = said, ticks + 1 if gone_quiet else 0
                 if silent[process][1] * _BEAT_SECONDS >= SILENT_SECONDS:
                     message = f"not heard of for {SILENT_SECONDS:.0f} s; last {said.get('doing', 'not heard of')}"
@@ -287,11 +292,15 @@ class Hosts:
     # ---- the end
 
     def leave(self, seconds: float) -> None:
-        """Leaves in order: process 0, which holds the store, last.
+        """Leaves in order: process 0, which holds the store, last; then nobody writes any longer.
+
+        Args:
+            seconds: How long process 0 waits for the others; who has not left by then is named, and left behind.
 
         Raises:
-            RunError: Some did not leave in time, on process 0; named, with what they were doing.
+            RunError: The store cannot be reached.
         """
+        self.complete = True
         self.put(f"left/{self.process}", "")
         end = time.monotonic() + seconds
         while self.first:
@@ -300,10 +309,15 @@ class Hosts:
             if not absent:
                 break
             if time.monotonic() > end:
-                names = ", ".join(f"{self.named(one)}, last {self.heard.get(one, {}).get('doing')}" for one in absent)
-                print(f"polarax: {self}: these did not leave within {seconds:.0f} s: {names}", file=sys.stderr)
+                names = "; ".join(f"{self.named(one)}, last {self.heard.get(one, {}).get('doing')}" for one in absent)
+                print(
+                    f"polarax: {self}: not heard of again, and not needed: the others have done all. {names}",
+                    file=sys.stderr,
+                )
                 break
             time.sleep(0.05)
+        for finish in self.last:
+            finish()
         self._leaving.set()
         for thread in self._threads:
             if thread is not threading.current_thread():

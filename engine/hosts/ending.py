@@ -4,14 +4,17 @@ A main thread inside LAPACK, a device or a file system that hangs cannot be aske
 of JAX aborts a process that has lost it (SIGABRT, out of a thread of its own). Both end here.
 """
 
+import contextlib
 import ctypes
 import os
 import signal
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 
 _Handler = ctypes.CFUNCTYPE(None, ctypes.c_int)
 _kept: list[object] = []  # what C calls must outlive every call
+_standard_error = 2
 
 
 def end_now(message: str, code: int = 1) -> None:
@@ -23,7 +26,7 @@ def end_now(message: str, code: int = 1) -> None:
             pass
     if message:
         try:
-            os.write(2, f"{message}\n".encode())
+            os.write(_standard_error, f"{message}\n".encode())
         except OSError:
             pass
     os._exit(code)
@@ -51,3 +54,23 @@ def on_abort_as_usual() -> None:
     """Takes `on_abort` back."""
     signal.signal(signal.SIGABRT, signal.SIG_DFL)
     _kept.clear()
+
+
+@contextlib.contextmanager
+def held_back() -> Iterator[Callable[[], str]]:
+    """What libraries write on standard error meanwhile is held back: it is lost unless it is asked for.
+
+    Yields:
+        Gives what was written so far.
+    """
+    global _standard_error
+    sys.stderr.flush()
+    with tempfile.TemporaryFile() as file:
+        _standard_error = os.dup(2)
+        os.dup2(file.fileno(), 2)
+        try:
+            yield lambda: os.pread(file.fileno(), 1 << 16, 0).decode(errors="replace")
+        finally:
+            os.dup2(_standard_error, 2)
+            os.close(_standard_error)
+            _standard_error = 2

@@ -7,6 +7,7 @@ which. So each process announces itself in the folder of the run beforehand, and
 import contextlib
 import json
 import os
+import re
 import secrets
 import socket
 import threading
@@ -18,13 +19,17 @@ import jax
 from polarax.errors import INPUT_ERRORS, RunError, UsageError
 from polarax.hosts.clusters import Cluster
 from polarax.hosts.coordination import Hosts, _here
-from polarax.hosts.ending import end_now, on_abort, on_abort_as_usual
+from polarax.hosts.ending import end_now, held_back, on_abort, on_abort_as_usual
 from polarax.results.directory import PROCESSES_FOLDER
 from polarax.results.shelf import Shelf
 
 _LOOK_SECONDS = 2.0
+# Begins the names of threads that compute; one that is still there at the end is at what nobody waits for.
+LANES = "polarax-lanes"
 # JAX's own limits are longer than ours, which say more.
 _SLACK_SECONDS = 60
+# What process 0 waits for others to leave, all being done.
+_LEAVE_SECONDS = 20.0
 
 
 @contextlib.contextmanager
@@ -37,13 +42,14 @@ def joined(cluster: Cluster, folder: str | os.PathLike, seconds: int) -> Iterato
         seconds: Limit for all to be there.
 
     Raises:
-        UsageError: This process cannot take its part: its port is in use, say.
-        RunError: The processes do not fit together: a number that is there twice, a folder that some do not see.
+        UsageError: This process cannot take its part, or the processes do not fit together: a port in use, a number
+            that is there twice, a folder that some do not see.
+        RunError: A process is gone, or the folder cannot be written.
     """
     shelf = Shelf.open(folder)
     starting = _Starting(cluster, shelf.within(PROCESSES_FOLDER), seconds)
-    on_abort(starting.refused)
-    with starting:
+    with starting, held_back() as written:
+        on_abort(lambda: starting.refused(written()))
         _initialize(cluster, seconds)
     hosts = Hosts(cluster, jax._src.distributed.global_state.client, host_name(cluster))
     on_abort(hosts.abandoned)
@@ -52,7 +58,7 @@ def joined(cluster: Cluster, folder: str | os.PathLike, seconds: int) -> Iterato
         _check_shared(hosts, shelf.within(PROCESSES_FOLDER), seconds)
         _here.append(hosts)
         yield hosts
-        hosts.leave(seconds)
+        hosts.leave(_LEAVE_SECONDS)
     except BaseException as error:
         hosts.fail(_said(error))
         raise
@@ -62,6 +68,8 @@ def joined(cluster: Cluster, folder: str | os.PathLike, seconds: int) -> Iterato
         with contextlib.suppress(RuntimeError):
             jax.distributed.shutdown()
         on_abort_as_usual()
+    if any(thread.name.startswith(LANES) for thread in threading.enumerate()):
+        end_now("", 0)  # at what others have done meanwhile: nobody waits for it
 
 
 def host_name(cluster: Cluster) -> str:
@@ -105,7 +113,7 @@ def _check_shared(hosts: Hosts, shelf: Shelf, seconds: float) -> None:
     end = time.monotonic() + min(seconds, 10)  # shared file systems show a new file a little later
     while shelf.get("token") != token.encode():
         if time.monotonic() > end:
-            raise RunError(
+            raise UsageError(
                 f"{hosts} does not see the folder {shelf.location} of {hosts.named(0)}: it must be on a file system "
                 "that all hosts share, or in a bucket."
             )
@@ -150,12 +158,13 @@ class _Starting:
         self._done.set()
         self._thread.join(_LOOK_SECONDS)
 
-    def refused(self) -> str:
-        """What is said when JAX aborts this process while it joins."""
+    def refused(self, written: str) -> str:
+        """What is said when JAX aborts this process while it joins, after it has written why."""
+        reason = re.search(r"absl::Status: ([^\n]*)", written)
         return (
             f"polarax: process {self._cluster.process} of {self._cluster.processes} ({self._said['name']}): could not "
-            f"join {self._cluster.address}; JAX's reason stands above. Is --num_processes the same everywhere, and is "
-            "nothing else running there?"
+            f"join {self._cluster.address} ({reason[1] if reason else 'no reason was given'}). Is --num_processes the "
+            "same everywhere, and is nothing else running there?"
         )
 
     def _put(self):

@@ -13,7 +13,7 @@ from polarax.hosts.coordination import Hosts
 _LOOK_SECONDS = 0.2
 # A piece that another process has taken is done again when it takes so many times what it would take here.
 _LATE = 2.0
-_LATE_SECONDS = 1.0
+_LATE_SECONDS = 2.0
 
 
 class Taking:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from polarax.hosts import LANES
 from polarax.loaders import Checkpoint
 from polarax.measuring.compiled_parts import CompiledParts, PreparedParts
 from polarax.measuring.kept_bases import KeptBases, KeptShapes, KeptStack, form_of
@@ -103,7 +104,7 @@ class _Execution:
         self._finished = threading.Event() if finished is None else finished
         self._programs = _Programs(work, any(len(output.posts) > 1 for output in outputs), seconds)
         self._most = max((stack.lanes for stack in work.plan.stacks), default=1)
-        self._pool = concurrent.futures.ThreadPoolExecutor(self._most)
+        self._pool = concurrent.futures.ThreadPoolExecutor(self._most, thread_name_prefix=LANES)
         self._sharing = contextlib.ExitStack()
         self._shared = 0
 

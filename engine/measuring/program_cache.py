@@ -44,6 +44,9 @@ _WRITTEN_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 
 _TRITON = "xla_gpu_enable_triton_gemm"
 
+# Settings that no program is made of: where it is kept, and what is done when another process ends.
+_NO_MATTER = ("cache", "recoverability", "preemption_service")
+
 _started = time.time()
 _switching, _without_cache = threading.Lock(), 0
 
@@ -60,10 +63,10 @@ def load_or_compile(
         keep: False where the program is made of more than this package and the arguments: of what a user registered.
 
     Returns:
-        The program, to be called with arrays. Without a cache (`jax_compilation_cache_dir`), or with several devices,
-        it is always compiled.
+        The program, to be called with arrays. Without a cache (`jax_compilation_cache_dir`), or with several devices
+        in this process, it is always compiled.
     """
-    folder = _folder() if keep and jax.device_count() == 1 else None
+    folder = _folder() if keep and jax.local_device_count() == 1 else None
     name = None if folder is None else _name_of(function, arguments, static)
     if folder is None or name is None:
         return _compiled(function.lower(*arguments, **static))
@@ -223,10 +226,12 @@ def _version(package: str) -> str | None:
 @functools.cache
 def _machine() -> str:
     """The platform, the device, and what the processor can do: machine code is made for it."""
-    (device,) = jax.devices()
+    (device,) = jax.local_devices()
     described = (
         f"{platform.machine()} {device.platform} {device.device_kind} {device.client.platform_version} {cores()}"
     )
+    if device.id:  # of one process among several: a program is for the device with its number
+        described += f" device {device.id}"
     return f"{described} {_processor()}" if device.platform == "cpu" else described
 
 
@@ -243,7 +248,7 @@ def _processor() -> str:
 
 def _settings() -> str:
     """JAX's settings, as they hold here and now, and XLA's flags."""
-    names = sorted(name for name in jax.config.values if "cache" not in name)
+    names = sorted(name for name in jax.config.values if not any(word in name for word in _NO_MATTER))
     flags = {name: os.environ.get(name, "") for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS")}
     return repr([(name, getattr(jax.config, name, jax.config.values[name])) for name in names]) + repr(flags)
 
@@ -286,7 +291,8 @@ def _load(folder: pathlib.Path, name: str) -> jax.stages.Compiled | None:
         return None
     _prepare_platform()
     try:
-        return serialize_executable.deserialize_and_load(*pickle.loads(payload))
+        # Without them it would be loaded for the devices of all processes.
+        return serialize_executable.deserialize_and_load(*pickle.loads(payload), execution_devices=jax.local_devices())
     except Exception:  # whatever it is that this JAX cannot read: the program is made again
         return None
 

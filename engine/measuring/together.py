@@ -61,6 +61,7 @@ def measure_together(
     writer = _PartWriter(readers, parts, taking, place)
     with SharedProgress(hosts, cut) as shown:
         seconds = run_stacks(work, _noted(taking, cut, hosts), [writer], shown, taking.finished)
+    hosts.complete = True
     hosts.note(doing="waiting for the end")
     return seconds
 
@@ -87,7 +88,7 @@ def missing_stacks(stacks: Iterable[Stack], outputs: Mapping[str, Output], parts
 
 
 def join_parts(stacks: Iterable[Stack], outputs: Mapping[str, Output], parts: Parts) -> None:
-    """Writes what was found into the runs, stack by stack, and removes the parts.
+    """Writes what was found into the runs, stack by stack; those in a bucket are there when this returns.
 
     Raises:
         RunError: Something cannot be read or written.
@@ -107,7 +108,6 @@ def join_parts(stacks: Iterable[Stack], outputs: Mapping[str, Output], parts: Pa
             output.write_stack(stack, Written(list(found.rows), found.arrays))
     for output in outputs.values():
         settle(output.writer.path)
-    parts.clear()
 
 
 class _PartWriter:

@@ -8,6 +8,7 @@ would have written.
 
 import io
 import json
+import zipfile
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -111,7 +112,7 @@ class Parts:
             with np.load(io.BytesIO(data or b""), allow_pickle=False) as packed:
                 rows = json.loads(packed[_ROWS].tobytes())
                 arrays = {name: packed[name] for name in packed.files if name != _ROWS}
-        except (ValueError, OSError, KeyError) as error:
+        except (ValueError, OSError, KeyError, zipfile.BadZipFile) as error:
             raise RunError(f"{self._shelf.location}/{key} is not a part of a run: {error}. Remove it.") from error
         return {
             run: Found(of_run, {_array(name): values for name, values in arrays.items() if name.startswith(f"{run}|")})

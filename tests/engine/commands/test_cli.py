@@ -348,6 +348,9 @@ class TestRowsThatSayLittle:
         assert row["status"] == "ok" and row["alpha"] == pytest.approx(2)
 
 
+HOST_FLAGS = "distributed coordinator_address num_processes process_id initialization_timeout"
+
+
 class TestHelp:
     @pytest.mark.parametrize("argument", ["--help", "-h", "help"])
     def test_lists_the_commands(self, cli, argument):
@@ -362,7 +365,7 @@ class TestHelp:
     @pytest.mark.parametrize(
         ("command", "flags"),
         [
-            ("compare", "out overwrite plots report compilation_cache"),
+            ("compare", f"out overwrite plots report compilation_cache {HOST_FLAGS}"),
             ("plan", "names device hosts"),
         ],
     )
