@@ -90,7 +90,7 @@ def missing_stacks(stacks: Iterable[Stack], outputs: Mapping[str, Output], parts
 
 
 def join_parts(stacks: Iterable[Stack], outputs: Mapping[str, Output], parts: Parts) -> None:
-    """Writes what was found into the runs, stack by stack.
+    """Writes what was found into the runs, stack by stack; those in a bucket are there when this returns.
 
     Raises:
         RunError: Something cannot be read or written.

@@ -1,4 +1,4 @@
-"""s3:// against moto's server, gs:// against a few lines that answer as Google's JSON API does, both on loopback."""
+"""s3:// against moto's server, gs:// against one of a few lines, both on loopback."""
 
 import json
 import os
@@ -116,48 +116,11 @@ def test_a_server_that_never_answers_is_given_up(put, monkeypatch):
         refused("s3://models/m.safetensors", r"m\.safetensors: cannot be read: no answer within 0.5")
 
 
-# Tensorstore reads the address of Google's server once a process.
 _GOOGLE = """
-    import http.server, json, os, sys, threading, urllib.parse
-    import numpy as np
+    import sys
+    from tests.google_server import start
 
-    objects = {"dir/m one.safetensors": open(sys.argv[1], "rb").read(), "dir/x/y": b""}
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def do_GET(self):
-            parts = urllib.parse.urlsplit(self.path)
-            query = urllib.parse.parse_qs(parts.query)
-            prefix = "/storage/v1/b/models/o"
-            status, extra = 200, {}
-            if parts.path == prefix:
-                found = [name for name in objects if name.startswith(query.get("prefix", [""])[0])]
-                body = json.dumps({"items": [{"name": name, "generation": "1"} for name in found]}).encode()
-            else:
-                body = objects.get(urllib.parse.unquote(parts.path.removeprefix(prefix + "/")))
-                if body is None:
-                    status, body = 404, b""
-                elif "Range" in self.headers:
-                    first, last = self.headers["Range"].removeprefix("bytes=").split("-")
-                    size, body = len(body), body[int(first) : int(last) + 1]
-                    status = 206 if body else 416
-                    extra["Content-Range"] = f"bytes {first}-{int(first) + len(body) - 1}/{size}"
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(body)))
-            self.send_header("x-goog-generation", "1")
-            for name, value in extra.items():
-                self.send_header(name, value)
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *args):
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    os.environ["TENSORSTORE_GCS_HTTP_URL"] = f"http://127.0.0.1:{server.server_port}"
-    os.environ["GOOGLE_AUTH_TOKEN_FOR_TESTING"] = "token"
+    start(**{"dir/m one.safetensors": open(sys.argv[1], "rb").read(), "dir/x/y": b""})
     from polarax.loaders import CheckpointError, open_checkpoint
 
     checkpoint = open_checkpoint("gs://models/dir")

@@ -127,6 +127,39 @@ class TestAWholeRun:
         assert done.code == 0 and not {"report.html", "plots/scaling.png"} & set(s3.keys("run/"))
 
 
+GOOGLE = """
+import json, pathlib, sys
+import polarax
+from polarax.results.shelf import Shelf
+from tests.google_server import start
+
+objects = start()
+pair, local = sys.argv[1:3], pathlib.Path(sys.argv[3])
+options = {"metrics": "change", "memory_gib": 1e-6, "progress": False}
+run = polarax.compare(*pair, "gs://models/a run", **options)
+for path in local.rglob("*"):
+    if path.is_file() and path.name not in ("run.json", ".lock"):
+        assert objects.pop(f"a run/{path.relative_to(local)}")[0] == path.read_bytes(), path
+assert json.loads(objects.pop("a run/run.json")[0])["state"] == "finished" and not objects, list(objects)
+polarax.compare(*pair, "gs://models/run", **options)
+assert polarax.Run.open("gs://models/run").frame().equals(run.frame())
+shelf = Shelf.open("gs://models/lock")
+assert [shelf.create("a", b"1"), shelf.create("a", b"2"), shelf.swap("a", b"1", b"3")] == [True, False, True]
+assert [shelf.swap("a", b"1", b"4"), shelf.get("a"), shelf.swap("a", b"3", None)] == [False, b"3", True]
+try:
+    polarax.compare(*pair, "gs://none/run", **options)
+except polarax.UsageError as error:
+    print(error)
+"""
+
+
+def test_a_bucket_of_google(pair, local):
+    command = [sys.executable, "-c", GOOGLE, *pair, str(local.path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("gs://none/run/.lock cannot be written: no such bucket: "), done.stdout
+
+
 class TestInterrupted:
     def test_another_machine_goes_on_with_what_is_finished(self, pair, local, s3, counted):
         counted.most.append(2)
