@@ -5,7 +5,6 @@ import hashlib
 import itertools
 import json
 import os
-import pathlib
 import sys
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
@@ -38,6 +37,8 @@ from polarax.results.closer import check_within, closer_folder, write_full_rows
 from polarax.results.directory import BETWEEN_FOLDER, asked, claim_directory, write_summary
 from polarax.results.files import jsonable, locked, writing
 from polarax.results.parts import Parts
+from polarax.results.remote.staging import shelf_of
+from polarax.results.remote.transfer import run_folder
 from polarax.results.run import Run
 from polarax.results.run_directory import RunWriter
 from polarax.results.runs import Runs, open_run
@@ -162,13 +163,14 @@ def run_request(
         if not hosts.first:
             _take_part(request, out, hosts)
             return None
-    path = pathlib.Path(out).expanduser()
-    closer = None if overwrite else closer_folder(path, description.whole)
-    if closer is None:
-        run = _write(request, description, path, Shelf.open(path), [], overwrite, progress)
-    else:
-        run = _look_closer(request, description, path, closer, progress)
-    run.keep_alive(temporary)
+    with run_folder(out, overwrite=overwrite, progress=progress) as path:
+        closer = None if overwrite else closer_folder(path, description.whole)
+        if closer is None:
+            run = _write(request, description, path, shelf_of(path), [], overwrite, progress)
+        else:
+            run = _look_closer(request, description, path, closer, progress)
+    if temporary is not None:
+        run.keep_alive(temporary)
     return run
 
 
@@ -239,7 +241,7 @@ def _look_closer(request, description, path, folder, progress):
         lock = locked(path)
     with contextlib.closing(lock):
         within = list(folder.relative_to(path).parts)
-        _write(request, description, folder, Shelf.open(path), within, False, progress)
+        _write(request, description, folder, shelf_of(path), within, False, progress)
         run = open_run(path)
         runs = [run] if isinstance(run, Run) else list(run.each())
         for one in runs:

@@ -13,6 +13,7 @@ import hypothesis
 import pytest
 
 from tests.pairwise import pytest_collection_modifyitems  # noqa: F401 (a hook: pytest finds it here)
+from tests.s3_server import s3, s3_server  # noqa: F401 (fixtures)
 from tests.web_server import serve
 
 # What tests expect is measured on the CPU; a platform that was asked for wins. Set here because no

@@ -39,7 +39,10 @@ def define_flags(values: flags.FlagValues) -> None:
     """Defines the command's flags."""
     define_comparison_flags(values)
     flags.DEFINE_string(
-        "out", None, "Folder for the run; new or empty, or that of a run that was interrupted.", flag_values=values
+        "out",
+        None,
+        "Folder for the run, a path or gs://, s3://; new or empty, or that of a run that was interrupted.",
+        flag_values=values,
     )
     flags.DEFINE_boolean("overwrite", False, "Replace a run that is already in --out.", flag_values=values)
     define_host_flags(values)
@@ -71,4 +74,4 @@ def _print(values: flags.FlagValues, result: Run | Runs) -> None:
     print_files(write_pictures(result, plots=values.plots, page=values.plots and values.report))
     seconds = result.description["seconds"]
     look = "first look: " if result.first_look else ""
-    print(f"Run: {result.path} ({look}{', '.join(f'{what} {taken:.1f} s' for what, taken in seconds.items())})")
+    print(f"Run: {result.location} ({look}{', '.join(f'{what} {taken:.1f} s' for what, taken in seconds.items())})")

@@ -36,7 +36,12 @@ def define_flags(values: flags.FlagValues) -> None:
     )
     flags.DEFINE_string("base", None, "What the steps are compared with; the first one by default.", flag_values=values)
     define_option_flags(values)
-    flags.DEFINE_string("out", None, "Folder for the run: new, empty, or that of a run to resume.", flag_values=values)
+    flags.DEFINE_string(
+        "out",
+        None,
+        "Folder for the run, a path or gs://, s3://: new, empty, or that of a run to resume.",
+        flag_values=values,
+    )
     flags.DEFINE_boolean("overwrite", False, "Replace a run that is already in --out.", flag_values=values)
     define_host_flags(values)
     define_cache_flag(values)
@@ -67,4 +72,4 @@ def _print(values: flags.FlagValues, history: History) -> None:
     print_closer(history)
     print()
     print_files(write_pictures(history, plots=values.plots, page=values.plots and values.report))
-    print(f"Run: {history.path}")
+    print(f"Run: {history.location}")

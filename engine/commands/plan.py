@@ -2,8 +2,8 @@
 
 Says what compare would do, from the headers alone: what is matched with what and how, what is skipped, the stacks,
 bytes to read, floating-point operations, expected time, peak memory, and how the work divides over hosts. Takes the
-flags of compare, --quick among them. Where compare would refuse, the plan ends with its error. Without --post it plans
-for a post of the base's layout and dtypes.
+flags of compare, --quick among them; of several processes the first one says it. Where compare would refuse, the plan
+ends with its error. Without --post it plans for a post of the base's layout and dtypes.
 """
 
 import itertools
@@ -16,6 +16,7 @@ from absl import flags
 
 from polarax.commands.comparison_flags import define_comparison_flags, print_wrapped, request_from_flags
 from polarax.commands.plan_names import pair_line, pair_patterns, skipped_line, skipped_patterns
+from polarax.commands.shared_flags import cluster_from_flags, define_host_flags
 from polarax.errors import UsageError
 from polarax.findings.coverage import accounts
 from polarax.loaders import Pair
@@ -40,6 +41,7 @@ _Row = TypeVar("_Row")
 def define_flags(values: flags.FlagValues) -> None:
     """Defines the command's flags."""
     define_comparison_flags(values)
+    define_host_flags(values)
     flags.DEFINE_boolean(
         "names", False, "List every matrix with its partner, and every skipped tensor.", flag_values=values
     )
@@ -52,8 +54,8 @@ def define_flags(values: flags.FlagValues) -> None:
     )
     flags.DEFINE_integer(
         "hosts",
-        1,
-        "Hosts to divide the matrices over.",
+        None,
+        "Hosts to divide the matrices over; as many as there are processes by default.",
         lower_bound=1,
         upper_bound=_MOST_HOSTS,
         flag_values=values,
@@ -70,6 +72,9 @@ def define_flags(values: flags.FlagValues) -> None:
 
 def run(values: flags.FlagValues) -> int:
     """Plans; returns the exit code."""
+    cluster = cluster_from_flags(values)
+    if cluster is not None and cluster.process:
+        return 0  # the first process says it for all
     if values.device not in (_THIS, _UNMEASURED, *DEVICES):
         known = ", ".join((_THIS, _UNMEASURED, *DEVICES))
         raise UsageError(f"Unknown device {values.device!r}. Expected one of {known}.")
@@ -89,7 +94,7 @@ def run(values: flags.FlagValues) -> int:
         print(f"compare    {request.plan.matrices} matrices in {len(request.plan.stacks)} stacks")
         print(f"skip       {len(request.plan.skipped)} tensors")
         if request.plan.stacks:
-            _print_work(values, request)
+            _print_work(values, request, values.hosts or (cluster.processes if cluster else 1))
     if refused:
         sys.stdout.flush()  # the error comes last
         raise refused[0]
@@ -130,7 +135,7 @@ def _print_rows(
             print(f"    {text}")
 
 
-def _print_work(values: flags.FlagValues, request: Request) -> None:
+def _print_work(values: flags.FlagValues, request: Request, hosts: int) -> None:
     """The stacks, and what they cost."""
     plan = request.plan
     print(f"read       {_bytes(plan.bytes_to_read)}")
@@ -146,7 +151,7 @@ def _print_work(values: flags.FlagValues, request: Request) -> None:
         print(f"           {plan.warning}")
     # As a run divides: by rates that all hosts agree on, whatever those of the device turn out to be.
     divided_by = typical_rates(accelerator=True if values.device in DEVICES else None)
-    shares = divide_stacks(pieces(plan.stacks, values.hosts, divided_by), values.hosts, divided_by)
+    shares = divide_stacks(pieces(plan.stacks, hosts, divided_by), hosts, divided_by)
     if len(shares) > 1:
         _print_shares(shares, limits(plan.stacks, values.hosts, divided_by))
     if values.device != _UNMEASURED:

@@ -13,13 +13,16 @@ from polarax.commands.comparison_flags import print_wrapped
 from polarax.errors import UsageError
 from polarax.planning.request import without_garbage_collection
 from polarax.results.directory import PLOTS_FOLDER
+from polarax.results.remote.staging import location_of, settle
 from polarax.results.run import Run
 from polarax.results.runs import History, Runs, open_run
 
 
 def define_flags(values: flags.FlagValues) -> None:
     """Defines the command's flags."""
-    flags.DEFINE_string("run", None, "Folder of the run, as compare wrote it.", flag_values=values)
+    flags.DEFINE_string(
+        "run", None, "Folder of the run, as compare wrote it: a path, or gs://, s3://.", flag_values=values
+    )
     flags.DEFINE_multi_string(
         "matrix",
         [],
@@ -60,9 +63,10 @@ def write_pictures(run: Run | Runs, *, plots: bool, page: bool, matrices: Sequen
         figures, write = _drawn(run, matrices)
         if plots:
             for path in write_plots(figures, run.path / PLOTS_FOLDER):
-                yield f"Plot: {path}"
+                yield f"Plot: {location_of(path)}"
         if page:
-            yield f"Report: {write(figures=figures)}"
+            yield f"Report: {location_of(write(figures=figures))}"
+    settle(run.path)
 
 
 def _drawn(run, matrices):

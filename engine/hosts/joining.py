@@ -176,7 +176,9 @@ class _Starting:
         while not self._done.wait(_LOOK_SECONDS):
             try:
                 self._put()
-                problem = self._look(time.monotonic() > end)
+                # Process 0 sees all: the others leave it the time to say who is missing.
+                late = time.monotonic() - end
+                problem = self._look(late > (3 * _LOOK_SECONDS if 0 in self._seen else 0))
             except RunError as error:
                 problem = str(error)
             if problem and not self._done.is_set():
@@ -213,8 +215,9 @@ class _Starting:
         if absent:
             return f"process {', '.join(absent)} did not start within {self._seconds} s: no sign of it {where}."
         others = ", ".join(f"process {one} ({said['name']})" for one, said in sorted(self._seen.items()))
+        whoever = "all" if mine == 0 else "this process and process 0 have"
         return (
-            f"all announced themselves {where}, but they did not meet at {self._cluster.address} within "
+            f"{whoever} announced themselves {where}, but they did not meet at {self._cluster.address} within "
             f"{self._seconds} s: {others}. Is it the address of process 0, and reachable from all hosts?"
         )
 

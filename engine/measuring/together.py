@@ -16,10 +16,12 @@ from polarax.measuring.outputs import Output, Readers, Written
 from polarax.measuring.parts import StackReadings
 from polarax.measuring.progress import Progress, SharedProgress
 from polarax.measuring.stack_reads import Operands
-from polarax.planning.division import cost, divide_stacks, pieces
+from polarax.planning.division import divide_stacks, pieces
+from polarax.planning.rates import typical_rates
 from polarax.planning.stacks import Stack
 from polarax.results.files import cell
 from polarax.results.parts import Found, Parts
+from polarax.results.remote.staging import settle
 
 
 def measure_together(
@@ -47,7 +49,8 @@ def measure_together(
         RunError: A checkpoint can no longer be read, what was found cannot be written, or another process is gone.
     """
     cut = pieces(missing, hosts.processes if hosts else 1)
-    costs = [cost(piece) for piece in cut]
+    rates = typical_rates()
+    costs = [rates.seconds([piece]) for piece in cut]
     if hosts is None:
         assert progress is not None
         return run_stacks(work, cut, [_PartWriter(readers, parts, None, {})], progress)
@@ -105,6 +108,8 @@ def join_parts(stacks: Iterable[Stack], outputs: Mapping[str, Output], parts: Pa
                 raise RunError(f"Of {len(lost)} matrices nothing was found, {lost[0]} first. The same command goes on.")
             found = parts.of(run, names)
             output.write_stack(stack, Written(list(found.rows), found.arrays))
+    for output in outputs.values():
+        settle(output.writer.path)
 
 
 class _PartWriter:

@@ -55,7 +55,7 @@ class _Plots(abc.ABC, Generic[Shown]):
     def _drawn(self, draw: "Callable[..., Figure | None]", *args: Any) -> "Figure":
         figure = draw(*args)
         if figure is None:
-            raise UsageError(f"The run at {self._shown.path} has nothing for this picture.")  # type: ignore[attr-defined]
+            raise UsageError(f"The run at {self._shown.location} has nothing for this picture.")  # type: ignore[attr-defined]
         return figure
 
 
@@ -138,20 +138,20 @@ class HistoryPlots(_Plots["History"]):
 def run_html(run: "Run") -> str:
     """The table by role and the reading as HTML; every text escaped."""
     summary = run.summary()
-    title = f"polarax run {run.path}: {summary['matrices']} matrices"
+    title = f"polarax run {run.location}: {summary['matrices']} matrices"
     return _html(title, run, summary["reading"], *rows_by_role(summary))
 
 
 def runs_html(runs: "Runs") -> str:
     """The table by role and post and the reading as HTML; every text escaped."""
     summary = runs.summary()
-    title = f"polarax runs {runs.path}: {', '.join(runs.labels)}"
+    title = f"polarax runs {runs.location}: {', '.join(runs.labels)}"
     return _html(title, runs, summary["reading"], *rows_of_posts(summary["posts"]))
 
 
 def history_html(history: "History") -> str:
     """The table by role and step and the reading as HTML; every text escaped."""
-    title = f"polarax history {history.path}: {len(history)} steps"
+    title = f"polarax history {history.location}: {len(history)} steps"
     return _html(title, history, history.summary()["reading"], *rows_of_steps(history.frame()))
 
 

@@ -39,7 +39,7 @@ def read_out(content: Mapping[str, Any]) -> list[str]:
     ]
     parts = {name: row for name, row in rows.items() if name.startswith("keep-")}
     if parts:
-        lines.append(_of_parts(parts, labels[0]))
+        lines += [_of_parts(parts, label) for label in labels]
     return [*lines, *_of_temperature(content["temperature"])]
 
 

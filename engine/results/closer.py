@@ -22,6 +22,7 @@ from polarax.results.directory import (
     read_run_file,
 )
 from polarax.results.files import write_csv, writing
+from polarax.results.remote.staging import location_of
 from polarax.results.tables import Table, laid_over, read_table
 
 # What a full analysis may be asked for otherwise than the first look.
@@ -76,7 +77,8 @@ def check_within(path: pathlib.Path, names: Mapping[str, tuple[str, ...]]) -> No
             for name in wanted:
                 if skipped.get(name, "").startswith(_NOT_SELECTED):
                     raise UsageError(
-                        f"Output {path} holds a first look without {name!r}. Give another folder, or fewer matrices."
+                        f"Output {location_of(path)} holds a first look without {name!r}. "
+                        "Give another folder, or fewer matrices."
                     )
 
 

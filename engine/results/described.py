@@ -4,19 +4,32 @@ import functools
 import json
 import pathlib
 import tempfile
+from typing import TypeAlias
 
 from polarax.errors import UsageError
 from polarax.results.directory import RUN_FILE, is_first_look
+from polarax.results.remote.staging import Staging, location_of
+
+Temporary: TypeAlias = tempfile.TemporaryDirectory | Staging  # removed with the last reference to it
 
 
 class Described:
-    """A run, or the runs of several posts, read from their folder."""
+    """A run, or the runs of several posts, read from their folder.
 
-    def __init__(self, path: pathlib.Path, temporary: tempfile.TemporaryDirectory | None = None):
+    Attributes:
+        path: The folder; of what is kept in a bucket a temporary one with the same content.
+    """
+
+    def __init__(self, path: pathlib.Path, temporary: Temporary | None = None):
         self.path = path
-        self._temporary = temporary  # removed with the last reference to what is in it
+        self._temporary = temporary
 
-    def keep_alive(self, temporary: tempfile.TemporaryDirectory | None) -> None:
+    @property
+    def location(self) -> str:
+        """Where it is kept: its path, or its URL in a bucket."""
+        return location_of(self.path)
+
+    def keep_alive(self, temporary: Temporary | None) -> None:
         """Keeps a temporary folder that holds this for as long as it lives."""
         self._temporary = temporary
 
@@ -36,11 +49,11 @@ class Described:
 
         Of one of several posts, those of all of them.
         """
-        if self._temporary is not None:
+        if isinstance(self._temporary, tempfile.TemporaryDirectory):
             return self.description.get("as_typed"), None
         levels = len(pathlib.PurePath(self.description.get("within", "")).parts)
-        path = self.path if len(self.path.parts) > levels else self.path.absolute()
-        return self.description.get("as_typed"), str([path, *path.parents][levels])
+        location = location_of(self.path if len(self.path.parts) > levels else self.path.absolute())
+        return self.description.get("as_typed"), location.rsplit("/", levels)[0] if levels else location
 
     @property
     def finished(self) -> bool:
@@ -57,4 +70,4 @@ def read_description(path: pathlib.Path) -> dict:
     try:
         return json.loads((path / RUN_FILE).read_text(encoding="utf-8"))
     except ValueError as error:
-        raise UsageError(f"Run {path} has a {RUN_FILE} that is not JSON: {error}.") from error
+        raise UsageError(f"Run {location_of(path)} has a {RUN_FILE} that is not JSON: {error}.") from error

@@ -9,6 +9,7 @@ from typing import Any
 
 from polarax.errors import UsageError
 from polarax.results.files import LOCK_FILE, PARTIAL, jsonable, locked, write_json, writing
+from polarax.results.remote.staging import location_of, share
 
 RUN_FILE = "run.json"
 MATRICES_FILE = "matrices.csv"
@@ -28,12 +29,12 @@ PROCESSES_FOLDER = "processes"
 # Of a first look: the full analyses of some of its matrices, numbered.
 CLOSER_FOLDER = "closer"
 
-_CONTENTS = (
+CONTENTS = (
     MATRICES_FILE, BETWEEN_FILE, SKIPPED_FILE, SUMMARY_FILE, LAYERS_FILE,
     ARRAYS_FOLDER, PLOTS_FOLDER, REPORT_FILE, PARTS_FOLDER, PROCESSES_FOLDER, RUN_FILE,
 )  # fmt: skip
 # What a run leaves that ended before it had a run.json, or while it replaced a file.
-_LEFTOVERS = (LOCK_FILE, PROCESSES_FOLDER, *(name + PARTIAL for name in _CONTENTS))
+LEFTOVERS = frozenset({LOCK_FILE, PROCESSES_FOLDER, *(name + PARTIAL for name in CONTENTS)})
 
 
 def claim_directory(
@@ -55,34 +56,35 @@ def claim_directory(
         _make_way(path, description, overwrite)
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UsageError(f"Output {path} cannot be made: {error.strerror}.") from error
+        raise UsageError(f"Output {location_of(path)} cannot be made: {error.strerror}.") from error
     return path
 
 
 def _make_way(path, description, overwrite):
     if path.exists() and not path.is_dir():
-        raise UsageError(f"Output {path} is a file. Expected a new or empty folder.")
-    if not path.is_dir() or all(entry.name in _LEFTOVERS for entry in path.iterdir()):
+        raise UsageError(f"Output {location_of(path)} is a file. Expected a new or empty folder.")
+    if not path.is_dir() or all(entry.name in LEFTOVERS for entry in path.iterdir()):
         return
     if not (path / RUN_FILE).is_file():
-        raise UsageError(f"Output {path} is not empty and is not a run of polarax. Nothing was written.")
+        raise UsageError(f"Output {location_of(path)} is not empty and is not a run of polarax. Nothing was written.")
     if not overwrite:
         differs = differences(path, description)
         if differs:
             raise another_run(path, differs)
         return
     with locked(path):
-        for name in (*_runs_within(path), *_CONTENTS):
+        for name in (*_runs_within(path), *CONTENTS):
             if (path / name).is_dir():
                 shutil.rmtree(path / name)
             else:
                 (path / name).unlink(missing_ok=True)
+            share(path / name)
 
 
 def another_run(path: pathlib.Path, differs: str) -> UsageError:
     """The error of a folder that holds another run, with what differs."""
     return UsageError(
-        f"Output {path} holds a run of something else: {differs}. Give another folder, or --overwrite it."
+        f"Output {location_of(path)} holds a run of something else: {differs}. Give another folder, or --overwrite it."
     )
 
 
@@ -103,13 +105,17 @@ def read_run_file(path: pathlib.Path) -> dict:
 
 def _runs_within(path):
     """Folders of the runs in the directory of several posts, and of those that continue a first look."""
+    labels, others = folders_within(read_run_file(path))
+    return [*(label for label in labels if (path / label / RUN_FILE).is_file()), *others]
+
+
+def folders_within(description: Mapping) -> tuple[list[str], list[str]]:
+    """Folders that may be in that of a run: those of its posts, each with a run of its own, and those of other runs."""
     try:
-        description = read_run_file(path)
         labels = [label for label in description.get("posts", ()) if pathlib.PurePath(label).name == label != ".."]
-        closer = [CLOSER_FOLDER] * is_first_look(description)
+        return labels, [BETWEEN_FOLDER, *[CLOSER_FOLDER] * is_first_look(description)]
     except (AttributeError, TypeError):
-        return []
-    return [*(label for label in labels if (path / label / RUN_FILE).is_file()), BETWEEN_FOLDER, *closer]
+        return [], []
 
 
 def differences(path: pathlib.Path, description: Mapping | None, but: Container[str] = ()) -> str:

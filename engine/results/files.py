@@ -13,6 +13,7 @@ from typing import IO, Any
 import numpy as np
 
 from polarax.errors import RunError
+from polarax.results.remote.staging import location_of, share
 
 LOCK_FILE = ".lock"
 PARTIAL = ".partial"  # ends the name of a file until it is whole
@@ -25,7 +26,7 @@ def locked(path: pathlib.Path) -> IO:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         file.close()
-        raise RunError(f"Another process is writing the run at {path}.") from None
+        raise RunError(f"Another process is writing the run at {location_of(path)}.") from None
     return file
 
 
@@ -35,18 +36,22 @@ def writing(path: pathlib.Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise RunError(f"Cannot write the run at {path}: {error.strerror or error}.") from error
+        raise RunError(f"Cannot write the run at {location_of(path)}: {error.strerror or error}.") from error
 
 
 @contextlib.contextmanager
 def replacing(path: pathlib.Path, **options: Any) -> Iterator[IO]:
-    """A file to write, that takes the place of `path` when it is whole and on the disk; options as for `open`."""
+    """A file to write, that takes the place of `path` when it is whole and on the disk; options as for `open`.
+
+    Of a run in a bucket it is uploaded then.
+    """
     temporary = path.with_name(path.name + PARTIAL)
     with open(temporary, **options) as file:
         yield file
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
+    share(path)
 
 
 def write_json(path: pathlib.Path, content: Mapping | Sequence) -> None:

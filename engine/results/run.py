@@ -23,6 +23,8 @@ from polarax.results.directory import (
     SKIPPED_FILE,
     read_run_file,
 )
+from polarax.results.remote.staging import location_of
+from polarax.results.remote.transfer import local_run
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -46,20 +48,22 @@ class Run(Described):
 
     @classmethod
     def open(cls, path: str | os.PathLike) -> "Run":
-        """Opens a run directory.
+        """Opens a run directory, at a path or in a bucket (`gs://`, `s3://`), from which it is fetched.
 
         Raises:
-            UsageError: There is no run at `path`, or its run.json cannot be read.
+            UsageError: There is no run at `path`, or it cannot be read.
         """
-        path = pathlib.Path(path).expanduser()
+        path, staging = local_run(path)
         if not (path / RUN_FILE).is_file():
             what = "is not a run of polarax (it has no run.json)" if path.exists() else "does not exist"
-            raise UsageError(f"Run {path} {what}.")
-        run = cls(path)
+            raise UsageError(f"Run {location_of(path)} {what}.")
+        run = cls(path, staging)
         if not isinstance(run.description, dict):
-            raise UsageError(f"Run {path} has a {RUN_FILE} that is not an object.")
+            raise UsageError(f"Run {run.location} has a {RUN_FILE} that is not an object.")
         if "posts" in run.description:
-            raise UsageError(f"Run {path} is of several posts: open it with polarax.Runs.open, or one of its folders.")
+            raise UsageError(
+                f"Run {run.location} is of several posts: open it with polarax.Runs.open, or one of its folders."
+            )
         return run
 
     def frame(self) -> "pd.DataFrame":
@@ -103,9 +107,9 @@ class Run(Described):
         try:
             stack, row = self._rows[name]
         except KeyError:
-            raise KeyError(f"No matrix {name!r} in the run at {self.path}.") from None
+            raise KeyError(f"No matrix {name!r} in the run at {self.location}.") from None
         if not (stack / kind).is_dir():
-            raise KeyError(f"The run at {self.path} has no array {kind!r} for {name!r}.")
+            raise KeyError(f"The run at {self.location} has no array {kind!r} for {name!r}.")
         return read_array(stack / kind, row).astype(np.float64)
 
     def arrays(self, kind: str) -> Iterator[tuple[str, np.ndarray]]:
@@ -130,7 +134,7 @@ class Run(Described):
     def closer(self) -> "Closer":
         """Which matrices of a first look stand out and were not analysed in full, and the command that does it.
 
-        `closer().include` selects them: `polarax.compare(base, post, out=run.path, include=run.closer().include)`.
+        `closer().include` selects them: `polarax.compare(base, post, out=run.location, include=run.closer().include)`.
         """
         from polarax.findings.closer import find_closer
 
@@ -187,7 +191,7 @@ class Run(Described):
 
     def __repr__(self) -> str:
         state = "finished" if self.finished else "interrupted"
-        return f"<polarax.Run {str(self.path)!r}, {len(self._rows)} matrices, {state}>"
+        return f"<polarax.Run {self.location!r}, {len(self._rows)} matrices, {state}>"
 
 
 def _rows_of(path):

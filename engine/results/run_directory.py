@@ -37,6 +37,7 @@ from polarax.results.directory import (
     DirectoryWriter,
 )
 from polarax.results.files import cell, write_csv, write_json, writing
+from polarax.results.remote.staging import share
 from polarax.results.tables import Table, read_table
 
 
@@ -84,6 +85,7 @@ class RunWriter(DirectoryWriter):
             for folder in (self.path / ARRAYS_FOLDER).glob("*"):
                 if folder.name not in done:
                     shutil.rmtree(folder)
+                    share(folder)
             names = [pair.name for stack in stacks if stack.label in done for pair in stack.pairs]
             self._rows = [(place[name], self._found[name]) for name in names]
             write_csv(self.path / MATRICES_FILE, self._columns, (cells for _, cells in self._rows))
@@ -117,9 +119,11 @@ class RunWriter(DirectoryWriter):
             folder.mkdir(parents=True)
             for name, values in arrays.items():
                 write_array(folder / name, values)
+            share(folder)
             write_json(folder / NAMES_FILE, [row["name"] for row in rows])
             with open(self.path / MATRICES_FILE, "a", newline="", encoding="utf-8") as file:
                 csv.writer(file).writerows(map(self._cells, rows))
+            share(self.path / MATRICES_FILE)
         self._rows.extend(zip(places, map(self._cells, rows), strict=True))
 
     def relate(self, relations: Mapping[str, str], layers: Sequence[MovedLayer], missing: Sequence[int]) -> None:

@@ -1,13 +1,13 @@
 """Several posts of one base, read from their directory: a `Run` for each, and all of them side by side."""
 
 import os
-import pathlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from polarax.errors import UsageError
 from polarax.results.described import Described, read_description
 from polarax.results.directory import BETWEEN_FOLDER, RUN_FILE
+from polarax.results.remote.transfer import local_run
 from polarax.results.run import Run
 
 if TYPE_CHECKING:
@@ -37,14 +37,14 @@ class Runs(Described):
 
     @classmethod
     def open(cls, path: str | os.PathLike) -> "Runs":
-        """Opens the directory of several posts.
+        """Opens the directory of several posts, at a path or in a bucket.
 
         Raises:
-            UsageError: There is none at `path`, or its run.json cannot be read.
+            UsageError: There is none at `path`, or it cannot be read.
         """
         opened = open_run(path)
         if not isinstance(opened, Runs):
-            raise UsageError(f"Run {opened.path} is of one post: open it with polarax.Run.open.")
+            raise UsageError(f"Run {opened.location} is of one post: open it with polarax.Run.open.")
         return opened
 
     @property
@@ -60,7 +60,7 @@ class Runs(Described):
     def __getitem__(self, label: str) -> Run:
         """The run of the base and one post."""
         if label not in self.labels:
-            raise KeyError(f"No post {label!r} in {self.path}. There are {', '.join(self.labels)}.")
+            raise KeyError(f"No post {label!r} in {self.location}. There are {', '.join(self.labels)}.")
         return self._run(label)
 
     def __iter__(self) -> Iterator[str]:
@@ -89,7 +89,7 @@ class Runs(Described):
             KeyError: These two were not compared, or were the other way round.
         """
         if (first, second) not in self.pairs:
-            raise KeyError(f"{first!r} and {second!r} were not compared in {self.path}. There are {self.pairs}.")
+            raise KeyError(f"{first!r} and {second!r} were not compared in {self.location}. There are {self.pairs}.")
         return self._run(f"{BETWEEN_FOLDER}/{first}/{second}")
 
     def _run(self, folder):
@@ -151,7 +151,7 @@ class Runs(Described):
 
     def __repr__(self) -> str:
         state = "finished" if self.finished else "interrupted"
-        return f"<polarax.Runs {str(self.path)!r}, {', '.join(self.labels)}, {state}>"
+        return f"<polarax.Runs {self.location!r}, {', '.join(self.labels)}, {state}>"
 
 
 class History(Runs):
@@ -200,20 +200,20 @@ class History(Runs):
 
     def __repr__(self) -> str:
         state = "finished" if self.finished else "interrupted"
-        return f"<polarax.History {str(self.path)!r}, {len(self)} steps, {state}>"
+        return f"<polarax.History {self.location!r}, {len(self)} steps, {state}>"
 
 
 def open_run(path: str | os.PathLike) -> Run | Runs:
-    """Opens a run directory, of one post or of several.
+    """Opens a run directory, of one post or of several, at a path or in a bucket.
 
     Raises:
-        UsageError: There is no run at `path`, or its run.json cannot be read.
+        UsageError: There is no run at `path`, or it cannot be read.
     """
-    path = pathlib.Path(path).expanduser()
+    path, staging = local_run(path)
     if (path / RUN_FILE).is_file():
         description = read_description(path)
         if isinstance(description, dict) and "posts" in description:
-            return History(path) if description.get("history") else Runs(path)
+            return (History if description.get("history") else Runs)(path, staging)
     return Run.open(path)
 
 

@@ -45,6 +45,10 @@ def is_bucket(location: str | os.PathLike) -> bool:
     return isinstance(location, str) and urllib.parse.urlsplit(location).scheme.lower() in BUCKET_SCHEMES
 
 
+class _Unusual(RunError):
+    """A request that the server does not understand, perhaps."""
+
+
 class Shelf:
     """Objects by their keys, below one folder; every call waits for its answer, within a limit.
 
@@ -103,26 +107,35 @@ class Shelf:
         self._wait(self._kv.write(key, data), key, "written")
 
     def create(self, key: str, data: bytes) -> bool:
-        """Writes an object unless there is one; of several processes that try it at once, one alone succeeds.
+        """Writes an object unless there is one: `swap` from None."""
+        return self.swap(key, None, data)
 
-        A bucket decides that by the condition that the upload carries (If-None-Match for S3, a generation for GCS), a
-        file system by a lock on the object. What is there is read back, for servers that know no conditions, and for
-        an upload that was repeated because its answer was lost.
+    def swap(self, key: str, before: bytes | None, after: bytes | None) -> bool:
+        """Writes an object if it is what it was taken for; of several processes that try it at once, one succeeds.
+
+        A bucket decides that by the condition that the request carries (If-None-Match and If-Match for S3, a generation
+        for GCS), a file system by a lock on the object. What is there is read back, for servers that know no conditions
+        and for an upload that was repeated because its answer was lost.
 
         Args:
             key: Of the object.
-            data: What tells this process from all others.
+            before: Its content; None if there is to be none.
+            after: What tells this process from all others; None to delete the object.
 
         Returns:
-            Whether it is there with this content.
+            Whether it is `after` now.
 
         Raises:
             RunError: It cannot be written.
         """
-        before = self._wait(self._kv.read(key), key, "read")
-        if before.state == "missing":
-            self._wait(self._kv.write(key, data, if_equal=before.stamp.generation), key, "written")
-        return self.get(key) == data
+        there = self._wait(self._kv.read(key), key, "read")
+        if before == (None if there.state == "missing" else there.value):
+            with contextlib.suppress(_Unusual):
+                self._wait(self._kv.write(key, after, if_equal=there.stamp.generation), key, "written")
+            if (now := self.get(key)) != before or now == after:
+                return now == after
+            self._wait(self._kv.write(key, after), key, "written")  # the server takes no conditions, or says why not
+        return self.get(key) == after
 
     def get(self, key: str) -> bytes | None:
         """The content of an object; None where there is none.
@@ -157,7 +170,8 @@ class Shelf:
             return wait(future, self._seconds)
         except (BucketError, EOFError) as error:
             place = redact_location(f"{self._given}/{key}".rstrip("/"))
-            raise RunError(f"{place} cannot be {what}: {self._reason(error)}.") from error
+            unusual = isinstance(error, BucketError) and error.failure is Failure.OTHER
+            raise (_Unusual if unusual else RunError)(f"{place} cannot be {what}: {self._reason(error)}.") from error
 
     def _reason(self, error: BucketError | EOFError) -> str:
         if not is_bucket(self._given):

@@ -26,7 +26,8 @@ def monitor(tracker: Tracker | None = None, /, **arguments: Any) -> Any:
     it as a function. This one follows the parameters: it keeps a copy of them as they were at init, measures each
     matrix against it now and then, and needs `params` at every update.
 
-    The parameters of an update are those before it, so that step 0 is the model as it was at init. Needs optax
+    The parameters of an update are those before it, so that step 0 is the model as it was at init. Where they are
+    divided over processes, these initialise and update together, as any optimizer. Needs optax
     (`pip install 'polarax[train]'`).
 
     Args:
@@ -62,7 +63,8 @@ def monitor(tracker: Tracker | None = None, /, **arguments: Any) -> Any:
     def init(params: Any) -> MonitorState:
         if isinstance(params, placeholder):
             return MonitorState(jnp.zeros((), jnp.int32), _outline(seen, key))
-        state = MonitorState(jnp.zeros((), jnp.int32), followed.init(params))
+        tracked = followed.init(params)
+        state = MonitorState(jnp.zeros_like(tracked.metrics.step), tracked)  # on the devices of the parameters
         _structures[key] = jax.tree.structure(state.tracker)
         seen.add(_structures[key])
         return state

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from polarax.errors import UsageError
 from polarax.tracking.layout import Label
 
 _ARRAYS = ("step", "full_step", "readings", "leading", "spectra", "finite")  # fields of Metrics that are not static
@@ -35,7 +36,8 @@ class Metrics:
     def scalars(self, prefix: str = "spectra", *, leading: bool = False) -> dict[str, float]:
         """All readings as a flat dict, as writers of metrics take it: {"spectra/q/layer_03/nf": 0.02, ...}.
 
-        Fetches the arrays to the host, which waits for the step that computes them.
+        Fetches the arrays to the host, which waits for the step that computes them. Of those that `Tracker.update`
+        returns every process has all, and may fetch them alone.
 
         Args:
             prefix: In front of every name; "" for none.
@@ -44,6 +46,9 @@ class Metrics:
         Returns:
             Name -> number, NaN where there is none; `step` and `nonfinite` (how many matrices) among them. Empty
             before the first measurement.
+
+        Raises:
+            UsageError: They are divided over processes.
         """
         host = self._on_host()
         if host.step < 0:
@@ -86,10 +91,10 @@ class Metrics:
     def each_spectrum(self) -> Iterator[np.ndarray]:
         """The whole spectra, matrix by matrix, each (r,), in the order of `labels`; none unless they are taken."""
         for key, _ in self.counts if self.spectra else ():
-            yield from _plain(jax.device_get(self.spectra[key]))
+            yield from _fetched(self.spectra[key])
 
     def _on_host(self) -> "Metrics":
-        return jax.tree.map(_plain, jax.device_get(self), is_leaf=_is_variable)
+        return _fetched(self)
 
 
 def register_with_flax() -> None:
@@ -150,6 +155,18 @@ def paths(labels: tuple[Label, ...]) -> list[str]:
 def _is_variable(leaf: Any) -> bool:
     """Whether this is one of the boxes that `nnx.Optimizer` puts around the arrays of its state."""
     return hasattr(leaf, "get_value")
+
+
+def _fetched(tree: Any) -> Any:
+    """The arrays of a tree on the host: of those on all processes, this one's own copy."""
+    for leaf in jax.tree.leaves(tree):
+        if isinstance(leaf, jax.Array) and not (leaf.is_fully_addressable or leaf.is_fully_replicated):
+            raise UsageError(
+                "These metrics are divided over processes, as a state is to which the training step gives a sharding. "
+                "Read those that tracker.update returns, which are whole on each, or let the step return "
+                "optax.tree.get(state, 'metrics') with the sharding jax.NamedSharding(mesh, jax.P())."
+            )
+    return jax.tree.map(_plain, jax.device_get(tree), is_leaf=_is_variable)
 
 
 def _plain(leaf: Any) -> np.ndarray:

@@ -41,6 +41,9 @@ class Tracker:
     `init` and `update` are pure functions of arrays, inside `jit` or outside. Every `every` steps all matrices are
     measured, against what they were at init and against the last measurement; in between `update` does nothing.
 
+    Where parameters are divided over several processes, these call `init` and `update` together, as they do a training
+    step; what `update` returns as metrics is whole on every device, for each process to read alone (docs/tracking.md).
+
     Example:
         >>> import jax.numpy as jnp
         >>> import polarax
@@ -116,6 +119,8 @@ class Tracker:
     def init(self, params: Any) -> TrackerState:
         """The state before training; what is kept of the parameters is copied.
 
+        Parameters that are divided over processes stay so, and all processes must call it.
+
         Args:
             params: Nested dicts and lists of arrays, Flax Linen parameters, an `nnx.State` or `nnx.Module`, an Equinox
                 module or another registered pytree. What is in Linen's boxes, with the names of its axes, is kept in
@@ -133,6 +138,9 @@ class Tracker:
     def update(self, state: TrackerState, params: Any, step: int | jax.Array) -> tuple[TrackerState, Metrics]:
         """Measures if it is time to.
 
+        Parameters may be divided over processes: then all of these must call it with the same step. Only a Python
+        integer outside `jit` that is no multiple of `every` computes nothing, and waits for nobody.
+
         Args:
             state: Of `init`, or of the last update.
             params: Arranged as at `init`.
@@ -140,10 +148,11 @@ class Tracker:
                 measurements nothing is computed at all.
 
         Returns:
-            The next state, and its metrics: those of the last measurement, whose step they name.
+            The next state, and its metrics: those of the last measurement, whose step they name. The metrics are whole
+            on every device, however the state is divided.
 
         Raises:
-            UsageError: The parameters are arranged differently than at init.
+            UsageError: The parameters are arranged differently than at init, or are on other devices than the state.
         """
         layout, leaves = self._look(params)
         self._check(layout, leaves, state)
@@ -159,6 +168,8 @@ class Tracker:
 
     def plan(self, params: Any, *, step_seconds: float | None = None, tokens: int | None = None) -> TrackingPlan:
         """What tracking costs, from shapes alone; no value is looked at, `jax.ShapeDtypeStruct` will do.
+
+        Any process may call it alone.
 
         Args:
             params: As for `init`.
@@ -201,6 +212,12 @@ class Tracker:
                 raise UsageError(
                     f"Parameter {name!r} was {base.dtype}{list(base.shape)} at init and now is "
                     f"{leaves[name].dtype}{list(leaves[name].shape)}."
+                )
+            places = [_devices(array) for array in (base, leaves[name])]
+            if None not in places and places[0] != places[1]:
+                raise UsageError(
+                    f"Parameter {name!r} is on other devices than the copy that the tracker keeps of it. Place the state "
+                    "as the parameters are: restore it with the shardings of tracker.init(params)."
                 )
 
     def _layout_of(self, leaves: dict[str, Any]) -> Layout:
@@ -307,22 +324,31 @@ def _automatic(function: Callable) -> Callable:
     """The function with its arrays laid out by the compiler, where the caller's mesh leaves that to nobody.
 
     On a mesh of explicit axes every product has to say how its result is divided. What comes out is whole on every
-    device, but for stacks of matrices, which are divided along their rows where that is possible.
+    device, but for stacks of matrices, which are divided along their rows where that is possible. The metrics, which
+    come last, are whole on every device of any mesh: each process can read them, whoever divides the rest of the state.
     """
+
+    def readable(*arguments):
+        *kept, metrics = function(*arguments)
+        meshes = [jax.typeof(x).sharding.mesh for x in jax.tree.leaves(arguments)]
+        mesh = next((mesh for mesh in meshes if not mesh.empty and AxisType.Manual not in mesh.axis_types), None)
+        if mesh is not None:
+            metrics = lax.with_sharding_constraint(metrics, NamedSharding(mesh, PartitionSpec()))
+        return *kept, metrics
 
     def laid_out(*arguments):
         meshes = [jax.typeof(x).sharding.mesh for x in jax.tree.leaves(arguments)]
         mesh = next((mesh for mesh in meshes if AxisType.Explicit in mesh.axis_types), None)
         if mesh is None:
-            return function(*arguments)
+            return readable(*arguments)
         whole = NamedSharding(mesh, PartitionSpec())
 
         def sharding(x):
             divided = x.ndim == 3 and x.shape[1] % mesh.size == 0
             return NamedSharding(mesh, PartitionSpec(None, mesh.axis_names)) if divided else whole
 
-        results = jax.eval_shape(jax.sharding.auto_axes(function, out_sharding=whole), *arguments)
-        return jax.sharding.auto_axes(function, out_sharding=jax.tree.map(sharding, results))(*arguments)
+        results = jax.eval_shape(jax.sharding.auto_axes(readable, out_sharding=whole), *arguments)
+        return jax.sharding.auto_axes(readable, out_sharding=jax.tree.map(sharding, results))(*arguments)
 
     return laid_out
 
@@ -331,6 +357,13 @@ def _copied(leaf: Any) -> Any:
     """A copy of a parameter: in its box where that is Linen's, from which partition specs are derived."""
     copied = jnp.copy(unboxed(leaf))
     return leaf.replace_boxed(copied) if hasattr(leaf, "replace_boxed") else copied
+
+
+def _devices(array: Any) -> set[jax.Device] | None:
+    """Where an array must stay; None of one that may move, and of tracers."""
+    if not isinstance(array, jax.Array) or isinstance(array, jax.core.Tracer) or not array.committed:
+        return None
+    return array.sharding.device_set
 
 
 def _described(leaves: dict[str, Any]) -> tuple[tuple[str, tuple[int, ...], str], ...]:

@@ -1,7 +1,6 @@
 """s3:// against moto's server, gs:// against a few lines that answer as Google's JSON API does, both on loopback."""
 
 import json
-import logging
 import os
 import subprocess
 import sys
@@ -17,35 +16,10 @@ from polarax.loaders.stores import bucket, http_client
 WEIGHTS = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.eye(200)}  # larger than what is asked for first
 
 
-@pytest.fixture(scope="module")
-def server():
-    """An S3 server, and its address."""
-    moto = pytest.importorskip("moto.server")
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    running = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    running.start()
-    host, port = running.get_host_and_port()
-    yield f"http://{host}:{port}"
-    running.stop()
-
-
 @pytest.fixture
-def put(server, monkeypatch):
-    """Puts an object; the environment leads to the server and nowhere else."""
-    import boto3
-
-    for variable in [name for name in os.environ if name.startswith("AWS_")]:
-        monkeypatch.delenv(variable)
-    monkeypatch.setenv("AWS_ENDPOINT_URL", server)
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "someone")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    client = boto3.client("s3", region_name="us-east-1")
-    client.create_bucket(Bucket="models")
-    yield lambda key, body: client.put_object(Bucket="models", Key=key, Body=body)
-    listed = client.list_objects_v2(Bucket="models").get("Contents", [])
-    for item in listed:
-        client.delete_object(Bucket="models", Key=item["Key"])
+def put(s3):
+    """Puts an object."""
+    return s3.put
 
 
 def check(checkpoint):
@@ -119,9 +93,9 @@ def test_an_object_that_changes_between_reads(stored, put):
         checkpoint.read("a").result()
 
 
-def test_an_endpoint_for_s3_alone_goes_first(stored, server, monkeypatch):
+def test_an_endpoint_for_s3_alone_goes_first(stored, s3, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", server + "/")
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", s3.endpoint + "/")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-west-1")
     check(open_checkpoint(stored))
 

@@ -5,7 +5,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from polarax.report.plots.style import BLUE, MUTED, new_figure, picture
+from polarax.report.plots.style import (
+    BLUE,
+    MUTED,
+    each,
+    legend_below,
+    new_figure,
+    picture,
+    plain_logarithmic_axis,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -41,20 +49,22 @@ def draw_reproduction_plots(content: Mapping[str, Any]) -> "dict[str, Figure]":
 def plot_experiments(content: Mapping[str, Any]) -> "Figure":
     """KL divergence of each experiment and of its random change, one panel for each text."""
     rows, labels = content["experiments"], [text["label"] for text in content["texts"]]
-    figure = new_figure(2.6 + 3.4 * len(labels), 1.0 + 0.24 * len(rows))
-    axes = figure.subplots(1, len(labels), squeeze=False, sharey=True)[0]
+    figure = new_figure(2.6 + 3.4 * len(labels), 1.2 + 0.24 * len(rows))
+    axes = figure.subplots(1, len(labels), squeeze=False, sharey=True)[0].tolist()
     places = np.arange(len(rows))[::-1]
-    for axis, label in zip(axes, labels, strict=True):
+    for axis, label in each(axes, labels):
         edit, random = (
             np.maximum([row[side]["texts"][label]["divergence"] or 0.0 for row in rows], _LEAST)
             for side in ("edit", "random")
         )
         axis.hlines(places, np.minimum(edit, random), np.maximum(edit, random), color=MUTED, lw=0.6)
-        axis.plot(random, places, "o", color=MUTED, mfc="none", label="a random change of its size")
-        axis.plot(edit, places, "o", color=BLUE, label="the change")
-        axis.set(xscale="log", xlabel="KL divergence from the post, nats", title=label)
+        # The filled marks are smaller than the rings, which stay visible where both are in one place.
+        edits = axis.plot(edit, places, "o", ms=3.0, color=BLUE, label="the change")
+        randoms = axis.plot(random, places, "o", ms=5.0, color=MUTED, mfc="none", label="a random change of its size")
+        axis.set(xscale="log", xlabel="KL divergence from the post, nats")
+        plain_logarithmic_axis(axis, "x")
         axis.set_yticks(places, [row["name"] for row in rows])
-    axes[0].legend(loc="best")
+    legend_below(figure, edits + randoms)
     return figure
 
 

@@ -348,6 +348,9 @@ class TestRowsThatSayLittle:
         assert row["status"] == "ok" and row["alpha"] == pytest.approx(2)
 
 
+HOST_FLAGS = "distributed coordinator_address num_processes process_id initialization_timeout"
+
+
 class TestHelp:
     @pytest.mark.parametrize("argument", ["--help", "-h", "help"])
     def test_lists_the_commands(self, cli, argument):
@@ -362,8 +365,8 @@ class TestHelp:
     @pytest.mark.parametrize(
         ("command", "flags"),
         [
-            ("compare", "out overwrite plots report compilation_cache"),
-            ("plan", "names device hosts devices_per_host"),
+            ("compare", f"out overwrite plots report compilation_cache {HOST_FLAGS}"),
+            ("plan", f"names device hosts devices_per_host {HOST_FLAGS}"),
         ],
     )
     def test_a_command_lists_every_flag_with_its_default(self, cli, command, flags):

@@ -9,6 +9,7 @@ import pytest
 import polarax
 from polarax.evaluation import load_decoder, measure
 from polarax.evaluation.measuring import Settings
+from polarax.report.reproduction.pictures import plot_experiments
 from polarax.reproduction import EXPERIMENTS, reproduce
 from polarax.reproduction.reading import against_random
 from tests.engine.command import assert_one_line
@@ -145,6 +146,29 @@ def test_bad_input(run, place, tmp_path):
     assert not (tmp_path / "out").exists()
     assert run("--noplots", experiments="undo").code == 0
     assert_one_line(run(experiments="undo", seed=1), "another seed")
+
+
+def test_the_picture_can_be_read(finished):
+    """No TeX along the axes, one legend that hides nothing, and a row for each experiment."""
+    figure = plot_experiments(finished.content)
+    figure.draw_without_rendering()
+    assert [axis.get_title() for axis in figure.axes] == ["one.txt", "two.txt"]
+    assert [tick.get_text() for tick in figure.axes[0].get_yticklabels()] == list(EXPERIMENTS)
+    for axis in figure.axes:
+        ticks = [tick.get_text() for tick in axis.get_xticklabels()]
+        assert len(ticks) >= 2 and all(float(text) > 0 for text in ticks)
+        assert axis.get_legend() is None
+    below = figure.legends[0].get_window_extent()
+    assert all(below.y1 <= axis.get_tightbbox().y0 for axis in figure.axes)
+
+
+def test_parts_of_the_change_are_read_out_on_every_text(finished):
+    lines = [line for line in finished.reading() if "nearest is" in line]
+    assert len(lines) == 2
+    for line, label in zip(lines, ("one.txt", "two.txt"), strict=True):
+        rows = {row["name"]: row["edit"]["texts"][label]["divergence"] for row in finished.content["experiments"]}
+        nearest = min((name for name in rows if name.startswith("keep-")), key=rows.__getitem__)
+        assert label in line and line.endswith(f"nearest is {nearest}.")
 
 
 def test_words_for_ratios():

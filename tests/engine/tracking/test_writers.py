@@ -26,6 +26,18 @@ def test_a_line_cut_short_is_left_out(tmp_path):
     with path.open("a") as file:
         file.write('{"step": 5, "a"')
     assert read_jsonl(path) == {0: {"a": 1.0}}
+    JsonlWriter(path).write(5, {"a": 2.0})  # a run that was stopped there goes on
+    assert read_jsonl(path) == {0: {"a": 1.0}, 5: {"a": 2.0}}
+
+
+def test_process_0_alone_writes(tmp_path, monkeypatch):
+    path = tmp_path / "new/spectra.jsonl"
+    writer = JsonlWriter(path)
+    monkeypatch.setattr("jax.process_index", lambda: 1)  # JAX may start after the writer is made
+    writer.write(0, {"a": 1.0})
+    assert not list(tmp_path.iterdir())
+    JsonlWriter(path, every_process=True).write(0, {"a": 1.0})
+    assert read_jsonl(path) == {0: {"a": 1.0}}
 
 
 @pytest.mark.parametrize(("text", "message"), [("nonsense\n", "line 1"), ('{"a": 1}\n', "line 1"), ("[1]\n", "line 1")])
