@@ -49,6 +49,11 @@ class Share(NamedTuple):
         return sum(stack.operations for stack in self.stacks)
 
 
+def cost(stack: Stack, rates: Rates | None = None) -> float:
+    """Expected seconds of a stack, its padding included, by `typical_rates` or by others."""
+    return (rates or typical_rates()).seconds([stack])
+
+
 def pieces(stacks: Sequence[Stack], hosts: int, rates: Rates | None = None) -> list[Stack]:
     """Cuts stacks into what hosts take and hand over whole; for one host, the stacks as they are.
 
@@ -115,7 +120,7 @@ def divide_stacks(stacks: Sequence[Stack], hosts: int, rates: Rates | None = Non
     """
     _check(hosts)
     rates = rates or typical_rates()
-    costs = [rates.seconds([stack]) for stack in stacks]
+    costs = [cost(stack, rates) for stack in stacks]
     owners = _divided(costs, hosts)
     return tuple(
         Share(tuple(stacks[place] for place in sorted(places)), sum(costs[place] for place in places))

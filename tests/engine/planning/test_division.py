@@ -7,7 +7,7 @@ import pytest
 
 import polarax
 from polarax.planning.comparison_plan import plan_posts
-from polarax.planning.division import balance, divide_stacks, limits, pieces
+from polarax.planning.division import balance, cost, divide_stacks, limits, pieces
 from polarax.planning.rates import Rates, typical_rates
 from polarax.planning.selection import Selection
 
@@ -17,10 +17,6 @@ def planned(shapes, *, memory_bytes=2**40, devices=1, lanes=1):
     checkpoint = polarax.open_checkpoint(tree)
     posts = {"": checkpoint}
     return plan_posts(checkpoint, posts, Selection(), memory_bytes=memory_bytes, devices=devices, lanes=lanes).stacks
-
-
-def cost(stack):
-    return typical_rates(accelerator=False).seconds([stack])
 
 
 def stacks_of(shapes):
