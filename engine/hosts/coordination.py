@@ -151,7 +151,7 @@ class Hosts:
         except RuntimeError as error:
             self._lost(error)
 
-    def _lost(self, error) -> NoReturn:
+    def _lost(self, error: BaseException) -> NoReturn:
         raise RunError(f"{self.named(0)}, which coordinates, cannot be reached: {_first_line(error)}") from error
 
     # ---- meeting
@@ -269,7 +269,7 @@ class Hosts:
         if self.first:
             self._linger()
 
-    def _end(self, failure) -> NoReturn:
+    def _end(self, failure: Mapping[str, Any]) -> NoReturn:
         process, message = failure["process"], failure["message"]
         if self.first:
             self._linger()

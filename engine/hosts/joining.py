@@ -13,6 +13,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 
@@ -139,7 +140,11 @@ class _Starting:
 
     def __init__(self, cluster: Cluster, shelf: Shelf, seconds: int):
         self._cluster, self._shelf, self._seconds = cluster, shelf, seconds
-        self._said = {"name": host_name(cluster), "processes": cluster.processes, "life": secrets.token_hex(8)}
+        self._said: dict[str, Any] = {
+            "name": host_name(cluster),
+            "processes": cluster.processes,
+            "life": secrets.token_hex(8),
+        }
         self._done = threading.Event()
         self._seen: dict[int, dict] = {}  # alive, as process 0 sees them
         self._first: dict[str, dict] = {}
@@ -150,7 +155,7 @@ class _Starting:
         self._thread.start()
         return self
 
-    def __exit__(self, kind, error, trace) -> None:
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         if error is not None:
             self._said["failed"] = _said(error)
             self._put()

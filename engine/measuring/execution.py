@@ -18,7 +18,7 @@ from polarax.measuring.kept_bases import KeptBases, KeptShapes, KeptStack, form_
 from polarax.measuring.outputs import Writer, pairs_of
 from polarax.measuring.parts import StackReadings
 from polarax.measuring.program import measure_in_parts
-from polarax.measuring.progress import Progress
+from polarax.measuring.progress import Progress, SharedProgress
 from polarax.measuring.sampled_controls import matrix_key
 from polarax.measuring.stack_reads import Operands, StackReads
 from polarax.planning.comparison_plan import Plan
@@ -54,7 +54,7 @@ def run_stacks(
     work: Work,
     stacks: Iterable[Stack],
     outputs: Sequence[Writer],
-    progress: Progress,
+    progress: Progress | SharedProgress,
     finished: threading.Event | None = None,
 ) -> dict[str, float]:
     """Measures stacks and writes them to the outputs that wait for them.

@@ -1,7 +1,7 @@
 """What the runs say of a stack: its readings as rows and arrays, and the writers that take them."""
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -20,7 +20,7 @@ from polarax.results.run_directory import RunWriter
 class Written(NamedTuple):
     """What one run keeps of a stack."""
 
-    rows: list[Mapping[str, object]]  # column -> value, for each matrix
+    rows: Sequence[Mapping[str, object]]  # column -> value, for each matrix
     arrays: Mapping[str, np.ndarray]  # name -> (matrices, ...)
 
 

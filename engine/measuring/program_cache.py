@@ -292,7 +292,9 @@ def _load(folder: pathlib.Path, name: str) -> jax.stages.Compiled | None:
     _prepare_platform()
     try:
         # Without them it would be loaded for the devices of all processes.
-        return serialize_executable.deserialize_and_load(*pickle.loads(payload), execution_devices=jax.local_devices())
+        program, given, taken = pickle.loads(payload)
+        devices = jax.local_devices()
+        return serialize_executable.deserialize_and_load(program, given, taken, execution_devices=devices)
     except Exception:  # whatever it is that this JAX cannot read: the program is made again
         return None
 

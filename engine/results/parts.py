@@ -55,7 +55,7 @@ class Parts:
             packed |= {f"{run}|{name}": np.asarray(values) for name, values in arrays.items()}
         packed[_ROWS] = np.frombuffer(json.dumps(rows).encode(), np.uint8)
         file = io.BytesIO()
-        np.savez(file, **packed)
+        np.savez(file, **packed)  # type: ignore[arg-type]  # of NumPy 2.3: a flag it has beside the arrays
         self._shelf.put(f"{self._process}/{piece.label}+{piece.start}.npz", file.getvalue())
 
     def look(self) -> None:
