@@ -48,30 +48,35 @@ def measure_together(
     Raises:
         RunError: A checkpoint can no longer be read, what was found cannot be written, or another process is gone.
     """
-    cut = pieces(missing, hosts.processes if hosts else 1)
-    rates = typical_rates()
-    costs = [rates.seconds([piece]) for piece in cut]
     if hosts is None:
         assert progress is not None
-        return run_stacks(work, cut, [_PartWriter(readers, parts, None, {})], progress)
-    place = {(piece.number, piece.start): number for number, piece in enumerate(cut)}
-    shares = []
-    for share in divide_stacks(cut, hosts.processes):
-        mine = [place[piece.number, piece.start] for piece in share.stacks]
-        shares.append(sorted(mine, key=lambda number: -costs[number]))
-    taking = Taking(hosts, costs, shares)
+        return run_stacks(work, missing, [_PartWriter(readers, parts, None, {})], progress)
+    cut, taking, place = shared_out(missing, hosts)
     writer = _PartWriter(readers, parts, taking, place)
     with SharedProgress(hosts, cut) as shown:
-        seconds = run_stacks(work, _noted(taking, cut, hosts), [writer], shown, taking.finished)
+        seconds = run_stacks(work, noted(taking, cut, hosts), [writer], shown, taking.finished)
     hosts.complete = True
     hosts.note(doing="waiting for the end")
     return seconds
 
 
-def _noted(taking: Taking, cut: Sequence[Stack], hosts: Hosts) -> Iterator[Stack]:
+def noted(taking: Taking, cut: Sequence[Stack], hosts: Hosts) -> Iterator[Stack]:
+    """The pieces that this process takes; the others hear which one it is at."""
     for number in taking:
         hosts.note(doing=f"{cut[number].label} from matrix {cut[number].start + 1} on")
         yield cut[number]
+
+
+def shared_out(stacks: Sequence[Stack], hosts: Hosts) -> tuple[list[Stack], Taking, dict[tuple[int, int], int]]:
+    """Pieces of stacks, which of them this process takes, and the number of each by its stack's and its start."""
+    cut, rates = pieces(stacks, hosts.processes), typical_rates()
+    costs = [rates.seconds([piece]) for piece in cut]
+    place = {(piece.number, piece.start): number for number, piece in enumerate(cut)}
+    shares = []
+    for share in divide_stacks(cut, hosts.processes):
+        mine = [place[piece.number, piece.start] for piece in share.stacks]
+        shares.append(sorted(mine, key=lambda number: -costs[number]))
+    return cut, Taking(hosts, costs, shares), place
 
 
 def missing_stacks(stacks: Iterable[Stack], outputs: Mapping[str, Output], parts: Parts) -> Iterator[Stack]:
