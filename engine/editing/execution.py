@@ -177,7 +177,9 @@ class _Editor:
                     row[name] = float(value)
         elif self._alone and self._settings.measure:
             for row, factor in zip(rows, (1 + t * (self._factor(pair) - 1) for t in strengths), strict=True):
-                row |= dict.fromkeys(("alpha_base", "alpha_post"), factor) | dict.fromkeys(("nf_base", "nf_post"), 0.0)
+                distance = 1 - math.copysign(1, factor) if factor else math.nan  # from -W, 2
+                row |= dict.fromkeys(("alpha_base", "alpha_post"), abs(factor))
+                row |= dict.fromkeys(("nf_base", "nf_post"), distance)
         return [{"status": "", **row} for row in rows]
 
     def _blocks(self, pair, base, post, key, found, *, measured):
@@ -189,7 +191,7 @@ class _Editor:
                 rows = slice(start, start + height)
                 yield rows, factor * post[rows].astype(np.float64), None
             return
-        if kind.maps is not None:
+        if kind.plan is not None:
             for rows, count, (first, second) in _row_blocks((base, post), height):
                 yield rows, np.asarray(map_rows(first, second, found.maps))[:count], None
             return
