@@ -25,6 +25,7 @@ class Found(NamedTuple):
     maps: RowMaps | None  # of the edit at its full strength; None of a random change
     measures: Measured | None  # (strengths,) each
     pair: TallPair | None  # of a random change, which is measured when it has been drawn
+    no_base: jax.Array  # (), bool: the base is zero, and has no vectors
 
 
 @functools.partial(
@@ -63,8 +64,9 @@ def find_maps(
     """
     record, shape = KINDS[kind], (base.shape[-2], base.shape[-1])
     pair = tall_pair(base, post, dtype=dtype, method=method, post_is_measured_alone=record.start == BASE)
+    no_base = jnp.all(base == 0)
     if record.plan is None:
-        return Found(pair.finite, None, None, pair if measure else None)
+        return Found(pair.finite, None, None, pair if measure else None, no_base)
     signs = None
     if random_signs:
         of_signs = jax.random.fold_in(jax.random.wrap_key_data(key, impl=_GENERATOR), _OF_SIGNS)
@@ -84,7 +86,7 @@ def find_maps(
             return measure_maps(pair, plan.maps.between(start, strength))
 
         measures = _for_each(by_maps if plan.at is None else plan.at(), strengths.astype(dtype))
-    return Found(pair.finite, plan.maps, measures, None)
+    return Found(pair.finite, plan.maps, measures, None, no_base)
 
 
 @jax.jit
