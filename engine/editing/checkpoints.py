@@ -22,6 +22,7 @@ from polarax.loaders.stores.store import local_path
 from polarax.loaders.writing.files import check_target, disk_errors, sync
 from polarax.loaders.writing.safetensors_draft import SafetensorsDraft
 from polarax.measuring.progress import Progress
+from polarax.planning.comparison_plan import memory_warning
 from polarax.planning.environment import describe_environment
 from polarax.planning.selection import Selection
 from polarax.results.files import jsonable
@@ -137,6 +138,8 @@ def run_edit(request: EditRequest, out: str | os.PathLike, *, progress: bool = T
     if finished is not None:
         return finished
     check_target(target, *(_local(checkpoint) for checkpoint in (request.base, request.post)))
+    for checkpoint in (request.base, request.post):
+        _refuse_within(target, checkpoint)
     partial = target.parent / _PARTIAL.format(target.name)
     with contextlib.ExitStack() as stack:
         try:
@@ -145,6 +148,9 @@ def run_edit(request: EditRequest, out: str | os.PathLike, *, progress: bool = T
                 drafts = _prepared_drafts(request, journal, description)
                 work = Work(request.base, request.post, request.targets, request.settings, request.memory_bytes)
                 stacks = plan_stacks(work, journal.finished)
+                warning = memory_warning(stacks, work.memory_bytes)
+                if warning:
+                    print(warning, file=sys.stderr)
                 with Progress(stacks, sys.stderr if progress else None) as shown:
                     run_stacks(work, stacks, drafts, journal, shown)
                 rows = _in_order(journal.rows, request.targets)
@@ -249,6 +255,18 @@ def _in_order(rows: Sequence[Mapping[str, Any]], targets: Targets) -> list[Mappi
 def _local(checkpoint: Checkpoint) -> str | None:
     path = local_path(checkpoint.location) if "://" not in checkpoint.location else None
     return None if path is None else path if os.path.isdir(path) else os.path.dirname(path)
+
+
+def _refuse_within(target: pathlib.Path, checkpoint: Checkpoint) -> None:
+    """Refuses an output in the folder of a checkpoint, or around it; beside a single file is well."""
+    path = local_path(checkpoint.location) if "://" not in checkpoint.location else None
+    if path is None:
+        return
+    source, real = pathlib.Path(os.path.realpath(path)), pathlib.Path(os.path.realpath(target))
+    if source.is_dir() and source in real.parents:
+        raise CheckpointError(f"{target}: is inside of {path}, which is read; choose another folder")
+    if real in source.parents:
+        raise CheckpointError(f"{target}: holds {path}, which is read; choose another folder")
 
 
 def _drop_if_empty(partial: pathlib.Path) -> None:

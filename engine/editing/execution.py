@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from polarax.editing.journal import Journal
-from polarax.editing.kinds import BASE
+from polarax.editing.kinds import BASE, POST
 from polarax.editing.program import Sums, draw_rows, find_maps, map_rows, measure_random
 from polarax.editing.settings import RANDOM, EditSettings
 from polarax.editing.targets import Targets
@@ -152,9 +152,13 @@ class _Editor:
         found = None if self._alone else self._find(pair, base, post, key, transposed)
         finite = bool(np.isfinite(post).all()) if found is None else bool(found.finite)
         start = base if self._settings.kind.start == BASE else post
-        if not finite:
+        status = "" if finite else "NaN or Inf: left as it is"
+        kind = self._settings.kind
+        if finite and found is not None and kind.start == POST and not kind.alone and bool(found.no_base):
+            status = "the base is zero: left as it is"
+        if status:
             self._put(pair, range(len(strengths)), [start] * len(strengths), transposed)
-            return [{"status": "NaN or Inf: left as it is"}] * len(strengths)
+            return [{"status": status}] * len(strengths)
         blocks = functools.partial(self._blocks, pair, base, post, key, found)
         step = _at_once(math.prod(pair.shape) * pair.dtype_post.itemsize, len(strengths))
         totals, measures = [], None
@@ -177,7 +181,9 @@ class _Editor:
                     row[name] = float(value)
         elif self._alone and self._settings.measure:
             for row, factor in zip(rows, (1 + t * (self._factor(pair) - 1) for t in strengths), strict=True):
-                row |= dict.fromkeys(("alpha_base", "alpha_post"), factor) | dict.fromkeys(("nf_base", "nf_post"), 0.0)
+                distance = 1 - math.copysign(1, factor) if factor else math.nan  # from -W, 2
+                row |= dict.fromkeys(("alpha_base", "alpha_post"), abs(factor))
+                row |= dict.fromkeys(("nf_base", "nf_post"), distance)
         return [{"status": "", **row} for row in rows]
 
     def _blocks(self, pair, base, post, key, found, *, measured):
@@ -189,7 +195,7 @@ class _Editor:
                 rows = slice(start, start + height)
                 yield rows, factor * post[rows].astype(np.float64), None
             return
-        if kind.maps is not None:
+        if kind.plan is not None:
             for rows, count, (first, second) in _row_blocks((base, post), height):
                 yield rows, np.asarray(map_rows(first, second, found.maps))[:count], None
             return

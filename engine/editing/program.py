@@ -10,7 +10,7 @@ from polarax.editing.kinds import BASE, KINDS, Surroundings
 from polarax.kernels import products
 from polarax.kernels.edits.maps import RowMaps, starting_maps
 from polarax.kernels.edits.measure import Measured, measure_grams, measure_maps
-from polarax.kernels.edits.tall_pair import TallPair, tall_pair
+from polarax.kernels.edits.tall_pair import TallPair, gram_of, tall_pair
 from polarax.kernels.edits.turned import aligned
 
 # Named, so that a draw does not depend on JAX's settings.
@@ -25,6 +25,7 @@ class Found(NamedTuple):
     maps: RowMaps | None  # of the edit at its full strength; None of a random change
     measures: Measured | None  # (strengths,) each
     pair: TallPair | None  # of a random change, which is measured when it has been drawn
+    no_base: jax.Array  # (), bool: the base is zero, and has no vectors
 
 
 @functools.partial(
@@ -63,26 +64,29 @@ def find_maps(
     """
     record, shape = KINDS[kind], (base.shape[-2], base.shape[-1])
     pair = tall_pair(base, post, dtype=dtype, method=method, post_is_measured_alone=record.start == BASE)
-    if record.maps is None:
-        return Found(pair.finite, None, None, pair if measure else None)
+    no_base = jnp.all(base == 0)
+    if record.plan is None:
+        return Found(pair.finite, None, None, pair if measure else None, no_base)
     signs = None
     if random_signs:
         of_signs = jax.random.fold_in(jax.random.wrap_key_data(key, impl=_GENERATOR), _OF_SIGNS)
         signs = jax.random.rademacher(of_signs, (shape[1],), jnp.dtype(dtype))
-    around = Surroundings(transposed, shape[0] == shape[1], factor.astype(dtype), signs)
+    square = shape[0] == shape[1]
+    gram_post = functools.partial(gram_of, post, pair) if square else lambda: pair.post.gram
+    around = Surroundings(transposed, square, factor.astype(dtype), signs, gram_post)
     pair = aligned(pair) if record.needs_alignment else pair
-    maps = record.maps(pair, around)
+    plan = record.plan(pair, around)
     measures = None
-    if measure and whole and record.known is not None:
-        measures = jax.tree.map(lambda x: x[None], record.known(pair, around))
+    if measure and whole and plan.at_full is not None:
+        measures = jax.tree.map(lambda x: x[None], plan.at_full())
     elif measure:
         start = starting_maps(pair, record.start)
 
-        def at(strength):
-            return measure_maps(pair, maps.between(start, strength))
+        def by_maps(strength):
+            return measure_maps(pair, plan.maps.between(start, strength))
 
-        measures = _for_each(at, strengths.astype(dtype))
-    return Found(pair.finite, maps, measures, None)
+        measures = _for_each(by_maps if plan.at is None else plan.at(), strengths.astype(dtype))
+    return Found(pair.finite, plan.maps, measures, None, no_base)
 
 
 @jax.jit

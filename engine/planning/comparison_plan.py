@@ -87,23 +87,28 @@ class Plan:
     @functools.cached_property
     def warning(self) -> str:
         """One line on matrices that by themselves need more memory than is given; empty if there are none."""
-        available = self.memory_bytes - program_bytes(self.memory_bytes)
-        large = []
-        for stack in self.stacks:
-            one = stored_bytes(stack.members[0]) + stack.work_bytes
-            if one + stack.beside_bytes <= available:
-                continue
-            needs = [(one + beside_bytes(member), member[0]) for member in stack.members]
-            large += [(need, pair) for need, pair in needs if need > available]
-        if not large:
-            return ""
-        most, pair = max(large, key=lambda found: found[0])
-        most += program_bytes(self.memory_bytes)
-        return (
-            f"{len(large)} of {self.matrices} matrices need more than the {self.memory_bytes / 2**30:.3g} GiB of "
-            f"memory_gib and are taken one at a time: about {most / 2**30:.3g} GiB for {short_name(pair.name)} "
-            f"({pair.shape[0]} x {pair.shape[1]})."
-        )
+        return memory_warning(self.stacks, self.memory_bytes)
+
+
+def memory_warning(stacks: Sequence[Stack], memory_bytes: int) -> str:
+    """One line on matrices of stacks that by themselves need more memory than is given; empty if there are none."""
+    available = memory_bytes - program_bytes(memory_bytes)
+    large = []
+    for stack in stacks:
+        one = stored_bytes(stack.members[0]) + stack.work_bytes
+        if one + stack.beside_bytes <= available:
+            continue
+        needs = [(one + beside_bytes(member), member[0]) for member in stack.members]
+        large += [(need, pair) for need, pair in needs if need > available]
+    if not large:
+        return ""
+    most, pair = max(large, key=lambda found: found[0])
+    most += program_bytes(memory_bytes)
+    return (
+        f"{len(large)} of {sum(len(stack.pairs) for stack in stacks)} matrices need more than the "
+        f"{memory_bytes / 2**30:.3g} GiB of memory_gib and are taken one at a time: about {most / 2**30:.3g} GiB for "
+        f"{short_name(pair.name)} ({pair.shape[0]} x {pair.shape[1]})."
+    )
 
 
 def plan_posts(

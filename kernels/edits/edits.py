@@ -151,7 +151,7 @@ def edit_reparameterise(base: jax.typing.ArrayLike, post: jax.typing.ArrayLike, 
     Raises:
         ValueError: The shapes differ, or the method is unknown.
     """
-    return _edited(lambda pair, _: reparameterised(pair), base, post, method)
+    return _edited(lambda pair, _: reparameterised(pair).maps, base, post, method)
 
 
 def edit_keep(base: jax.typing.ArrayLike, post: jax.typing.ArrayLike, /, *, part: str, method: str = AUTO) -> jax.Array:

@@ -77,14 +77,34 @@ def restored(pair: TallPair, side: str) -> RowMaps:
     return RowMaps(None, matmul(matmul(post.right, transpose(pair.left)), transpose(base.right)))
 
 
-def reparameterised(pair: TallPair) -> RowMaps:
+class Reparameterised(NamedTuple):
+    """alpha (U_b Q) S_b (V_b Q)^T."""
+
+    maps: RowMaps
+    values: jax.Array  # alpha S_b by the post's vectors, (..., r)
+    determined: jax.Array  # (...), bool: whether Q is a rotation of all
+
+
+def reparameterised(pair: TallPair) -> Reparameterised:
     """alpha (U_b Q) S_b (V_b Q)^T."""
     base, post = pair.base, pair.post
-    rotation = one_rotation(pair)
-    turned = matmul(rotation * post.over_ties(base.values)[..., None, :], transpose(rotation))
+    rotation, values = one_rotation(pair), post.over_ties(base.values)
+    turned = matmul(rotation * values[..., None, :], transpose(rotation))
     in_frame = matmul(pair.left * post.values[..., None, :], transpose(pair.right))  # U_b^T W_p V_b
     alpha = _ratio(jnp.sum(turned * in_frame, axis=(-2, -1)), jnp.sum(turned**2, axis=(-2, -1)))
-    return RowMaps(_in_frame_of_base(pair, alpha[..., None, None] * turned), None)
+    maps = RowMaps(_in_frame_of_base(pair, alpha[..., None, None] * turned), None)
+    # The singular values of Q are 0 and 1.
+    determined = jnp.sum(rotation**2, axis=(-2, -1)) > values.shape[-1] - 1 / 2
+    return Reparameterised(maps, alpha[..., None] * values, determined)
+
+
+def inside_part(pair: TallPair, part: str) -> jax.Array:
+    """X, (..., r, r), of the part U_b X V_b^T of the drift budget, one of `BUDGET_PARTS` but "outside"."""
+    change = pair.change
+    if part == "discordant":
+        return (change - transpose(change)) / 2
+    symmetric = (change + transpose(change)) / 2
+    return jnp.where(pair.base.tied, *((symmetric, 0) if part == "scaling" else (0, symmetric)))
 
 
 def kept_part(pair: TallPair, part: str, square: bool) -> RowMaps:
@@ -95,19 +115,12 @@ def kept_part(pair: TallPair, part: str, square: bool) -> RowMaps:
         part: One of `BUDGET_PARTS`.
         square: Whether the matrices are: nothing is then outside of one of full rank, not even rounding errors.
     """
-    change, identity = pair.change, _identity(pair)
+    identity = _identity(pair)
     if part == "outside":
         has_outside = jnp.any(~pair.base.inside, axis=-1)[..., None, None] if square else jnp.bool_(True)
-        back = jnp.where(has_outside, -_in_frame_of_base(pair, change), identity)
+        back = jnp.where(has_outside, -_in_frame_of_base(pair, pair.change), identity)
         return RowMaps(back, jnp.where(has_outside, identity, 0))
-    tied = pair.base.tied
-    symmetric, skew = (change + transpose(change)) / 2, (change - transpose(change)) / 2
-    parts = {
-        "scaling": jnp.where(tied, symmetric, 0),
-        "coordinated": jnp.where(tied, 0, symmetric),
-        "discordant": skew,
-    }
-    return RowMaps(identity + _in_frame_of_base(pair, parts[part]), None)
+    return RowMaps(identity + _in_frame_of_base(pair, inside_part(pair, part)), None)
 
 
 def _in_frame_of_base(pair, inside):

@@ -1,7 +1,11 @@
 """What an edit did: alpha and nf of the edited matrix against base and post, from what is of the shorter side's size.
 
-At its full strength most edits leave a matrix whose singular values and vectors are known. Others are decomposed, once
-more by their Gram matrix.
+At its full strength many an edit leaves a matrix whose singular values and vectors are known. Others are decomposed by
+their Gram matrix: `kept` in the base's frame, where edits that add to the base need few products, any other by
+`measure_maps`.
+
+nf is the distance of two rotations, whose products are taken in float32: their entries are at most 1, so that nf has an
+absolute error of about 1e-6, and the squares of both add.
 """
 
 from typing import NamedTuple
@@ -48,9 +52,8 @@ def measure_grams(pair: TallPair, gram: jax.Array, of_base: jax.Array, of_post: 
     distances = []
     for side, across in ((pair.base, of_base), (pair.post, of_post)):
         left = matmul(side.inverses[..., :, None] * inner(side.right, across), scaled)
-        right = inner(side.right, edited.right)
-        distances.append(_distance(left, right, side.inside, edited.inside))
-    return _measured(pair, edited.values, *distances)
+        distances.append(distance(left, of_rotations(side.right, edited.right), side.inside, edited.inside))
+    return measured(pair.base.values, pair.post.values, edited.values, *distances)
 
 
 def measure_known(pair: TallPair, values: jax.Array, *, of_left: str, of_right: str) -> Measured:
@@ -58,30 +61,43 @@ def measure_known(pair: TallPair, values: jax.Array, *, of_left: str, of_right: 
 
     Args:
         pair: Base and post, aligned if the sides differ.
-        values: S', (..., r), by the index of the vectors.
+        values: S', (..., r), by the index of the vectors, of any sign; those that a side has no vector for count as
+            zero.
         of_left: "base" or "post": whose vectors the left ones are.
         of_right: The same of the right ones.
     """
-    inside_base, inside_post = pair.base.inside, pair.post.inside
-    identity = jnp.eye(values.shape[-1], dtype=values.dtype)
-    left, right = pair.left, pair.right
-    none = jnp.zeros(values.shape[:-1], values.dtype)
-    if of_left == of_right:
-        apart = _distance(left, right, inside_base, inside_post)
-        distances = (none, apart) if of_left == "base" else (apart, none)
-    else:
-        # The sides that are the base's are turned as the others are against them: Q of the one, I of the other.
-        by_right, by_left = (_distance(x, identity, inside_base, inside_post) for x in (right, left))
-        distances = (by_right, by_left) if of_left == "base" else (by_left, by_right)
-    return _measured(pair, -jnp.sort(-values, axis=-1), *distances)
+    base, post = pair.base, pair.post
+    identity = jnp.broadcast_to(jnp.eye(values.shape[-1], dtype=values.dtype), base.frame.shape)
+    left, right = pair.left, of_rotations(base.right, post.right)
+    # U_b^T U' and U_p^T U', V_b^T V' and V_p^T V'.
+    against_left = (identity, transpose(left)) if of_left == "base" else (left, identity)
+    against_right = (identity, transpose(right)) if of_right == "base" else (right, identity)
+    inside = values != 0
+    for side, of in ((base, "base"), (post, "post")):
+        inside = inside & side.inside if of in (of_left, of_right) else inside
+    signs = jnp.sign(values)[..., None, :]  # singular values are positive: a vector takes the sign
+    distances = [
+        distance(left * signs, right, side.inside, inside)
+        for left, right, side in zip(against_left, against_right, (base, post), strict=True)
+    ]
+    values = -jnp.sort(-jnp.abs(jnp.where(inside, values, 0)), axis=-1)
+    return measured(base.values, post.values, values, *distances)
 
 
-def _measured(pair, values, nf_base, nf_post):
-    alpha_base, alpha_post = (scaling(side.values, values).alpha for side in (pair.base, pair.post))
+def of_rotations(x: jax.Array, y: jax.Array) -> jax.Array:
+    """x^T y of matrices with columns of length 1 or 0, (..., r, r), in float32."""
+    return inner(x.astype(jnp.float32), y.astype(jnp.float32)).astype(x.dtype)
+
+
+def measured(
+    values_base: jax.Array, values_post: jax.Array, values: jax.Array, nf_base: jax.Array, nf_post: jax.Array
+) -> Measured:
+    """The numbers from singular values, (..., r) and descending each, and distances."""
+    alpha_base, alpha_post = (scaling(x, values).alpha for x in (values_base, values_post))
     return Measured(alpha_base, alpha_post, nf_base, nf_post)
 
 
-def _distance(left, right, inside, inside_edited):
+def distance(left: jax.Array, right: jax.Array, inside: jax.Array, inside_edited: jax.Array) -> jax.Array:
     """||Q_U - Q_V||_F / sqrt(r): nf, where one of the two is a rotation; over what both matrices determine."""
     both = (inside[..., :, None] & inside_edited[..., None, :]).astype(left.dtype)
     rank = jnp.sum(inside_edited, axis=-1)

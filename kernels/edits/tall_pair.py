@@ -29,8 +29,13 @@ class Side(NamedTuple):
     """What is known of a tall matrix W = U S V^T, (..., m, r)."""
 
     values: jax.Array  # s, (..., r), descending; 0 where undetermined
-    right: jax.Array  # V, (..., r, r); columns of zeros there
+    frame: jax.Array  # (..., r, r), orthogonal: V, completed by any columns where undetermined
     gram: jax.Array  # W^T W, (..., r, r)
+
+    @property
+    def right(self) -> jax.Array:
+        """V, (..., r, r); columns of zeros where undetermined."""
+        return jnp.where(self.inside[..., None, :], self.frame, 0)
 
     @property
     def inside(self) -> jax.Array:
@@ -64,6 +69,7 @@ class TallPair(NamedTuple):
     base: Side
     post: Side
     toward: jax.Array  # W_b^T D, (..., r, r)
+    turned: jax.Array  # W_b^T W_p V_p, (..., r, r)
     finite: jax.Array  # (...), bool: else both were taken to be orthonormal
     unit: jax.Array  # (...): what norms are to be multiplied by
 
@@ -75,7 +81,8 @@ class TallPair(NamedTuple):
     @property
     def left(self) -> jax.Array:
         """Q_U = U_b^T U_p, (..., r, r), with any signs."""
-        return left_product(self.base, self.post, self.across)
+        base, post = self.base, self.post
+        return base.inverses[..., :, None] * inner(base.right, self.turned) * post.inverses[..., None, :]
 
     @property
     def right(self) -> jax.Array:
@@ -85,14 +92,19 @@ class TallPair(NamedTuple):
     @property
     def change(self) -> jax.Array:
         """E = U_b^T D V_b, (..., r, r)."""
+        return jnp.where(self.base.inside[..., None, :], self._change, 0)
+
+    @property
+    def post_in_frame(self) -> jax.Array:
+        """C = U_b^T W_p V, (..., r, r), with the completed V of the base."""
+        values = self.base.values
+        return values[..., :, None] * jnp.eye(values.shape[-1], dtype=values.dtype) + self._change
+
+    @property
+    def _change(self) -> jax.Array:
+        """U_b^T D V, (..., r, r), with the completed V of the base."""
         base = self.base
-        return base.inverses[..., :, None] * matmul(inner(base.right, self.toward), base.right)
-
-
-def left_product(first: Side, second: Side, across: jax.Array) -> jax.Array:
-    """U_1^T U_2, (..., r, r), from W_1^T W_2."""
-    product = matmul(inner(first.right, across), second.right)
-    return first.inverses[..., :, None] * product * second.inverses[..., None, :]
+        return base.inverses[..., :, None] * matmul(inner(base.right, self.toward), base.frame)
 
 
 def tall_pair(
@@ -130,7 +142,9 @@ def tall_pair(
     else:
         of_post = _side(post, gram_post, finite, convert, method)
     scale = jnp.ones(base.shape[:-2], dtype) if unit is None else unit.astype(dtype)
-    return TallPair(of_base, of_post, jnp.where(finite[..., None, None], change.across, 0), finite, scale)
+    toward = jnp.where(finite[..., None, None], change.across, 0)
+    turned = matmul(gram_base + toward, of_post.right)
+    return TallPair(of_base, of_post, toward, turned, finite, scale)
 
 
 def _gram_of_post(post, gram_base, change, convert):
@@ -141,6 +155,11 @@ def _gram_of_post(post, gram_base, change, convert):
     trace_base, trace_post = traces
     small = trace_post < _SMALL_POST**2 * trace_base
     return lax.cond(jnp.any(small), lambda: _full(stored_gram(post, convert)), lambda: by_sum)
+
+
+def gram_of(x: jax.Array, pair: TallPair) -> jax.Array:
+    """W^T W, (..., r, r), in the unit of a pair, of a matrix as it is stored, (..., m, n)."""
+    return _full(stored_gram(x, lambda part: part.astype(pair.unit.dtype) / pair.unit[..., None, None]))
 
 
 def side_of_gram(gram: jax.Array) -> Side:
@@ -162,7 +181,7 @@ def _side(x, gram, finite, convert, method):
 
 def _determined(values, right, gram, floor):
     kept = values > floor * values[..., :1]
-    return Side(jnp.where(kept, values, 0), jnp.where(kept[..., None, :], right, 0), gram)
+    return Side(jnp.where(kept, values, 0), right, gram)
 
 
 def _full(upper):

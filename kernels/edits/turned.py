@@ -24,20 +24,20 @@ def aligned(pair: TallPair) -> TallPair:
     tied_base, tied_post = base.tied, post.tied
 
     def by_signs():
-        left = jnp.sum(base.right * matmul(pair.across, post.right), axis=-2) * base.inverses * post.inverses
+        left = jnp.sum(base.right * pair.turned, axis=-2) * base.inverses * post.inverses
         agreement = left + jnp.sum(base.right * post.right, axis=-2)
-        return base.right * _signs(agreement)[..., None, :], post.right
+        return base.frame * _signs(agreement)[..., None, :], post.frame, pair.turned
 
     def by_blocks():
         across = pair.left + pair.right
         turn = _block_polar(across, tied_base)
         turn_post = transpose(_block_polar(inner(turn, across), tied_post))
-        return matmul(base.right, turn), matmul(post.right, turn_post)
+        return matmul(base.frame, turn), matmul(post.frame, turn_post), matmul(pair.turned, turn_post)
 
     ties = (tied_base | tied_post) & ~jnp.eye(base.values.shape[-1], dtype=bool)
-    turned, turned_post = lax.cond(jnp.any(ties), by_blocks, by_signs)
+    frame, frame_post, turned = lax.cond(jnp.any(ties), by_blocks, by_signs)
     # Only vectors of equal singular values are mixed.
-    return pair._replace(base=base._replace(right=turned), post=post._replace(right=turned_post))
+    return pair._replace(base=base._replace(frame=frame), post=post._replace(frame=frame_post), turned=turned)
 
 
 def one_rotation(pair: TallPair) -> jax.Array:
