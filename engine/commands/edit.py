@@ -9,9 +9,15 @@ tokenizer are copied. Prints what the edit did to drift, alpha and nf beside wha
 from absl import flags
 
 from polarax.commands.comparison_flags import define_option_flags, print_wrapped
-from polarax.commands.shared_flags import define_cache_flag, enable_cache, require
+from polarax.commands.shared_flags import (
+    define_cache_flag,
+    define_host_flags,
+    enable_cache,
+    joined_from_flags,
+    require,
+)
 from polarax.editing import KINDS, SIDED, EditSettings
-from polarax.editing.checkpoints import check_edit, run_edit
+from polarax.editing.checkpoints import check_edit, partial_folder, run_edit
 from polarax.errors import UsageError
 from polarax.loaders import parse_role_map
 from polarax.planning.selection import Selection
@@ -41,7 +47,10 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string(
         "store_dtype", None, "Type that edited tensors are stored in; their own by default.", flag_values=values
     )
-    flags.DEFINE_boolean("measure", True, "Measure alpha and nf of the edited weight, before it is rounded.", flag_values=values)
+    flags.DEFINE_boolean(
+        "measure", True, "Measure alpha and nf of the edited weight, before it is rounded.", flag_values=values
+    )
+    define_host_flags(values)
     define_cache_flag(values)
     define_option_flags(values, only=_SHARED, verb="edit")
 
@@ -55,6 +64,11 @@ def run(values: flags.FlagValues) -> int:
     if not post:
         raise UsageError("--post is missing: the checkpoint to edit.")
     enable_cache(values)
+    with joined_from_flags(values, folder=partial_folder(values.out)):
+        return _run(values, post)
+
+
+def _run(values: flags.FlagValues, post: str) -> int:
     settings = EditSettings.parse(
         values.kind,
         side=values.side,
@@ -76,6 +90,8 @@ def run(values: flags.FlagValues) -> int:
         memory_gib=values.memory_gib,
     )
     edited = run_edit(request, values.out)
+    if edited is None:
+        return 0  # the first process says it
     print_wrapped([f"{settings.kind.name}: {settings.kind.weight}; {settings.kind.asks}"])
     print()
     print(edited.table())

@@ -92,8 +92,12 @@ def cluster_from_flags(values: flags.FlagValues) -> Any:
 
 
 @contextlib.contextmanager
-def joined_from_flags(values: flags.FlagValues) -> Iterator[Any]:
+def joined_from_flags(values: flags.FlagValues, folder: Any = None) -> Iterator[Any]:
     """The `polarax.hosts.Hosts` that share the run while it lasts; None for a process alone.
+
+    Args:
+        values: The flags.
+        folder: That all of them see; that of --out by default.
 
     Raises:
         UsageError: The processes cannot be joined as the flags say.
@@ -105,7 +109,7 @@ def joined_from_flags(values: flags.FlagValues) -> Iterator[Any]:
         return
     from polarax.hosts import joined
 
-    with joined(cluster, values.out, values.initialization_timeout) as hosts:
+    with joined(cluster, folder or values.out, values.initialization_timeout) as hosts:
         yield hosts
 
 

@@ -99,4 +99,6 @@ def edit(
     if out is None:
         raise UsageError("out is missing: the folder for the edited checkpoint.")
     request = check_edit(base, post, settings, selection, role_map=table, memory_gib=memory_gib)
-    return run_edit(request, out, progress=progress)
+    edited = run_edit(request, out, progress=progress)
+    assert edited is not None  # one process alone
+    return edited

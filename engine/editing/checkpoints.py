@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import pathlib
@@ -15,7 +16,9 @@ from polarax.editing.journal import Journal
 from polarax.editing.settings import EditSettings
 from polarax.editing.table import COLUMNS, table_of_edit
 from polarax.editing.targets import Targets, find_targets
+from polarax.editing.together import FIRST_SECONDS, edit_together, take_part, tell_nothing
 from polarax.errors import UsageError
+from polarax.hosts import current
 from polarax.loaders import Checkpoint, CheckpointError, Draft, RoleMap, open_checkpoint, open_draft
 from polarax.loaders.adapters.on_base import is_adapter
 from polarax.loaders.stores.store import local_path
@@ -118,7 +121,17 @@ def check_edit(
     )
 
 
-def run_edit(request: EditRequest, out: str | os.PathLike, *, progress: bool = True) -> Edited:
+def partial_folder(out: str | os.PathLike) -> pathlib.Path:
+    """Where an edit is kept until it is finished: beside the folder that is to be written."""
+    target = _target(out)
+    return target.parent / _PARTIAL.format(target.name)
+
+
+def _target(out: str | os.PathLike) -> pathlib.Path:
+    return pathlib.Path(os.path.abspath(os.path.expanduser(os.fspath(out))))
+
+
+def run_edit(request: EditRequest, out: str | os.PathLike, *, progress: bool = True) -> Edited | None:
     """Writes the checkpoints of a checked request.
 
     Args:
@@ -127,32 +140,46 @@ def run_edit(request: EditRequest, out: str | os.PathLike, *, progress: bool = T
             interrupted there is resumed, and a finished one is left as it is.
         progress: Show progress on standard error.
 
+    Returns:
+        What was written; of several processes (`polarax.hosts.current`) the first one has it, and the others None.
+
     Raises:
         CheckpointError: The output is taken or cannot be written, or the source cannot be.
         UsageError: An unfinished edit of something else is in the way.
         RunError: Reading failed part-way; what is finished is kept for the next try.
     """
-    target = pathlib.Path(os.path.abspath(os.path.expanduser(os.fspath(out))))
+    target, partial = _target(out), partial_folder(out)
     description = _describe(request)
+    hosts = current()
+    if hosts is not None:
+        hosts.agree("request", jsonable(description), FIRST_SECONDS)
+        if not hosts.first:
+            take_part(_work(request), partial, functools.partial(_drafts, request, description), hosts)
+            return None
     finished = _finished_before(target, request, description)
     if finished is not None:
+        if hosts is not None:
+            tell_nothing(hosts)
         return finished
     check_target(target, *(_local(checkpoint) for checkpoint in (request.base, request.post)))
     for checkpoint in (request.base, request.post):
         _refuse_within(target, checkpoint)
-    partial = target.parent / _PARTIAL.format(target.name)
     with contextlib.ExitStack() as stack:
         try:
             with disk_errors(target):
                 journal = stack.enter_context(Journal(partial, description))
+                journal.take_parts()
                 drafts = _prepared_drafts(request, journal, description)
-                work = Work(request.base, request.post, request.targets, request.settings, request.memory_bytes)
+                work = _work(request)
                 stacks = plan_stacks(work, journal.finished)
                 warning = memory_warning(stacks, work.memory_bytes)
                 if warning:
                     print(warning, file=sys.stderr)
-                with Progress(stacks, sys.stderr if progress else None) as shown:
-                    run_stacks(work, stacks, drafts, journal, shown)
+                if hosts is not None:
+                    edit_together(work, stacks, drafts, journal, hosts)
+                else:
+                    with Progress(stacks, sys.stderr if progress else None) as shown:
+                        run_stacks(work, stacks, drafts, lambda _, rows: journal.add(rows), shown)
                 rows = _in_order(journal.rows, request.targets)
                 for draft, strength in zip(drafts, request.settings.strengths, strict=True):
                     mine = [row for row in rows if row["strength"] == strength]
@@ -168,14 +195,29 @@ def run_edit(request: EditRequest, out: str | os.PathLike, *, progress: bool = T
     return _edited(request, target, rows)
 
 
-def _prepared_drafts(request: EditRequest, journal: Journal, description: Mapping[str, Any]) -> list[Draft]:
+def _work(request: EditRequest) -> Work:
+    return Work(request.base, request.post, request.targets, request.settings, request.memory_bytes)
+
+
+def _drafts(request: EditRequest, description: Mapping[str, Any], drafts: pathlib.Path) -> list[Draft]:
+    """One for each strength, in a folder that is to hold all."""
     settings, edited = request.settings, {pair.post.tensor for pair in request.targets.pairs}
     edited |= {name for original in request.targets.copies.values() for name in original}
-    drafts = []
+    opened = []
     for strength in settings.strengths:
-        folder = journal.drafts / _folder_name(strength) if settings.several else journal.drafts
+        folder = drafts / _folder_name(strength) if settings.several else drafts
         metadata = {METADATA_KEY: json.dumps(jsonable({**description, "strengths": strength}))}
-        drafts.append(open_draft(request.post, folder, edited, dtype=settings.dtype, metadata=metadata))
+        opened.append(open_draft(request.post, folder, edited, dtype=settings.dtype, metadata=metadata))
+    return opened
+
+
+def _prepared_drafts(request: EditRequest, journal: Journal, description: Mapping[str, Any]) -> list[Draft]:
+    drafts = _drafts(request, description, journal.drafts)
+    if current() is not None and not all(draft.shared for draft in drafts):
+        raise CheckpointError(
+            f"{request.post.location}: several processes can write safetensors alone; it is {request.post.format}. "
+            "Give --distributed=off, on one host"
+        )
     if journal.prepared and all(draft.lasts for draft in drafts):
         return drafts
     shutil.rmtree(journal.drafts, ignore_errors=True)

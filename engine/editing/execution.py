@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from polarax.editing.journal import Journal
 from polarax.editing.kinds import BASE, POST
 from polarax.editing.program import Sums, draw_rows, find_maps, map_rows, measure_random
 from polarax.editing.settings import RANDOM, EditSettings
@@ -20,7 +19,7 @@ from polarax.editing.targets import Targets
 from polarax.kernels.methods import METHODS, method_named
 from polarax.loaders import Checkpoint, Draft, Pair, rounded
 from polarax.measuring.program_cache import is_of_this_package, load_or_compile
-from polarax.measuring.progress import Progress
+from polarax.measuring.progress import Progress, SharedProgress
 from polarax.measuring.sampled_controls import matrix_key
 from polarax.measuring.stack_reads import StackReads
 from polarax.planning.devices import most_lanes, shared_cores, working_dtype, working_method
@@ -47,12 +46,12 @@ class Work(NamedTuple):
     memory_bytes: int
 
 
-def plan_stacks(work: Work, finished: Iterable[str]) -> list[Stack]:
-    """The stacks of what is not finished."""
+def plan_stacks(work: Work, finished: Iterable[str], lanes: int | None = None) -> list[Stack]:
+    """The stacks of what is not finished, for as many lanes as pay here by default."""
     done = set(finished)
     found: list[Mapping[int, Pair]] = [{0: pair} for pair in work.targets.pairs if pair.name not in done]
     need = functools.partial(_work_bytes, work.settings)
-    return list(make_stacks(found, work.memory_bytes, need, 1, most_lanes(), together=False))
+    return list(make_stacks(found, work.memory_bytes, need, 1, lanes or most_lanes(), together=False))
 
 
 def _work_bytes(settings: EditSettings, member: Member) -> int:
@@ -71,26 +70,38 @@ def _at_once(nbytes: int, strengths: int) -> int:
 
 
 def run_stacks(
-    work: Work, stacks: Sequence[Stack], drafts: Sequence[Draft], journal: Journal, progress: Progress
+    work: Work,
+    stacks: Iterable[Stack],
+    drafts: Sequence[Draft],
+    finish: Callable[[Stack, list[dict[str, Any]]], None],
+    progress: Progress | SharedProgress,
 ) -> None:
-    """Edits stacks, one draft for each strength; every finished stack is in the journal.
+    """Edits stacks, one draft for each strength.
+
+    Args:
+        work: What is to be done.
+        stacks: Of `plan_stacks`, or pieces of them; each is asked for when its turn to be read has come.
+        drafts: One for each strength.
+        finish: Takes the rows of every stack when its weights are on the disk.
+        progress: Is told of each.
 
     Raises:
         RunError: A checkpoint can no longer be read.
         OSError: A draft cannot be written.
     """
-    if not stacks:
-        return
     edit = _Editor(work, drafts)
     with (
         jax.enable_x64(True),
-        concurrent.futures.ThreadPoolExecutor(max(stack.lanes for stack in stacks)) as pool,
+        concurrent.futures.ThreadPoolExecutor(most_lanes()) as pool,
         StackReads(work.base, work.post, stacks) as reads,
     ):
-        read = iter(reads)
-        for stack in stacks:
+        while True:
             begun = time.perf_counter()
-            base, post = next(read)
+            read = reads.take()
+            if read is None:
+                return
+            stack, (base, post) = read
+            reads.begin()
             waited = time.perf_counter() - begun
             edit.prepare(stack)
             begun = time.perf_counter()
@@ -103,7 +114,7 @@ def run_stacks(
             taken = time.perf_counter() - begun
             for draft in drafts:
                 draft.sync()
-            journal.add(rows)
+            finish(stack, rows)
             progress.advance(stack, waited, taken)
 
 

@@ -115,10 +115,7 @@ class PartJournal:
         self._path = folder / _PARTS.format(process)
 
     def __enter__(self) -> "PartJournal":
-        lines = [json.dumps(row) + "\n" for row in _whole_lines(self._path)]  # of before, without a torn end
-        self._file = open(self._path, "w", encoding="utf-8")
-        self._file.writelines(lines)
-        self._file.flush()
+        self._file = open(self._path, "w", encoding="utf-8")  # what was there the first process has taken
         return self
 
     def __exit__(self, *_: object) -> None:

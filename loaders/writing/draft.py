@@ -18,9 +18,11 @@ class Draft(abc.ABC):
 
     Attributes:
         lasts: Whether what was synchronised is there after the process ended; otherwise it has to be put again.
+        shared: Whether several processes may put matrices into one that one of them has prepared.
     """
 
     lasts = True
+    shared = False
 
     def __init__(self, folder: pathlib.Path):
         """Takes the folder to write into.

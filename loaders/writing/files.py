@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import fcntl
 import os
 import pathlib
 from collections.abc import Iterator
@@ -29,6 +30,16 @@ def check_target(target: pathlib.Path, *folders: str | None) -> None:
         raise CheckpointError(f"{target}: is a file; expected a new folder")
     if any(target.iterdir()):
         raise CheckpointError(f"{target}: is not empty; expected a new folder")
+
+
+@contextlib.contextmanager
+def locked_range(descriptor: int, first: int, nbytes: int) -> Iterator[None]:
+    """Keeps other processes from the same bytes of a file, those that ask in this way too; of threads, nobody."""
+    fcntl.lockf(descriptor, fcntl.LOCK_EX, nbytes, first)
+    try:
+        yield
+    finally:
+        fcntl.lockf(descriptor, fcntl.LOCK_UN, nbytes, first)
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from polarax.loaders.slices import plan_run
 from polarax.loaders.writing.companions import copy_companions, whole_file
 from polarax.loaders.writing.copies import check_space, copy_bytes, dtype_for
 from polarax.loaders.writing.draft import Draft
-from polarax.loaders.writing.files import created, sync
+from polarax.loaders.writing.files import created, locked_range, sync
 from polarax.loaders.writing.headers import with_dtypes, with_metadata, with_total_size
 from polarax.loaders.writing.rounding import rounded
 
@@ -33,6 +33,8 @@ class SafetensorsDraft(Draft):
         metadata: Strings to add to those of every file.
         stored_names: What the files call tensors that are listed under another name.
     """
+
+    shared = True
 
     def __init__(
         self,
@@ -102,13 +104,16 @@ class SafetensorsDraft(Draft):
         run = plan_run(shape, view.slices)
         first += run.start * dtype.itemsize
         descriptor = self._descriptor(file)
-        if view.is_plain and len(matrix.reshape(-1)) == run.stop - run.start:
-            data = np.ascontiguousarray(matrix).reshape(-1).view(np.uint8)
-        else:
-            data = np.empty((run.stop - run.start) * dtype.itemsize, np.uint8)
-            _read_all(descriptor, data, first)
-            view.place(matrix, data.view(dtype).reshape(run.shape)[run.cut])
-        _write_all(descriptor, data, first)
+        nbytes = (run.stop - run.start) * dtype.itemsize
+        # Between its bytes may lie those of others, which another process puts.
+        with locked_range(descriptor, first, nbytes):
+            if view.is_plain and len(matrix.reshape(-1)) == run.stop - run.start:
+                data = np.ascontiguousarray(matrix).reshape(-1).view(np.uint8)
+            else:
+                data = np.empty(nbytes, np.uint8)
+                _read_all(descriptor, data, first)
+                view.place(matrix, data.view(dtype).reshape(run.shape)[run.cut])
+            _write_all(descriptor, data, first)
 
     def sync(self) -> None:
         """As `Draft.sync`."""
