@@ -52,7 +52,7 @@ MAY_IMPORT = {
         "kernels",
         "loaders",
     },  # the public API
-    "editing": {"measuring", "results", "report.table", "planning", "metrics", "errors", "kernels", "loaders"},
+    "editing": {"measuring", "hosts", "results", "report.table", "planning", "metrics", "errors", "kernels", "loaders"},
     "step_comparison": {"comparison", "measuring", "results", "planning", "metrics", "errors", "loaders"},
     "comparison": {"measuring", "hosts", "results", "planning", "metrics", "errors", "loaders"},
     "evaluation": {"results.files", "planning.devices", "planning.environment", "errors", "loaders"},

@@ -1,4 +1,4 @@
-"""An edit that several processes are at: the first one prepares the drafts, and each puts what it has edited into them."""
+"""An edit that several processes are at: the first one prepares the drafts, and each puts its matrices into them."""
 
 import pathlib
 from collections.abc import Callable, Sequence
@@ -63,7 +63,7 @@ def _edit(
     add: Callable[[list[dict[str, Any]]], None],
     hosts: Hosts,
 ) -> None:
-    cut, taking, place = shared_out(stacks, hosts)
+    cut, taking, place = shared_out(stacks, hosts, again=False)  # what comes late would find the drafts moved
 
     def finish(piece: Stack, rows: list[dict[str, Any]]) -> None:
         add(rows)

@@ -23,10 +23,12 @@ class Taking:
         hosts: All processes, which divide the same pieces.
         costs: Of each piece, in any unit.
         shares: For each process the pieces to begin with.
+        again: Whether a piece may be done again by another process than the one that is late with it: its result must
+            do no harm when it comes at last.
     """
 
-    def __init__(self, hosts: Hosts, costs: Sequence[float], shares: Sequence[Sequence[int]]):
-        self._hosts, self._costs, self._shares = hosts, costs, shares
+    def __init__(self, hosts: Hosts, costs: Sequence[float], shares: Sequence[Sequence[int]], *, again: bool = True):
+        self._hosts, self._costs, self._shares, self._again = hosts, costs, shares, again
         self.finished = threading.Event()  # all pieces are done, by whomever
         self._mine: set[int] = set()
         self._done_cost, self._begun = 0.0, time.monotonic()
@@ -67,7 +69,7 @@ class Taking:
         return most[-1] if most else None
 
     def _unfinished(self):
-        """Pieces that others have taken and are late with."""
+        """Pieces that others have taken and are late with; without them it waits for all to be done."""
         since = time.monotonic()
         while True:
             done, again = self._hosts.listing("done"), self._hosts.listing("again")
@@ -77,7 +79,10 @@ class Taking:
             late = [
                 number
                 for number in waiting
-                if number not in self._mine and str(number) not in again and self._is_late(number, since)
+                if self._again
+                and number not in self._mine
+                and str(number) not in again
+                and self._is_late(number, since)
             ]
             if late:
                 number = max(late, key=self._costs.__getitem__)

@@ -67,7 +67,9 @@ def noted(taking: Taking, cut: Sequence[Stack], hosts: Hosts) -> Iterator[Stack]
         yield cut[number]
 
 
-def shared_out(stacks: Sequence[Stack], hosts: Hosts) -> tuple[list[Stack], Taking, dict[tuple[int, int], int]]:
+def shared_out(
+    stacks: Sequence[Stack], hosts: Hosts, *, again: bool = True
+) -> tuple[list[Stack], Taking, dict[tuple[int, int], int]]:
     """Pieces of stacks, which of them this process takes, and the number of each by its stack's and its start."""
     cut, rates = pieces(stacks, hosts.processes), typical_rates()
     costs = [rates.seconds([piece]) for piece in cut]
@@ -76,7 +78,7 @@ def shared_out(stacks: Sequence[Stack], hosts: Hosts) -> tuple[list[Stack], Taki
     for share in divide_stacks(cut, hosts.processes):
         mine = [place[piece.number, piece.start] for piece in share.stacks]
         shares.append(sorted(mine, key=lambda number: -costs[number]))
-    return cut, Taking(hosts, costs, shares), place
+    return cut, Taking(hosts, costs, shares, again=again), place
 
 
 def missing_stacks(stacks: Iterable[Stack], outputs: Mapping[str, Output], parts: Parts) -> Iterator[Stack]:
