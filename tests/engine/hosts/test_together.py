@@ -155,3 +155,17 @@ def test_no_program_has_devices_talk_to_each_other(pair, alone, tmp_path):
     collective = re.compile(r"\b(all-reduce|all-gather|all-to-all|reduce-scatter|collective-\w+)(-start)?\(")
     assert not [found for program in programs if (found := collective.search(program))]
     assert polarax.Run.open(out).frame().shape == polarax.Run.open(alone).frame().shape
+
+
+def test_several_processes_edit_what_one_edits(pair, cache, tmp_path):
+    flags = ("--kind=keep-scaling", "--roles=q,o", "--nomeasure", cache)
+    one, several = tmp_path / "one", tmp_path / "several"
+    done = shell("edit", *pair, f"--out={one}", *flags)
+    assert done.returncode == 0, done.stderr
+    first, second = start("edit", 2, *pair, f"--out={several}", *flags).ends()
+    assert first.code == second.code == 0, first.err + second.err
+    assert f"Checkpoint: {several}" in first.out and second.out == ""
+    files = sorted(path.name for path in one.iterdir())
+    assert files == sorted(path.name for path in several.iterdir())
+    assert filecmp.cmpfiles(one, several, files, shallow=False)[0] == files
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
