@@ -1,0 +1,70 @@
+"""How the steps of a route are carried out: all in one program, or each as a program of its own.
+
+What a route does is of two kinds. Steps over the rows of matrices as they are stored, of which each of several devices
+may have some: sums of products, largest entries, triangular factors. And steps on r x r arrays, on one device. Where
+all are one program, branches are the program's; where they are many, the host looks and takes one.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, TypeVar
+
+import jax
+from jax import lax
+
+Result = TypeVar("Result")
+Join = Callable[[Any, str], Any]
+
+
+class Steps(Protocol):
+    """Carries out the steps of a route.
+
+    A step is a function of a module, so that it can be a program: it takes pytrees of arrays, and hashable arguments by
+    keyword.
+    """
+
+    def over_rows(
+        self, step: Callable[..., Any], stored: Sequence[Any], *small: Any, join: Join = lax.psum, **static: Any
+    ) -> Any:
+        """step(*stored, *small, **static).
+
+        Args:
+            step: Maps the same rows of every matrix, and all of the small arrays, to what `join` makes one result of.
+            stored: (..., m, n) each, as stored.
+            *small: Pytrees of arrays without rows.
+            join: Makes one result of those of all devices, along the axis of a mesh that it is told.
+            **static: What the program is made for.
+        """
+
+    def shares(self, step: Callable[..., Any], stored: Sequence[Any], **static: Any) -> Sequence[Any]:
+        """step(*stored, **static) of the rows of each device, in the order of the rows."""
+
+    def small(self, step: Callable[..., Any], *arrays: Any, **static: Any) -> Any:
+        """step(*arrays, **static), of r x r arrays."""
+
+    def choose(self, which: jax.Array, branches: Sequence[Callable[[], Result]]) -> Result:
+        """branches[which]()."""
+
+
+class InOneProgram:
+    """`Steps` as parts of the program that is traced."""
+
+    def over_rows(
+        self, step: Callable[..., Any], stored: Sequence[Any], *small: Any, join: Join = lax.psum, **static: Any
+    ) -> Any:
+        """As `Steps.over_rows`."""
+        return step(*stored, *small, **static)
+
+    def shares(self, step: Callable[..., Any], stored: Sequence[Any], **static: Any) -> Sequence[Any]:
+        """As `Steps.shares`."""
+        return [step(*stored, **static)]
+
+    def small(self, step: Callable[..., Any], *arrays: Any, **static: Any) -> Any:
+        """As `Steps.small`."""
+        return step(*arrays, **static)
+
+    def choose(self, which: jax.Array, branches: Sequence[Callable[[], Result]]) -> Result:
+        """As `Steps.choose`."""
+        return lax.switch(which, branches)
+
+
+IN_ONE_PROGRAM = InOneProgram()
