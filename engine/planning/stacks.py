@@ -54,6 +54,7 @@ class Stack(NamedTuple):
     posts: tuple[int, ...] = (0,)  # places of the posts that have these matrices
     more: tuple[tuple[Pair, ...], ...] = ()  # of the base and each of the other posts
     columns: int = 0  # that a first look iterates on; 0 for a full analysis
+    row_devices: int = 1  # devices that the rows of each matrix are divided over, one matrix after another
 
     @property
     def shape(self) -> tuple[int, int]:
