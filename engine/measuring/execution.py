@@ -149,7 +149,7 @@ class _Programs:
         form = form_of(work.measurement) if work.keep_base else None
         self._kept = KeptBases(work.keep_base, form) if form else None
         self._prepared = set()
-        self._row_shards = RowShards(work.measurement)
+        self._row_shards = RowShards()
 
     def prepare(self, stack):
         """Has the programs for the stack at hand, those that are hardly ever needed excepted."""
@@ -195,8 +195,8 @@ class _Programs:
             readings = []
             for index in range(len(stack.pairs)):
                 base, *posts = (operand[index : index + 1] for operand in operands)
-                kept = self._kept_of(base, posts)
-                readings.append(self._row_shards.measure(base, posts, pairs=self._pairs(stack), kept=kept))
+                given = {"measurement": self._work.measurement, "pairs": self._pairs(stack)}
+                readings.append(self._row_shards.measure(base, posts, kept=self._kept_of(base, posts), **given))
             return readings
 
     def _measure(self, run, stack, operands):

@@ -9,6 +9,7 @@ Rows of zeros fill the last shares up to equal size: they change no sum and no t
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -51,12 +52,10 @@ class RowShards:
     """Measures matrices one after another, each over all devices that it is given.
 
     Args:
-        measurement: What is measured: see `Measurement.divides_rows`.
         devices: The devices of this process by default.
     """
 
-    def __init__(self, measurement: Measurement, devices: Sequence[jax.Device] | None = None):
-        self._measurement = measurement
+    def __init__(self, devices: Sequence[jax.Device] | None = None):
         self._mesh = Mesh(np.array(jax.local_devices() if devices is None else devices), (AXIS,))
         self._run = _DividedRun(self._mesh)
 
@@ -65,6 +64,7 @@ class RowShards:
         base: np.ndarray,
         posts: Sequence[np.ndarray],
         *,
+        measurement: Measurement,
         pairs: tuple[tuple[int, int], ...] = (),
         kept: Kept | None = None,
     ) -> StackReadings:
@@ -73,6 +73,7 @@ class RowShards:
         Args:
             base: (1, m, n), m >= n, on the host, as it is stored.
             posts: The same shape, each in its stored dtype.
+            measurement: What is measured: see `Measurement.divides_rows`.
             pairs: As for `measure_stack`.
             kept: As for `measure_in_parts`.
 
@@ -81,7 +82,7 @@ class RowShards:
         """
         divided: list[Any] = [self.divide(x) for x in (base, *posts)]
         readings = measure_in_parts(
-            self._run, divided[0], tuple(divided[1:]), measurement=self._measurement, pairs=pairs, kept=kept
+            self._run, divided[0], tuple(divided[1:]), measurement=measurement, pairs=pairs, kept=kept
         )
         return jax.device_get(readings)
 
@@ -220,7 +221,14 @@ class _DividedRun:
 
     def _spectra(self, related, first, second, how):
         arrays = self.resolved(related, lambda: self(parts.pair_by_fallback, first, second, how=how))
-        return {name: arrays[name] for name in Spectra._fields}
+        spectra = {name: arrays[name] for name in Spectra._fields}
+        if not _all_finite(spectra):  # then the frames of a pair are NaN, where one side may have its spectrum
+            alone = how._replace(change_values=False)
+            for name, side in (("s_base", first), ("s_post", second)):
+                _, related = self(parts.decompose_pair, side, side, how=alone, keep=False)
+                fallback = functools.partial(self, parts.pair_by_fallback, side, side, how=alone)
+                spectra[name] = self.resolved(related, fallback)[name]
+        return spectra
 
     def _read_stored(self, base, post, spectra, *, measurement):
         """As `parts.read_stored`, of sums over the entries."""
@@ -228,7 +236,7 @@ class _DividedRun:
         entries = self._steps.over_rows(StoredEntries.of, stored, join=_joined_entries)
         filled = base.shares.size - rows * columns
         entries = entries._replace(equal=entries.equal - filled)  # zeros are the same in both
-        if np.all(np.isfinite(jax.device_get((spectra["s_base"][..., 0], spectra["s_post"][..., 0])))):
+        if _all_finite(spectra):
             nonfinite = self._steps.small(_none_nonfinite, spectra["change_norm"])
         else:
             nonfinite = self._steps.over_rows(_nonfinite_of_rows, stored, dtype=measurement.dtype)
@@ -259,6 +267,10 @@ class _HowByRows:
         assert self._fallback is not None
         _, related = self._fallback.only_post(base, post)
         return parts.arrays_of(related.frames)
+
+
+def _all_finite(spectra: Arrays) -> bool:
+    return bool(np.all(np.isfinite(jax.device_get((spectra["s_base"][..., 0], spectra["s_post"][..., 0])))))
 
 
 def _described(x: Any) -> jax.ShapeDtypeStruct:
