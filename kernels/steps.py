@@ -5,7 +5,7 @@ may have some: sums of products, largest entries, triangular factors. And steps 
 all are one program, branches are the program's; where they are many, the host looks and takes one.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol, TypeVar
 
 import jax
@@ -35,7 +35,7 @@ class Steps(Protocol):
             **static: What the program is made for.
         """
 
-    def shares(self, step: Callable[..., Any], stored: Sequence[Any], **static: Any) -> Sequence[Any]:
+    def shares(self, step: Callable[..., Any], stored: Sequence[Any], **static: Any) -> Iterable[Any]:
         """step(*stored, **static) of the rows of each device, in the order of the rows."""
 
     def small(self, step: Callable[..., Any], *arrays: Any, **static: Any) -> Any:
@@ -54,7 +54,7 @@ class InOneProgram:
         """As `Steps.over_rows`."""
         return step(*stored, *small, **static)
 
-    def shares(self, step: Callable[..., Any], stored: Sequence[Any], **static: Any) -> Sequence[Any]:
+    def shares(self, step: Callable[..., Any], stored: Sequence[Any], **static: Any) -> Iterable[Any]:
         """As `Steps.shares`."""
         return [step(*stored, **static)]
 

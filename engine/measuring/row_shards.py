@@ -20,6 +20,7 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from polarax import kernels
+from polarax.kernels.methods import Route
 from polarax.kernels.steps import Join
 from polarax.measuring import parts
 from polarax.measuring.compiled_parts import CompiledParts
@@ -184,7 +185,7 @@ class _DividedRun:
         """As `Run`."""
         if part in _BY_STEPS:
             return part(*stacks, **(static | {"how": self._by_rows(static["how"])}))
-        divided = {
+        divided: dict[Callable[..., Any], Callable[..., Any]] = {
             parts.values_alone: self._values_alone,
             parts.read_stored: self._read_stored,
             parts.cosine_of_changes: self._cosine_of_changes,
@@ -258,8 +259,9 @@ class _HowByRows:
         self.chosen, self.route = how.chosen, how.route
         self.route.steps = steps
         fallback = self.chosen.fallback
-        self._fallback = fallback and fallback.route(change_values=how.change_values, dtype=how.dtype)
-        if self._fallback is not None:
+        self._fallback: Route[Any, Any, Any] | None = None
+        if fallback is not None:
+            self._fallback = fallback.route(change_values=how.change_values, dtype=how.dtype)
             self._fallback.steps = steps
 
     def by_fallback(self, base: Any, post: Any) -> Arrays:
@@ -281,8 +283,8 @@ def _described(x: Any) -> jax.ShapeDtypeStruct:
 
 
 def _joined_entries(entries, axis):
-    *noise, equal = entries
-    return StoredEntries(*_joined_norms(noise, axis), lax.psum(equal, axis))
+    noise_base, noise_post = _joined_norms((entries.noise_base, entries.noise_post), axis)
+    return StoredEntries(noise_base, noise_post, lax.psum(entries.equal, axis))
 
 
 def _nonfinite_of_rows(base, post, *, dtype):
@@ -314,4 +316,5 @@ def _change_norms(base, first, second, *, dtype):
 
 def _cosine_of_rows(base, first, second, norms, *, dtype):
     """The part of some rows in the cosine of two changes, whose norms are given."""
-    return kernels.inner_of_directions(*_changes(base, first, second, dtype), norms)
+    change_first, change_second = _changes(base, first, second, dtype)
+    return kernels.inner_of_directions(change_first, change_second, norms)

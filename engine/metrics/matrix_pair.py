@@ -32,8 +32,8 @@ class StoredEntries(NamedTuple):
     @classmethod
     def of(cls, base: jax.Array, post: jax.Array) -> "StoredEntries":
         """Those of base and post, (..., m, n), in their stored dtypes."""
-        noise = (kernels.rounding_noise(x, x.dtype) for x in (base, post))
-        return cls(*noise, kernels.equal_entries(base, post))
+        noise_base, noise_post = (kernels.rounding_noise(x, x.dtype) for x in (base, post))
+        return cls(noise_base, noise_post, kernels.equal_entries(base, post))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from polarax.errors import UsageError
 from polarax.loaders import Checkpoint, CheckpointError, Coverage, Pair, Pairing, RoleMap, Skipped, short_name
 from polarax.loaders.pairing import natural
-from polarax.planning.device_memory import Devices, divided_by_rows, lines_on_rows
+from polarax.planning.device_memory import DeviceMemory, divided_by_rows, lines_on_rows
 from polarax.planning.first_look_costs import block_columns
 from polarax.planning.measurement import Measurement
 from polarax.planning.partners import after_selection, refusal
@@ -173,10 +173,9 @@ def plan_posts(
     work_of = functools.partial(work_bytes, measurement, between)
     stacks = make_stacks(members.values(), memory_bytes, work_of, devices, lanes, together=between)
     stacks = (stack._replace(draws=measurement.draws, columns=_columns(stack, measurement)) for stack in stacks)
-    memory = Devices(devices, device_bytes)
-    stacks = tuple(divided_by_rows(stack, measurement, memory) for stack in stacks)
-    lines = tuple(lines_on_rows(stacks, measurement, memory))
-    return Plan(stacks, tuple(parts), memory_bytes, lines)
+    memory = DeviceMemory(devices, device_bytes)
+    divided = tuple(divided_by_rows(stack, measurement, memory) for stack in stacks)
+    return Plan(divided, tuple(parts), memory_bytes, tuple(lines_on_rows(divided, measurement, memory)))
 
 
 def _columns(stack: Stack, measurement: Measurement) -> int:

@@ -19,10 +19,10 @@ from polarax.planning.stacks import Member, Stack, stored_bytes, work_bytes
 _FOR_ARRAYS = 0.9
 
 
-class Devices(NamedTuple):
+class DeviceMemory(NamedTuple):
     """The devices of a process that a matrix can be divided over."""
 
-    count: int = 1
+    number: int = 1
     bytes: int | None = None  # memory of one; None where that is not known, or shared as on CPU
 
     @property
@@ -52,17 +52,17 @@ def on_device(measurement: Measurement, member: Member) -> OnDevice:
     return OnDevice(itemsize * arrays * m * n + stored_bytes(member), itemsize * squares * n**2)
 
 
-def divided_by_rows(stack: Stack, measurement: Measurement, devices: Devices) -> Stack:
+def divided_by_rows(stack: Stack, measurement: Measurement, devices: DeviceMemory) -> Stack:
     """The stack with its matrices divided over the devices, if one has no room for such a matrix; else as it is."""
-    if devices.count == 1 or not measurement.divides_rows:
+    if devices.number == 1 or not measurement.divides_rows:
         return stack
     if on_device(measurement, stack.members[0]).each(1) <= devices.bytes_for_arrays:
         return stack
     # One after another over all devices: no padding.
-    return stack._replace(size=len(stack.pairs), lanes=1, row_devices=devices.count)
+    return stack._replace(size=len(stack.pairs), lanes=1, row_devices=devices.number)
 
 
-def lines_on_rows(stacks: Iterable[Stack], measurement: Measurement, devices: Devices) -> list[str]:
+def lines_on_rows(stacks: Iterable[Stack], measurement: Measurement, devices: DeviceMemory) -> list[str]:
     """What users are told: which matrices are divided, and why; which a device may have no room for all the same."""
     lines, told = [], set()
     for stack in stacks:
@@ -81,7 +81,7 @@ def lines_on_rows(stacks: Iterable[Stack], measurement: Measurement, devices: De
             line += f": its rows are divided over {stack.row_devices}"
             if each > devices.bytes_for_arrays:
                 line += f", and the first still has {_gib(each)}"
-        elif devices.count > 1:
+        elif devices.number > 1:
             line += ": not divided by rows, since what is measured takes it whole"
         lines.append(line)
     return lines

@@ -89,11 +89,11 @@ def _reduced(*stored, very_tall, dtype):
     With [W_b W_p ...] = Q R, the blocks of columns of R are base and posts in the basis Q: singular values, right
     vectors and all products of left vectors are the same, and no left vector of m rows is needed.
     """
-    stored = [jnp.where(jnp.isfinite(x), x, 0) for x in stored]  # else NaN in one would reach all
+    finite = [jnp.where(jnp.isfinite(x), x, 0) for x in stored]  # else NaN in one would reach all
     if not very_tall:
-        return [x.astype(dtype) for x in stored]
-    triangle = triangle_by_blocks(lambda *block: jnp.concatenate([x.astype(dtype) for x in block], -1), *stored)
-    return jnp.split(triangle, len(stored), axis=-1)
+        return [x.astype(dtype) for x in finite]
+    triangle = triangle_by_blocks(lambda *block: jnp.concatenate([x.astype(dtype) for x in block], -1), *finite)
+    return jnp.split(triangle, len(finite), axis=-1)
 
 
 # Steps on what they give.
