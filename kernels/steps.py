@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol, TypeVar
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 
 Result = TypeVar("Result")
@@ -38,11 +39,17 @@ class Steps(Protocol):
     def shares(self, step: Callable[..., Any], stored: Sequence[Any], **static: Any) -> Iterable[Any]:
         """step(*stored, **static) of the rows of each device, in the order of the rows."""
 
+    def mapped(self, step: Callable[..., Any], stored: Sequence[Any], *small: Any, **static: Any) -> Any:
+        """step(*stored, *small, **static), which gives an array of the same rows; it stays where these are."""
+
     def small(self, step: Callable[..., Any], *arrays: Any, **static: Any) -> Any:
         """step(*arrays, **static), of r x r arrays."""
 
     def choose(self, which: jax.Array, branches: Sequence[Callable[[], Result]]) -> Result:
         """branches[which]()."""
+
+    def repeat_while(self, unfinished: Callable[[Any], jax.Array], advance: Callable[[Any], Any], state: Any) -> Any:
+        """The first of state, advance(state), ... that is not unfinished."""
 
 
 class InOneProgram:
@@ -58,6 +65,10 @@ class InOneProgram:
         """As `Steps.shares`."""
         return [step(*stored, **static)]
 
+    def mapped(self, step: Callable[..., Any], stored: Sequence[Any], *small: Any, **static: Any) -> Any:
+        """As `Steps.mapped`."""
+        return step(*stored, *small, **static)
+
     def small(self, step: Callable[..., Any], *arrays: Any, **static: Any) -> Any:
         """As `Steps.small`."""
         return step(*arrays, **static)
@@ -66,5 +77,20 @@ class InOneProgram:
         """As `Steps.choose`."""
         return lax.switch(which, branches)
 
+    def repeat_while(self, unfinished: Callable[[Any], jax.Array], advance: Callable[[Any], Any], state: Any) -> Any:
+        """As `Steps.repeat_while`."""
+        return lax.while_loop(unfinished, advance, state)
+
 
 IN_ONE_PROGRAM = InOneProgram()
+
+
+def joined_norms(norms: Any, axis: str) -> Any:
+    """A `Join`: Frobenius norms of whole matrices, a pytree of (...), from those of their rows on each device."""
+
+    def joined(norm):
+        largest = lax.pmax(norm, axis)
+        unit = jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1)
+        return unit * jnp.sqrt(lax.psum((norm / unit) ** 2, axis))
+
+    return jax.tree.map(joined, norms)

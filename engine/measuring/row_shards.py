@@ -21,12 +21,13 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceShardin
 
 from polarax import kernels
 from polarax.kernels.methods import Route
-from polarax.kernels.steps import Join
+from polarax.kernels.steps import Join, joined_norms
 from polarax.measuring import parts
 from polarax.measuring.compiled_parts import CompiledParts
 from polarax.measuring.parts import Arrays, How, InFrames, StackReadings
 from polarax.measuring.program import Kept, measure_in_parts
 from polarax.measuring.program_cache import load_or_compile
+from polarax.measuring.row_polar import read_sides, row_sides
 from polarax.metrics import Readings, Spectra, StoredEntries
 from polarax.planning.measurement import Measurement
 
@@ -142,6 +143,18 @@ class RowSteps:
         for of_device in zip(*map(self._shards, leaves), strict=True):
             yield jax.device_put(jax.tree.unflatten(tree, of_device), self._first)
 
+    def mapped(self, step: Callable[..., Any], stored: Sequence[Divided], *small: Any, **static: Any) -> Divided:
+        """As `Steps.mapped`."""
+
+        def of_shares(shares, small):
+            return step(*shares, *small, **static)
+
+        along = PartitionSpec(None, AXIS)
+        specs = along, PartitionSpec()
+        everywhere = jax.shard_map(of_shares, mesh=self._mesh, in_specs=specs, out_specs=along, check_vma=False)
+        given = tuple(x.shares for x in stored), jax.device_put(small, self._everywhere)
+        return Divided(self._call(everywhere, (step, static), *given), stored[0].shape)
+
     def small(self, step: Callable[..., Any], *arrays: Any, **static: Any) -> Any:
         """As `Steps.small`, on the first device."""
 
@@ -153,6 +166,12 @@ class RowSteps:
     def choose(self, which: jax.Array, branches: Sequence[Callable[[], Any]]) -> Any:
         """As `Steps.choose`; the host looks."""
         return branches[int(jax.device_get(which))]()
+
+    def repeat_while(self, unfinished: Callable[[Any], jax.Array], advance: Callable[[Any], Any], state: Any) -> Any:
+        """As `Steps.repeat_while`; the host looks."""
+        while jax.device_get(unfinished(state)):
+            state = advance(state)
+        return state
 
     def _call(self, function, made_of, *arguments):
         """function(*arguments) by a program, which is made once for what it is made of, shapes and dtypes."""
@@ -189,6 +208,7 @@ class _DividedRun:
             parts.values_alone: self._values_alone,
             parts.read_stored: self._read_stored,
             parts.cosine_of_changes: self._cosine_of_changes,
+            parts.measure_at_once: self._headlines_by_products,
         }
         if part in divided:
             return divided[part](*stacks, **static)
@@ -244,10 +264,35 @@ class _DividedRun:
         given = {"shape": (rows, columns), "measurement": measurement}
         return self._on_first(parts.read_entries, entries, nonfinite, spectra, **given)
 
+    def _headlines_by_products(self, base, posts, *, measurement, pairs):
+        """As `parts.measure_at_once`, of headlines by products."""
+        stored = (base, *posts)
+        sides = row_sides(self._steps, stored, measurement)
+
+        def read(first, second):
+            def by_frames():
+                how = How(measurement.method, measurement.dtype)
+                _, related = self(parts.decompose_pair, stored[first], stored[second], how=how, keep=False)
+                fallback = functools.partial(self, parts.pair_by_fallback, stored[first], stored[second], how=how)
+                rows = {"rows": base.shape[-2]}
+                arrays = self.resolved(related, fallback)
+                readings = self(parts.read_frames, arrays, operands=rows, measurement=measurement)
+                return {name: values for name, values in readings.items() if name not in ("s_base", "s_post")}
+
+            return read_sides(self._steps, sides[first], sides[second], by_frames)
+
+        def cosine(i, j):
+            return self._cosine_of_changes(base, posts[i], posts[j], dtype=measurement.dtype)
+
+        return StackReadings(
+            tuple(read(0, place) for place in range(1, len(stored))),
+            tuple(read(1 + i, 1 + j) | cosine(i, j) for i, j in pairs),
+        )
+
     def _cosine_of_changes(self, base, first, second, *, dtype):
         """As `parts.cosine_of_changes`."""
         stored = (base, first, second)
-        norms = self._steps.over_rows(_change_norms, stored, dtype=dtype, join=_joined_norms)
+        norms = self._steps.over_rows(_change_norms, stored, dtype=dtype, join=joined_norms)
         cosine = self._steps.over_rows(_cosine_of_rows, stored, norms, dtype=dtype)
         return {"change_cosine": self._steps.small(jnp.clip, cosine, min=-1, max=1)}
 
@@ -283,7 +328,7 @@ def _described(x: Any) -> jax.ShapeDtypeStruct:
 
 
 def _joined_entries(entries, axis):
-    noise_base, noise_post = _joined_norms((entries.noise_base, entries.noise_post), axis)
+    noise_base, noise_post = joined_norms((entries.noise_base, entries.noise_post), axis)
     return StoredEntries(noise_base, noise_post, lax.psum(entries.equal, axis))
 
 
@@ -293,17 +338,6 @@ def _nonfinite_of_rows(base, post, *, dtype):
 
 def _none_nonfinite(like):
     return (jnp.zeros(like.shape, jnp.int32),) * 2
-
-
-def _joined_norms(norms, axis):
-    """Frobenius norms of whole matrices from those of their shares."""
-
-    def joined(norm):
-        largest = lax.pmax(norm, axis)
-        unit = jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1)
-        return unit * jnp.sqrt(lax.psum((norm / unit) ** 2, axis))
-
-    return jax.tree.map(joined, norms)
 
 
 def _changes(base, first, second, dtype):

@@ -96,9 +96,9 @@ class Measurement:
     def divides_rows(self) -> bool:
         """Whether it can be measured of matrices that are divided by rows over devices.
 
-        Not a first look, headlines by products or sampled controls, nor what another package reads of stored entries.
+        Not a first look or sampled controls, nor what another package reads of stored entries.
         """
-        whole = self.quick or self.by_products or self.draws
+        whole = self.quick or self.draws
         return not whole and self._route.divides_rows and all(GROUPS[group].divides_rows for group in self.groups)
 
     @property

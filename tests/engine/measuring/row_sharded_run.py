@@ -18,6 +18,7 @@ from polarax.planning.measurement import Measurement
 ROWS, COLS = 203, 48  # rows that no number of devices divides
 FRAMES = Measurement(("change", "scaling", "rotation", "budget"))
 SPECTRA = Measurement(("change", "scaling"))
+POLAR = Measurement(("polar",), by_products=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +43,7 @@ CASES = {
     "by thin SVDs of few rows": Case(rows=COLS + 2, measurement=dataclasses.replace(FRAMES, method="lapack")),
     "spectra alone": Case(dtype=np.dtype(np.float32), measurement=SPECTRA),
     "not finite": Case(dtype=np.dtype(np.float32), entry=np.nan, measurement=SPECTRA),
+    "by polar factors": Case(posts=2, dtype=np.dtype(np.float32), condition=1e2, measurement=POLAR),
 }
 
 

@@ -26,8 +26,9 @@ PROMISED = 1e-9
 BLURRED = 1e-6
 # Pictures are float32.
 PICTURES = dict.fromkeys(("rotation_left", "rotation_right", "rotation_difference"), 2 * 2.0**-24)
-# Of float64 matrices: the closed form of nf at a noise of 1e-16 is a difference of numbers near 1.
-UNTOLD = {"float64": {"nf_rounding"}}
+# Of float64 matrices: the closed form of nf at a noise of 1e-16 is a difference of numbers near 1. Of polar factors:
+# how far rounding leaves them from orthonormal.
+UNTOLD = {"float64": {"nf_rounding"}, "by polar factors": {"polar_residual"}}
 
 
 def run(*arguments):
@@ -106,6 +107,13 @@ def test_what_is_not_finite_is_counted(measured):
     (found,), _ = measured["not finite"]
     assert (found["nonfinite_base"], found["nonfinite_post"]) == ([0], [1])
     assert np.isfinite(found["s_base"]).all() and np.isnan(found["s_post"]).all()
+
+
+def test_polar_factors_are_iterated_where_the_rows_are(measured):
+    divided, alone = measured["by polar factors"]
+    for found, expected in zip(divided, alone, strict=True):
+        assert found["polar_steps"] == expected["polar_steps"] and found["polar_steps"][0] > 0
+        assert found["polar_residual"][0] < 1e-14 * COLS
 
 
 def test_rows_are_summed_over_devices_and_never_gathered(programs):
