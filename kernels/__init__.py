@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from polarax.kernels.align import Alignment, align, rotation_difference
 from polarax.kernels.block_magnitudes import block_magnitudes
-from polarax.kernels.change_cosine import change_cosine
+from polarax.kernels.change_cosine import change_cosine, inner_of_directions
 from polarax.kernels.controls import Controls, closed_form_controls
 from polarax.kernels.drift_budget import DriftBudget, budget_of_frames, drift_budget, split_change
 from polarax.kernels.edits import (
@@ -31,7 +31,7 @@ from polarax.kernels.polar import POLAR_METHODS, Polar, polar, polar_by_products
 from polarax.kernels.polar_headlines import Headlines, PolarPair, headlines_of_frames, polar_pair
 from polarax.kernels.products import frobenius
 from polarax.kernels.random_changes import RANDOM_CHANGES, random_change
-from polarax.kernels.rounding import noise_spectral_norm, rounding_noise, unchanged_share
+from polarax.kernels.rounding import equal_entries, noise_spectral_norm, rounding_noise, unchanged_share
 from polarax.kernels.scaling import Scaling, scaling
 from polarax.kernels.sequential import after, one_at_a_time
 from polarax.kernels.spectrum_shape import PowerLaw, effective_rank, power_law, stable_rank
@@ -71,10 +71,12 @@ __all__ = [
     "edit_restore",
     "edit_scale_values",
     "effective_rank",
+    "equal_entries",
     "fit_of_frames",
     "frames",
     "frobenius",
     "headlines_of_frames",
+    "inner_of_directions",
     "joint_signs",
     "map_frames",
     "map_posts",

@@ -70,8 +70,16 @@ def difference_of_factors(
     factor_base: jax.Array, factor_post: jax.Array, rank_base: jax.Array, rank_post: jax.Array
 ) -> jax.Array:
     """nf, (...), from the polar factors of tall matrices, (..., m, n), and their ranks, (...)."""
-    projector = inner(factor_post, factor_post)
-    product = matmul(inner(factor_post, factor_base), projector)
+    return difference_of_products(
+        inner(factor_post, factor_post), inner(factor_post, factor_base), rank_base, rank_post
+    )
+
+
+def difference_of_products(
+    projector: jax.Array, across: jax.Array, rank_base: jax.Array, rank_post: jax.Array
+) -> jax.Array:
+    """nf, (...), from P_p^T P_p and P_p^T P_b, (..., n, n) each, and the ranks, (...)."""
+    product = matmul(across, projector)
     return _normalised(frobenius(product - projector), rank_base, rank_post)
 
 

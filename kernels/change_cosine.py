@@ -19,8 +19,12 @@ def change_cosine(first: jax.Array, second: jax.Array) -> jax.Array:
         >>> float(change_cosine(change, -3 * change))
         -1.0
     """
+    return jnp.clip(inner_of_directions(first, second, (frobenius(first), frobenius(second))), -1, 1)
+
+
+def inner_of_directions(first: jax.Array, second: jax.Array, norms: tuple[jax.Array, jax.Array]) -> jax.Array:
+    """<D_1, D_2> over given norms, (...): of some rows of two changes, their part in the cosine."""
     directions = []
-    for change in (first, second):
-        norm = frobenius(change)[..., None, None]
-        directions.append(change / jnp.where(norm > 0, norm, jnp.nan))
-    return jnp.clip(jnp.sum(directions[0] * directions[1], axis=(-2, -1)), -1, 1)
+    for change, norm in zip((first, second), norms, strict=True):
+        directions.append(change / jnp.where(norm > 0, norm, jnp.nan)[..., None, None])
+    return jnp.sum(directions[0] * directions[1], axis=(-2, -1))

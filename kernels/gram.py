@@ -26,6 +26,7 @@ from jax.scipy.linalg import eigh_tridiagonal
 from polarax.kernels.products import inner, matmul, transpose, transposed_operand
 from polarax.kernels.row_blocks import reduce_row_blocks
 from polarax.kernels.sequential import one_at_a_time
+from polarax.kernels.steps import IN_ONE_PROGRAM, Steps
 from polarax.kernels.symmetric_eigen import eigh_ascending
 
 # Relative to s_1: from here down, singular values of a float64 Gram matrix go through the second pass. Their relative
@@ -133,26 +134,32 @@ def change_rows(
     return reduce_row_blocks(of_block, base, post)
 
 
-def right_frame(upper: jax.Array, gram_of: Callable[[jax.Array], jax.Array]) -> RightFrame:
+def right_frame(
+    upper: jax.Array, gram_of: Callable[[jax.Array], jax.Array], steps: Steps = IN_ONE_PROGRAM
+) -> RightFrame:
     """Singular values and right vectors of a tall matrix from its Gram matrix; finite, its squares in range.
 
     Args:
         upper: The Gram matrix, (..., r, r).
         gram_of: Maps V^T, (..., k, r), to the upper Gram matrix of x V, (..., k, k). Called in the branch that a second
             pass needs.
+        steps: How the steps are carried out.
     """
-    values, rows = _eigh_descending(upper)
-    values = jnp.sqrt(jnp.maximum(values, 0))
-    blurred = _blurred(values)
-    values, rows = _where_any(
-        blurred,
-        lambda count: _resolve_small(gram_of, values, rows, blurred, count),
-        lambda: (values, rows),
-    )
-    return RightFrame(values, rows, values[..., -1] >= UNRESOLVED * values[..., 0])
+    first = steps.small(_first_pass, upper)
+
+    def again(count):
+        small = steps.small(_small_rows, first, count=count)
+        return steps.small(_second_pass, first, gram_of(small), count=count)
+
+    return _where_any(first, again, lambda: first, steps)
 
 
-def change_in_frame(frame: RightFrame, across: jax.Array, rows_of: Callable[[jax.Array], jax.Array]) -> jax.Array:
+def change_in_frame(
+    frame: RightFrame,
+    across: jax.Array,
+    rows_of: Callable[[jax.Array], jax.Array],
+    steps: Steps = IN_ONE_PROGRAM,
+) -> jax.Array:
     """E = U_b^T D V_b of a tall base, (..., r, r).
 
     S_b^-1 V_b^T X V_b divides the rounding errors of X by s_i: the rows of small ones come from their left vectors.
@@ -161,19 +168,15 @@ def change_in_frame(frame: RightFrame, across: jax.Array, rows_of: Callable[[jax
         frame: Of the base W_b.
         across: X = W_b^T D, (..., r, r).
         rows_of: Maps V^T, (..., k, r), to (W_b V)^T D, (..., k, r). Called in the branch that needs it.
+        steps: How the steps are carried out.
     """
-    values, vectors = frame.values, transpose(frame.rows)
-    divisor = jnp.where(values > 0, values, 1)
-    in_frame = matmul(frame.rows, matmul(across, vectors)) / divisor[..., :, None]
-    blurred = _blurred(values)
+    in_frame = steps.small(_by_right_vectors, frame, across)
 
-    def by_left_vectors(count):
-        first = values.shape[-1] - count
-        rows = matmul(rows_of(frame.rows[..., first:, :]), vectors) / divisor[..., first:, None]
-        rows = jnp.where(blurred[..., first:, None], rows, in_frame[..., first:, :])
-        return in_frame.at[..., first:, :].set(rows)
+    def again(count):
+        rows = rows_of(steps.small(_last_rows, frame, count=count))
+        return steps.small(_by_left_vectors, frame, in_frame, rows, count=count)
 
-    return _where_any(blurred, by_left_vectors, lambda: in_frame)
+    return _where_any(frame, again, lambda: in_frame, steps)
 
 
 def eigenvalue_roots(upper: jax.Array) -> jax.Array:
@@ -203,20 +206,48 @@ def _blurred(values):
     return values < RESOLVED * values[..., :1]
 
 
-def _where_any(blurred, some, none):
+def _resolved(values):
+    return values[..., -1] >= UNRESOLVED * values[..., 0]
+
+
+def _where_any(frame, some, none, steps):
     """some(count) where singular values are blurred, all of them among the last `count`; none() where none is."""
-    size = blurred.shape[-1]
-    few = max(1, round(_FEW_SMALL * size))
+    size = frame.values.shape[-1]
+    few = _few_small(size)
+    return steps.choose(steps.small(_how_many_are_blurred, frame), (none, lambda: some(few), lambda: some(size)))
+
+
+def _few_small(size):
+    return max(1, round(_FEW_SMALL * size))
+
+
+def _how_many_are_blurred(frame):
+    """0 for none, 1 for few, 2 for more."""
+    blurred = _blurred(frame.values)
     most = jnp.max(jnp.sum(blurred, axis=-1), initial=0)
-    which = jnp.where(most == 0, 0, jnp.where(most <= few, 1, 2))
-    return lax.switch(which, (none, lambda: some(few), lambda: some(size)))
+    return jnp.where(most == 0, 0, jnp.where(most <= _few_small(blurred.shape[-1]), 1, 2))
 
 
-def _resolve_small(gram_of, values, rows, blurred, count):
-    """Decomposes the blurred singular values again, which are among the last `count`."""
+def _first_pass(upper):
+    values, rows = _eigh_descending(upper)
+    values = jnp.sqrt(jnp.maximum(values, 0))
+    return RightFrame(values, rows, _resolved(values))
+
+
+def _last_rows(frame, *, count):
+    return frame.rows[..., frame.rows.shape[-2] - count :, :]
+
+
+def _small_rows(frame, *, count):
+    """The right vectors of the blurred singular values, and zeros in place of others among the last `count`."""
+    return jnp.where(_blurred(frame.values)[..., -count:, None], _last_rows(frame, count=count), 0)
+
+
+def _second_pass(frame, block, *, count):
+    """Decomposes the blurred singular values again, which are among the last `count`, by the Gram matrix of those."""
+    values, rows = frame.values, frame.rows
     first = values.shape[-1] - count
-    small, small_values, blurred = rows[..., first:, :], values[..., first:], blurred[..., first:]
-    block = gram_of(jnp.where(blurred[..., :, None], small, 0))
+    small, small_values, blurred = rows[..., first:, :], values[..., first:], _blurred(values)[..., first:]
     # The large directions must come out as they are and in front: put a descending diagonal above the block in.
     ahead = 2 + (count - jnp.arange(count)) / count
     top = jnp.max(jnp.diagonal(block, axis1=-2, axis2=-1), axis=-1)[..., None]
@@ -224,7 +255,25 @@ def _resolve_small(gram_of, values, rows, blurred, count):
     diagonal = jnp.where(blurred, 0, count * top * ahead)
     squares, rotation = _eigh_descending(block + diagonal[..., None] * jnp.eye(count, dtype=block.dtype))
     small_values = jnp.where(blurred, jnp.sqrt(jnp.maximum(squares, 0)), small_values)
-    return values.at[..., first:].set(small_values), rows.at[..., first:, :].set(matmul(rotation, small))
+    values = values.at[..., first:].set(small_values)
+    return RightFrame(values, rows.at[..., first:, :].set(matmul(rotation, small)), _resolved(values))
+
+
+def _by_right_vectors(frame, across):
+    """E = S^-1 V^T X V."""
+    return matmul(frame.rows, matmul(across, transpose(frame.rows))) / _divisor(frame)[..., :, None]
+
+
+def _by_left_vectors(frame, in_frame, rows, *, count):
+    """E with the rows of blurred singular values from (W V)^T D of the last `count` vectors."""
+    first = frame.values.shape[-1] - count
+    rows = matmul(rows, transpose(frame.rows)) / _divisor(frame)[..., first:, None]
+    rows = jnp.where(_blurred(frame.values)[..., first:, None], rows, in_frame[..., first:, :])
+    return in_frame.at[..., first:, :].set(rows)
+
+
+def _divisor(frame):
+    return jnp.where(frame.values > 0, frame.values, 1)
 
 
 def _eigh_descending(upper):

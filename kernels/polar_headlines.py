@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from polarax.kernels.align import difference_of_factors, rotation_difference
+from polarax.kernels.align import difference_of_products, rotation_difference
 from polarax.kernels.controls import Controls
 from polarax.kernels.controls_by_products import controls_by_products, exponential_traces
 from polarax.kernels.drift_budget import budget_of_frames
@@ -40,6 +40,33 @@ class PolarPair(NamedTuple):
     rank_post: jax.Array
     residual: jax.Array  # (...): the larger of the two factors' `Polar.residual`
     steps: jax.Array  # (...), int32: of `Polar.steps` the smaller; 0 where either was decomposed
+
+
+class Quality(NamedTuple):
+    """What is known of a polar factor beside it, each (...), as in `Polar`."""
+
+    rank: jax.Array
+    steps: jax.Array
+    residual: jax.Array
+
+
+class Norms(NamedTuple):
+    """Frobenius norms, each (...)."""
+
+    base: jax.Array
+    post: jax.Array
+    change: jax.Array
+
+
+class Products(NamedTuple):
+    """What is as large as the matrices in a `PolarPair`: sums over their rows."""
+
+    hermitian: jax.Array  # P_b^T W_b / ||W_b||, (..., n, n), and so are the next three
+    in_frame: jax.Array  # P_b^T D / ||D||
+    projector: jax.Array  # P_p^T P_p
+    across: jax.Array  # P_p^T P_b
+    nuclear_base: jax.Array  # <P_b, W_b> / ||W_b||, (...)
+    nuclear_post: jax.Array  # <P_p, W_p> / ||W_p||, (...)
 
 
 def headlines_of_frames(pair: Frames) -> Headlines:
@@ -86,36 +113,71 @@ def polar_pair(
     finite = jnp.isfinite(polar_base.residual) & jnp.isfinite(polar_post.residual)
     base, post = (jnp.where(finite[..., None, None], x, 0) for x in (base, post))
     change = post - base
-    base_norm, change_norm = frobenius(base), frobenius(change)
-    # Over ||W_b||, so that its squares are in range.
-    hermitian = inner(polar_base.factor, base / _nonzero(base_norm)[..., None, None])
-    in_frame = _in_frame(polar_base, change / jnp.where(change_norm > 0, change_norm, 1)[..., None, None])
+    norms = Norms(frobenius(base), frobenius(post), frobenius(change))
+    products = pair_products(base, post, polar_base.factor, polar_post.factor, norms)
+    products = products._replace(in_frame=_inside(polar_base, products.in_frame))
+    base_quality, post_quality = (Quality(x.rank, x.steps, x.residual) for x in (polar_base, polar_post))
+    return pair_of_products(products, norms, base_quality, post_quality, finite, shape=shape)
+
+
+def pair_products(
+    base: jax.Array, post: jax.Array, factor_base: jax.Array, factor_post: jax.Array, norms: Norms
+) -> Products:
+    """The products of two matrices and their polar factors, (..., m, n) each, finite, m >= n; or those of some rows."""
+    # Over norms, so that squares are in range.
+    of_base, of_post, of_change = (
+        x / _nonzero(norm)[..., None, None] for x, norm in zip((base, post, post - base), norms, strict=True)
+    )
+    return Products(
+        hermitian=inner(factor_base, of_base),
+        in_frame=inner(factor_base, of_change),
+        projector=inner(factor_post, factor_post),
+        across=inner(factor_post, factor_base),
+        nuclear_base=jnp.sum(factor_base * of_base, axis=(-2, -1)),
+        nuclear_post=jnp.sum(factor_post * of_post, axis=(-2, -1)),
+    )
+
+
+def pair_of_products(
+    products: Products, norms: Norms, base: Quality, post: Quality, finite: jax.Array, *, shape: tuple[int, int]
+) -> PolarPair:
+    """A `PolarPair` of tall matrices.
+
+    Args:
+        products: Of the pair.
+        norms: Of the pair.
+        base: Of the base's factor.
+        post: Of the post's factor.
+        finite: Whether both matrices are, (...).
+        shape: (m, n), in any order.
+    """
+    hermitian, in_frame, change_norm = products.hermitian, products.in_frame, norms.change
     inside = jnp.sum(in_frame**2, axis=(-2, -1))
-    square = polar_base.rank == max(shape)  # nothing is outside, not even rounding errors
+    square = base.rank == max(shape)  # nothing is outside, not even rounding errors
+    nuclear_base, nuclear_post = products.nuclear_base * norms.base, products.nuclear_post * norms.post
     headlines = Headlines(
-        difference_of_factors(polar_base.factor, polar_post.factor, polar_base.rank, polar_post.rank),
+        difference_of_products(products.projector, products.across, base.rank, post.rank),
         _symmetry(in_frame),
         jnp.where(change_norm > 0, jnp.where(square, 0, jnp.clip(1 - inside, 0, 1)), jnp.nan),
-        _nuclear_norm(polar_post.factor, post) / _nonzero(_nuclear_norm(polar_base.factor, base)),
+        nuclear_post / _nonzero(nuclear_base),
     )
     traces = exponential_traces((hermitian + transpose(hermitian)) / 2)
-    control = controls_by_products(traces, base_norm, change_norm, polar_base.rank, shape=shape)
-    meaningful = finite & (polar_base.rank > 0) & (polar_post.rank > 0)
+    control = controls_by_products(traces, norms.base, change_norm, base.rank, shape=shape)
+    meaningful = finite & (base.rank > 0) & (post.rank > 0)
     headlines, control = jax.tree.map(lambda x: jnp.where(meaningful, x, jnp.nan), (headlines, control))
     return PolarPair(
         headlines,
         control,
         jnp.where(finite, change_norm, jnp.nan),
-        polar_base.rank,
-        polar_post.rank,
-        jnp.maximum(polar_base.residual, polar_post.residual),
-        jnp.minimum(polar_base.steps, polar_post.steps),
+        base.rank,
+        post.rank,
+        jnp.maximum(base.residual, post.residual),
+        jnp.minimum(base.steps, post.steps),
     )
 
 
-def _in_frame(polar_base, change):
+def _inside(polar_base, in_frame):
     """A = P_b^T D, (..., r, r); what a base of lower rank leaves undetermined counts as outside."""
-    in_frame = inner(polar_base.factor, change)
     full_rank = jnp.all(polar_base.rank == in_frame.shape[-1])
     projected = lambda: matmul(in_frame, inner(polar_base.factor, polar_base.factor))  # noqa: E731
     return lax.cond(full_rank, lambda: in_frame, projected)
@@ -127,12 +189,6 @@ def _symmetry(in_frame):
     across = jnp.sum(in_frame * transpose(in_frame), axis=(-2, -1))
     # As for coordination: shares below eps are rounding errors.
     return jnp.where(squares > jnp.finfo(in_frame.dtype).eps, across / squares, jnp.nan)
-
-
-def _nuclear_norm(factor, x):
-    """<P, W>, (...)."""
-    unit = _nonzero(frobenius(x))
-    return jnp.sum(factor * (x / unit[..., None, None]), axis=(-2, -1)) * unit
 
 
 def _nonzero(x):

@@ -21,6 +21,7 @@ from jax import lax
 from polarax.kernels.gram import gram
 from polarax.kernels.products import frobenius, matmul
 from polarax.kernels.sequential import one_at_a_time
+from polarax.kernels.steps import IN_ONE_PROGRAM, Steps, joined_norms
 
 # A matrix this much taller than wide is better reduced to its n x n factor by QR before it is iterated on: 4 m n^2
 # operations against 4 m n^2 a step.
@@ -59,40 +60,84 @@ class Iterated(NamedTuple):
     residual: jax.Array  # (...), ||P^T P - I||_F / sqrt(n): not small where x is rank-deficient or too ill-conditioned
 
 
-def polynomial_polar(x: jax.Array) -> Iterated:
+class _State(NamedTuple):
+    """How far an iteration is."""
+
+    factor: jax.Array  # (..., m, n)
+    square: jax.Array  # its Gram matrix, (..., n, n)
+    step: jax.Array  # (), int32
+    residual: jax.Array  # (...)
+
+
+def polynomial_polar(x: jax.Array, steps: Steps = IN_ONE_PROGRAM) -> Iterated:
     """Polar factor of a tall stack, (..., m, n) with m >= n, in float32 or float64; finite entries.
 
     Full column rank is assumed, and checked by the residual.
+
+    Args:
+        x: The stack.
+        steps: How the steps are carried out: the factor stays where the rows of x are.
     """
-    norm = frobenius(x)[..., None, None]
-    factor = x / jnp.where(norm > 0, norm, 1)  # first, so that squares stay in range
-    square = gram(factor)
-    # ||G||_F >= s_1^2 is at most sqrt(n) too large, its square root n^(1/4): two steps more than with s_1 itself.
-    bound = jnp.sqrt(frobenius(square))[..., None, None]
-    bound = jnp.where(bound > 0, bound, 1)
-    factor, square = factor / bound, square / bound**2
-    schedule, ends = minimax_schedule(_SMALLEST[x.dtype.name])
-    # Every matrix starts at the last interval that still holds all its singular values, and ends with Newton-Schulz.
-    first = jnp.sum(jnp.asarray(ends) <= one_at_a_time(_smallest_bound, square)[..., None], axis=-1, dtype=jnp.int32)
-    first = jnp.maximum(first, 1) - 1
-    steps = jnp.asarray((*schedule, *(_EXTRA_STEPS * [_NEWTON_SCHULZ])), x.dtype)
+    norm = steps.over_rows(frobenius, (x,), join=joined_norms)
+    factor = steps.mapped(_over, (x,), norm)  # first, so that squares stay in range
+    start = steps.small(_started, steps.over_rows(gram, (factor,)))
+    factor = steps.mapped(_over, (factor,), start.bound)
+    tolerance = orthogonality_tolerance(x)
 
     def unfinished(state):
-        _, _, step, residual = state
-        wanted = (first + step < len(schedule)) | (residual > orthogonality_tolerance(x))
-        return jnp.any(wanted & (first + step < len(steps)))
+        return steps.small(_unfinished, start.first, state.step, state.residual, tolerance=tolerance)
 
     def advance(state):
-        factor, square, step, _ = state
-        a, b, c = jnp.moveaxis(steps[jnp.minimum(first + step, len(steps) - 1)], -1, 0)[..., None, None]
-        identity = jnp.eye(square.shape[-1], dtype=square.dtype)
-        factor = matmul(factor, a * identity + b * square + c * gram(square))
-        square = gram(factor)
-        return factor, square, step + 1, orthogonality_residual(square)
+        polynomial = steps.small(_polynomial, state.square, start.first, state.step)
+        factor = steps.mapped(matmul, (state.factor,), polynomial)
+        square = steps.over_rows(gram, (factor,))
+        return _State(factor, square, *steps.small(_after_step, square, state.step))
 
-    state = factor, square, jnp.int32(0), orthogonality_residual(square)
-    factor, _, count, residual = lax.while_loop(unfinished, advance, state)
-    return Iterated(factor, count, residual)
+    first = _State(factor, start.square, start.step, start.residual)
+    last = steps.repeat_while(unfinished, advance, first)
+    return Iterated(last.factor, last.step, last.residual)
+
+
+class _Start(NamedTuple):
+    """What an iteration starts from."""
+
+    bound: jax.Array  # (...), on s_1
+    square: jax.Array  # the Gram matrix over the square of this bound, (..., n, n)
+    first: jax.Array  # (...), int32: place in the schedule
+    step: jax.Array  # (), int32: 0
+    residual: jax.Array  # (...)
+
+
+def _over(x, norm):
+    return x / jnp.where(norm > 0, norm, 1)[..., None, None]
+
+
+def _started(square):
+    # ||G||_F >= s_1^2 is at most sqrt(n) too large, its square root n^(1/4): two steps more than with s_1 itself.
+    bound = jnp.sqrt(frobenius(square))
+    square = square / jnp.where(bound > 0, bound, 1)[..., None, None] ** 2
+    # Every matrix starts at the last interval that still holds all its singular values, and ends with Newton-Schulz.
+    _, ends = minimax_schedule(_SMALLEST[square.dtype.name])
+    first = jnp.sum(jnp.asarray(ends) <= one_at_a_time(_smallest_bound, square)[..., None], axis=-1, dtype=jnp.int32)
+    return _Start(bound, square, jnp.maximum(first, 1) - 1, jnp.int32(0), orthogonality_residual(square))
+
+
+def _unfinished(first, step, residual, *, tolerance):
+    schedule, _ = minimax_schedule(_SMALLEST[residual.dtype.name])
+    wanted = (first + step < len(schedule)) | (residual > tolerance)
+    return jnp.any(wanted & (first + step < len(schedule) + _EXTRA_STEPS))
+
+
+def _polynomial(square, first, step):
+    """a I + b X^T X + c (X^T X)^2 of this step, (..., n, n)."""
+    schedule, _ = minimax_schedule(_SMALLEST[square.dtype.name])
+    quintics = jnp.asarray((*schedule, *(_EXTRA_STEPS * [_NEWTON_SCHULZ])), square.dtype)
+    a, b, c = jnp.moveaxis(quintics[jnp.minimum(first + step, len(quintics) - 1)], -1, 0)[..., None, None]
+    return a * jnp.eye(square.shape[-1], dtype=square.dtype) + b * square + c * gram(square)
+
+
+def _after_step(square, step):
+    return step + 1, orthogonality_residual(square)
 
 
 @functools.cache

@@ -23,6 +23,11 @@ def unchanged_share(base: jax.Array, post: jax.Array) -> jax.Array:
     Returns:
         (...), float32 in [0, 1].
     """
+    return equal_entries(base, post) / math.prod(base.shape[-2:])
+
+
+def equal_entries(base: jax.Array, post: jax.Array) -> jax.Array:
+    """Number of entries that are the same in both, (...), float32: see `unchanged_share`."""
     alike = base.dtype == post.dtype
     if alike:
         bits = jnp.dtype(f"uint{base.dtype.itemsize * 8}")
@@ -33,8 +38,7 @@ def unchanged_share(base: jax.Array, post: jax.Array) -> jax.Array:
         equal = operator.eq(*(rows if alike else promote_pair(*rows)))
         return jnp.sum(equal, axis=(-2, -1), dtype=jnp.float32)
 
-    count = reduce_row_blocks(count_equal, base, post)
-    return count / math.prod(base.shape[-2:])
+    return reduce_row_blocks(count_equal, base, post)
 
 
 def rounding_noise(x: jax.Array, dtype: jax.typing.DTypeLike, /) -> jax.Array:

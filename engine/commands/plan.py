@@ -145,6 +145,8 @@ def _print_work(values: flags.FlagValues, request: Request, hosts: int) -> None:
     each += ", the base's once for all posts" * (len(plan.parts) > 1)
     print(f"operations {plan.operations / 1e9:.1f} GFLOP (nominal, {each})")
     print(f"memory     about {_bytes(plan.peak_memory)} at peak, on one CPU host")
+    for number, line in enumerate(plan.rows_divided):
+        print(f"{'device' if not number else '':<10} {line}")
     if request.keep_base:
         print(f"keep       {kept_line(plan.stacks, request.keep_base)}")
     if plan.warning:

@@ -19,6 +19,7 @@ from polarax.measuring.outputs import Writer, pairs_of
 from polarax.measuring.parts import StackReadings
 from polarax.measuring.program import measure_in_parts
 from polarax.measuring.progress import Progress, SharedProgress
+from polarax.measuring.row_shards import RowShards
 from polarax.measuring.sampled_controls import matrix_key
 from polarax.measuring.stack_reads import Operands, StackReads
 from polarax.planning.comparison_plan import Plan
@@ -199,9 +200,12 @@ class _Programs:
         form = form_of(work.measurement) if work.keep_base else None
         self._kept = KeptBases(work.keep_base, form) if form else None
         self._prepared = set()
+        self._row_shards = RowShards()
 
     def prepare(self, stack):
         """Has the programs for the stack at hand, those that are hardly ever needed excepted."""
+        if stack.row_devices > 1:
+            return  # its programs are made as it is measured
         first = stack.members[0]
         count = 1 if self._one_by_one else stack.size
         dtypes = (first[0].dtype_base, *(pair.dtype_post for pair in first))
@@ -217,6 +221,8 @@ class _Programs:
 
     def start(self, pool, stack, operands):
         """Starts the calls of every lane; returns the lanes' futures, of a list of `StackReadings` on the host."""
+        if stack.row_devices > 1:
+            return [pool.submit(self._run_by_rows, stack, operands)]
         length = stack.size // stack.lanes
         operands = (*operands, *self._keys(stack))
         parts = [slice(i, i + 1) for i in range(len(stack.pairs))] if self._one_by_one else [slice(None)]
@@ -234,23 +240,37 @@ class _Programs:
                 for part in parts
             ]
 
+    def _run_by_rows(self, stack, operands):
+        """One matrix after another, each over all devices."""
+        with jax.enable_x64(True):
+            readings = []
+            for index in range(len(stack.pairs)):
+                base, *posts = (operand[index : index + 1] for operand in operands)
+                given = {"measurement": self._work.measurement, "pairs": self._pairs(stack)}
+                readings.append(self._row_shards.measure(base, posts, kept=self._kept_of(base, posts), **given))
+            return readings
+
     def _measure(self, run, stack, operands):
         base, *others = operands
         posts = len(stack.posts)
-        of_stack = KeptShapes if isinstance(base, jax.ShapeDtypeStruct) else KeptStack
-        kept = None
-        if self._kept and all(operand.dtype != np.float64 for operand in operands):
-            kept = of_stack(self._kept, base)
-        pairs = pairs_of(stack) if self._between else ()
         return measure_in_parts(
             run,
             base,
             tuple(others[:posts]),
             *others[posts:],
             measurement=self._work.measurement,
-            pairs=pairs,
-            kept=kept,
+            pairs=self._pairs(stack),
+            kept=self._kept_of(base, others),
         )
+
+    def _kept_of(self, base, others):
+        if not self._kept or np.float64 in [operand.dtype for operand in (base, *others)]:
+            return None
+        of_stack = KeptShapes if isinstance(base, jax.ShapeDtypeStruct) else KeptStack
+        return of_stack(self._kept, base)
+
+    def _pairs(self, stack):
+        return pairs_of(stack) if self._between else ()
 
     def _keys(self, stack):
         """One array, (size, 2): what each matrix's random changes are drawn from; nothing if there are none."""

@@ -23,7 +23,7 @@ from polarax.kernels.sides import Side
 from polarax.measuring.first_look import by_first_look
 from polarax.measuring.polar_program import by_polar_factors
 from polarax.measuring.sampled_controls import columns_of_controls, controls_of, drawn_post, read_sampled
-from polarax.metrics import GROUPS, MatrixPair, Readings, Spectra
+from polarax.metrics import GROUPS, MatrixPair, Readings, Spectra, StoredEntries
 from polarax.planning.measurement import Measurement
 
 Part = TypeVar("Part", bound=Callable[..., Any])
@@ -76,7 +76,7 @@ class How(NamedTuple):
         """The frames of a pair by what takes the matrices that the route does not resolve."""
         fallback = self.chosen.fallback
         assert fallback is not None
-        return _arrays(fallback.pair(base, post, change_values=self.change_values, dtype=self.dtype))
+        return arrays_of(fallback.pair(base, post, change_values=self.change_values, dtype=self.dtype))
 
 
 def _part(function: Part) -> Part:
@@ -157,11 +157,11 @@ def values_alone(
 
 
 def _in_frames(related: Related[Any]) -> InFrames:
-    return InFrames(_arrays(related.frames), related.decomposed, related.resolved)
+    return InFrames(arrays_of(related.frames), related.decomposed, related.resolved)
 
 
-def _arrays(frames: kernels.Frames) -> Arrays:
-    """Without the shape, which would make another program of each."""
+def arrays_of(frames: kernels.Frames) -> Arrays:
+    """Frames without the shape, which would make another program of each."""
     return {field.name: getattr(frames, field.name) for field in dataclasses.fields(frames) if field.name != "shape"}
 
 
@@ -197,12 +197,34 @@ def read_frames(arrays: Arrays, *, rows: Side, measurement: Measurement) -> Read
 @_part
 def read_stored(base: jax.Array, post: jax.Array, spectra: Arrays, *, measurement: Measurement) -> Readings:
     """What depends on stored entries."""
-    shape, values = (base.shape[-2], base.shape[-1]), Spectra(*(spectra[name] for name in Spectra._fields))
-    pair = MatrixPair(shape, values, None, base, post, measurement.top_k, measurement.pictures)
-    readings = {
-        "nonfinite_base": _nonfinite(base, measurement.dtype, values),
-        "nonfinite_post": _nonfinite(post, measurement.dtype, values),
-    }
+    shape = (base.shape[-2], base.shape[-1])
+    finite = jnp.all(jnp.isfinite(spectra["s_base"][..., 0]) & jnp.isfinite(spectra["s_post"][..., 0]))
+    nonfinite = lax.cond(
+        finite,
+        lambda: (jnp.zeros(base.shape[:-2], jnp.int32),) * 2,
+        lambda: (nonfinite_entries(base, measurement.dtype), nonfinite_entries(post, measurement.dtype)),
+    )
+    entries = StoredEntries.of(base, post)
+    return _read_entries(entries, nonfinite, spectra, base, post, shape=shape, measurement=measurement)
+
+
+@_part
+def read_entries(
+    entries: StoredEntries,
+    nonfinite: tuple[jax.Array, jax.Array],
+    spectra: Arrays,
+    *,
+    shape: tuple[int, int],
+    measurement: Measurement,
+) -> Readings:
+    """The same of sums over the entries, where the matrices are in several places."""
+    return _read_entries(entries, nonfinite, spectra, None, None, shape=shape, measurement=measurement)
+
+
+def _read_entries(entries, nonfinite, spectra, base, post, *, shape, measurement):
+    values = Spectra(*(spectra[name] for name in Spectra._fields))
+    pair = MatrixPair(shape, values, None, base, post, measurement.top_k, measurement.pictures, entries)
+    readings = dict(zip(("nonfinite_base", "nonfinite_post"), nonfinite, strict=True))
     for group in measurement.groups:
         if GROUPS[group].stored:
             for read in GROUPS[group].readers:
@@ -217,13 +239,9 @@ def cosine_of_changes(base: jax.Array, first: jax.Array, second: jax.Array, *, d
     return {"change_cosine": kernels.change_cosine(*changes)}
 
 
-def _nonfinite(x: jax.Array, dtype: str, spectra: Spectra) -> jax.Array:
-    """Entries of x that are not finite in the working dtype; counted only where the largest singular values are not."""
-    return lax.cond(
-        jnp.all(jnp.isfinite(spectra.s_base[..., 0]) & jnp.isfinite(spectra.s_post[..., 0])),
-        lambda: jnp.zeros(x.shape[:-2], jnp.int32),
-        lambda: jnp.sum(~jnp.isfinite(x.astype(dtype)), axis=(-2, -1), dtype=jnp.int32),
-    )
+def nonfinite_entries(x: jax.Array, dtype: str) -> jax.Array:
+    """How many entries of x, (..., m, n), are not finite in the working dtype, (...)."""
+    return jnp.sum(~jnp.isfinite(x.astype(dtype)), axis=(-2, -1), dtype=jnp.int32)
 
 
 # Sampled controls: one random change after another, in the memory of one.

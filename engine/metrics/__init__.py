@@ -42,7 +42,7 @@ from polarax.metrics.catalogue import (
     shown_in,
 )
 from polarax.metrics.leading_pair import LeadingPair, LeadingPart
-from polarax.metrics.matrix_pair import MatrixPair, Readings, Spectra, ratio_to
+from polarax.metrics.matrix_pair import MatrixPair, Readings, Spectra, StoredEntries, ratio_to
 
 __all__ = [
     "BETWEEN",
@@ -65,6 +65,7 @@ __all__ = [
     "Readings",
     "Shown",
     "Spectra",
+    "StoredEntries",
     "between_groups",
     "columns",
     "effects_told",

@@ -172,6 +172,11 @@ class Group:
         return {column: meaning for metric in self.metrics for column, meaning in metric.columns.items()}
 
     @property
+    def divides_rows(self) -> bool:
+        """Whether its readers need no stored matrix in one piece: those that other packages register may."""
+        return not self.stored or all(read.__module__.startswith("polarax.") for read in self.readers)
+
+    @property
     def quick(self) -> bool:
         """Whether some of its metrics are measured at a first look."""
         return bool(self.quick_columns)

@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 
 from polarax import kernels
+from polarax.kernels.sides import entry_count
 from polarax.metrics.catalogue import CHANGE, Metric, Shown, register
 from polarax.metrics.leading_pair import LeadingPair
 from polarax.metrics.matrix_pair import MatrixPair, Readings, ratio_to
@@ -13,12 +14,12 @@ MOSTLY_ROUNDING = 0.5
 
 def read_change(pair: MatrixPair) -> Readings:
     """The columns of `CHANGE`."""
-    base, post, size = pair.base, pair.post, pair.spectra.change_norm
-    assert base is not None and post is not None
-    noise = jnp.maximum(*(kernels.rounding_noise(x, x.dtype) for x in (base, post))).astype(size.dtype)
+    entries, size = pair.entries, pair.spectra.change_norm
+    assert entries is not None
+    noise = jnp.maximum(entries.noise_base, entries.noise_post).astype(size.dtype)
     return {
         "drift": size / kernels.frobenius(pair.spectra.s_base[..., None, :]),
-        "unchanged": kernels.unchanged_share(base, post),
+        "unchanged": entries.equal / entry_count(pair.shape),
         "rounding_share": ratio_to(noise, size, size),
         "nf_rounding": kernels.closed_form_controls(pair.spectra.s_base, noise, shape=pair.shape).nf,
         "spectral_norm_rounding": kernels.noise_spectral_norm(noise, pair.shape),

@@ -22,6 +22,20 @@ class Spectra(NamedTuple):
     change_norm: jax.Array
 
 
+class StoredEntries(NamedTuple):
+    """What entries say as they are stored, each (...): sums over base and post, which may be in several places."""
+
+    noise_base: jax.Array  # expected norm of the rounding of the stored type
+    noise_post: jax.Array
+    equal: jax.Array  # number of entries that are the same in both
+
+    @classmethod
+    def of(cls, base: jax.Array, post: jax.Array) -> "StoredEntries":
+        """Those of base and post, (..., m, n), in their stored dtypes."""
+        noise_base, noise_post = (kernels.rounding_noise(x, x.dtype) for x in (base, post))
+        return cls(noise_base, noise_post, kernels.equal_entries(base, post))
+
+
 @dataclasses.dataclass(frozen=True)
 class MatrixPair:
     """Base and post, decomposed."""
@@ -33,6 +47,7 @@ class MatrixPair:
     post: jax.Array | None  # (..., m, n) as it is stored; None likewise
     top_k: int  # leading singular vectors that are compared
     pictures: bool  # whether arrays that are only looked at are kept
+    entries: StoredEntries | None = None  # None but for groups of `Group.stored`
 
     @functools.cached_property
     def control(self) -> kernels.Controls:

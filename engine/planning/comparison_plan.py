@@ -8,6 +8,7 @@ from typing import NamedTuple
 from polarax.errors import UsageError
 from polarax.loaders import Checkpoint, CheckpointError, Coverage, Pair, Pairing, RoleMap, Skipped, short_name
 from polarax.loaders.pairing import natural
+from polarax.planning.device_memory import DeviceMemory, divided_by_rows, lines_on_rows
 from polarax.planning.first_look_costs import block_columns
 from polarax.planning.measurement import Measurement
 from polarax.planning.partners import after_selection, refusal
@@ -38,6 +39,7 @@ class Plan:
     stacks: tuple[Stack, ...]
     parts: tuple[Part, ...]  # of each post
     memory_bytes: int  # that the stacks in flight may take
+    rows_divided: tuple[str, ...] = ()  # a line for each kind of matrices that a device has no room for
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -119,6 +121,7 @@ def plan_posts(
     *,
     memory_bytes: int,
     devices: int = 1,
+    device_bytes: int | None = None,
     lanes: int = 1,
     role_map: RoleMap | None = None,
     common_rows: bool = False,
@@ -136,6 +139,7 @@ def plan_posts(
         measurement: What is measured of them.
         memory_bytes: What the stacks in flight may take; a single larger matrix is still planned, alone.
         devices: Devices that a stack is divided over: its length is a multiple of their number.
+        device_bytes: Memory of one, where it is known: larger matrices are divided over all of them by rows.
         lanes: Parts of a stack to compute side by side on one device, where memory allows.
         role_map: The user's own table of names.
         common_rows: Compare embeddings of different vocabularies on the rows that both have.
@@ -174,7 +178,9 @@ def plan_posts(
     work_of = functools.partial(work_bytes, measurement, between)
     stacks = make_stacks(members.values(), memory_bytes, work_of, devices, lanes, together=between)
     stacks = (stack._replace(draws=measurement.draws, columns=_columns(stack, measurement)) for stack in stacks)
-    return Plan(tuple(stacks), tuple(parts), memory_bytes)
+    memory = DeviceMemory(devices, device_bytes)
+    divided = tuple(divided_by_rows(stack, measurement, memory) for stack in stacks)
+    return Plan(divided, tuple(parts), memory_bytes, tuple(lines_on_rows(divided, measurement, memory)))
 
 
 def _columns(stack: Stack, measurement: Measurement) -> int:

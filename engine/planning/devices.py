@@ -26,6 +26,11 @@ def stack_mesh() -> jax.sharding.Mesh | None:
     return jax.sharding.Mesh(np.array(devices), (STACK_AXIS,)) if len(devices) > 1 else None
 
 
+def device_bytes() -> int | None:
+    """Memory that JAX may take of one device of this process; None where it does not say, as on CPU."""
+    return (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
+
+
 def stack_sharding(mesh: jax.sharding.Mesh | None) -> jax.sharding.Sharding | None:
     """A stack divided over the devices of a mesh along its first axis; None without a mesh."""
     return None if mesh is None else jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*mesh.axis_names))

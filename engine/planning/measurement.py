@@ -1,10 +1,11 @@
 """What is measured, and how: made once from flags or arguments, and handed through whole."""
 
 import dataclasses
+from typing import Any
 
 from polarax import kernels
 from polarax.errors import UsageError
-from polarax.kernels.methods import AUTO, method_named
+from polarax.kernels.methods import AUTO, Route, method_named
 from polarax.metrics import GROUPS, between_groups, parse_metrics, sampled_metrics
 from polarax.metrics.catalogue import POLAR, version
 from polarax.planning.devices import takes_batches, working_dtype, working_method
@@ -89,8 +90,20 @@ class Measurement:
     @property
     def keeps_bases(self) -> bool:
         """Whether a base is decomposed into something that other posts can be compared with."""
-        route = method_named(self.method).route(change_values=self.change_values, dtype=self.dtype)
-        return self.vectors and not self.quick and not self.by_products and route.takes_new_posts
+        return self.vectors and not self.quick and not self.by_products and self._route.takes_new_posts
+
+    @property
+    def divides_rows(self) -> bool:
+        """Whether it can be measured of matrices that are divided by rows over devices.
+
+        Not a first look or sampled controls, nor what another package reads of stored entries.
+        """
+        whole = self.quick or self.draws
+        return not whole and self._route.divides_rows and all(GROUPS[group].divides_rows for group in self.groups)
+
+    @property
+    def _route(self) -> Route[Any, Any, Any]:
+        return method_named(self.method).route(change_values=self.change_values, dtype=self.dtype)
 
     def between_posts(self) -> "Measurement":
         """What is measured of two posts against each other."""

@@ -15,7 +15,7 @@ from polarax.loaders import Checkpoint, CheckpointError, RoleMap, on_base, open_
 from polarax.loaders.stores.store import local_path
 from polarax.planning.as_typed import compare_as_typed
 from polarax.planning.comparison_plan import Plan, plan_posts
-from polarax.planning.devices import most_lanes
+from polarax.planning.devices import device_bytes, most_lanes
 from polarax.planning.environment import describe_environment
 from polarax.planning.measurement import Measurement
 from polarax.planning.options import Options
@@ -101,6 +101,7 @@ def check_request(
             measurement,
             memory_bytes=int(options.memory_gib * 2**30),
             devices=count,
+            device_bytes=device_bytes(),
             lanes=lanes,
             role_map=role_map,
             common_rows=options.common_rows,

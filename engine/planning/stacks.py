@@ -56,6 +56,7 @@ class Stack(NamedTuple):
     columns: int = 0  # that a first look iterates on; 0 for a full analysis
     devices: int = 1  # that the stack is divided over
     start: int = 0  # of a piece: place of its first matrix within the whole stack
+    row_devices: int = 1  # devices that the rows of each matrix are divided over, one matrix after another
 
     @property
     def shape(self) -> tuple[int, int]:

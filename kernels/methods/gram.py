@@ -31,6 +31,8 @@ _VECTORS = 1e-5
 # What a pair holds at once: n x n arrays, and blocks of rows, both in float64; and the pair as it is stored once more.
 # Counted in XLA's buffer assignment, and measured as peak resident memory.
 _SQUARE_ARRAYS, _BLOCK_ARRAYS = 12, 15
+# Where rows are not taken by blocks: base and change, and the parts of them that products are taken of, in float64.
+_CONVERTED_ARRAYS = 4
 
 
 class Gram(Method):
@@ -41,6 +43,7 @@ class Gram(Method):
     """
 
     name = "gram"
+    device_arrays = _CONVERTED_ARRAYS, _SQUARE_ARRAYS
 
     def __init__(self, fallback: Method | None = None):
         self._fallback = fallback

@@ -44,22 +44,24 @@ class GramRoute(Route[Base, None, Decomposed]):
     """Frames of a base and its posts from Gram matrices, in float64 scope. Arguments as for `Route`."""
 
     takes_new_posts = True
+    divides_rows = True
 
     def begin(self, base: jax.Array, posts: tuple[jax.Array, ...]) -> Begun[Base, None]:
         """As `Route.begin`."""
-        unit = _unit_of(base, posts)
-        return Begun(_begun(base, unit, stored_gram(base, _convert(unit))), (None,) * len(posts))
+        unit = self._unit_of(base, posts)
+        upper = self.steps.over_rows(_stored_gram, (base,), unit)
+        return Begun(self._begun(base, unit, upper), (None,) * len(posts))
 
     def only_post(self, base: jax.Array, post: jax.Array) -> tuple[Base, Related[Decomposed]]:
         """As `Route.only_post`; both are read together."""
-        unit = _unit_of(base, (post,))
-        gram_base, grams = pair_grams(base, post, _convert(unit))
-        begun = _begun(base, unit, gram_base)
+        unit = self._unit_of(base, (post,))
+        upper, grams = self.steps.over_rows(_pair_grams, (base, post), unit)
+        begun = self._begun(base, unit, upper)
         return begun, self._with_post(begun, base, post, grams)
 
     def with_post(self, begun: Base, base: jax.Array, post: jax.Array, prepared: None) -> Related[Decomposed]:
         """As `Route.with_post`."""
-        return self._with_post(begun, base, post, change_grams(base, post, _convert(begun.unit)))
+        return self._with_post(begun, base, post, self.steps.over_rows(_change_grams, (base, post), begun.unit))
 
     def with_new_post(self, begun: Base | None, base: jax.Array, post: jax.Array) -> Related[Decomposed]:
         """As `Route.with_new_post`."""
@@ -70,69 +72,81 @@ class GramRoute(Route[Base, None, Decomposed]):
         self, begun: Base, first: Post[None, Decomposed], second: Post[None, Decomposed]
     ) -> Related[Decomposed]:
         """As `Route.between`."""
-        grams = change_grams(first.stored, second.stored, _convert(begun.unit))
-        finite = first.decomposed.finite & second.decomposed.finite
-        return self._related(begun.unit, first, second, grams, finite, change_values=False)
+        grams = self.steps.over_rows(_change_grams, (first.stored, second.stored), begun.unit)
+        return self._related(begun.unit, first, second, grams, change_values=False)
+
+    def _unit_of(self, base, posts):
+        """What to divide float64 matrices by so that their squares neither over- nor underflow, (...); else None."""
+        stored = (base, *posts)
+        if jnp.float64 not in [x.dtype for x in stored]:  # the squares of anything smaller are in float64's range
+            return None
+        return self.steps.small(_power_of_two, self.steps.over_rows(_largest_entry, stored, join=lax.pmax))
+
+    def _begun(self, base, unit, upper):
+        cleaned, finite = self.steps.small(_cleaned_of_base, upper)
+        return Base(unit, upper, self._decomposed(base, unit, cleaned, finite))
+
+    def _decomposed(self, x, unit, upper, finite):
+        def gram_of(rows):
+            return self.steps.over_rows(_stored_gram, (x,), unit, rows)
+
+        return Decomposed(right_frame(upper, gram_of, self.steps), finite)
 
     def _with_post(self, begun, base, post, grams):
-        finite = begun.decomposed.finite & jnp.isfinite(_root_of_trace(grams.change))
-        upper = _gram_of_post(begun, post, grams, finite)
+        finite, much_smaller = self.steps.small(_compared, begun, grams)
+        upper = self.steps.choose(
+            much_smaller,
+            (
+                lambda: self.steps.small(_sum_of_grams, begun, grams, finite),
+                lambda: self.steps.small(_cleaned, self.steps.over_rows(_stored_gram, (post,), begun.unit), finite),
+            ),
+        )
         first = Post(base, None, begun.decomposed)
-        second = Post(post, None, _decomposed(post, begun.unit, upper, finite))
-        return self._related(begun.unit, first, second, grams, finite, self.change_values)
+        second = Post(post, None, self._decomposed(post, begun.unit, upper, finite))
+        return self._related(begun.unit, first, second, grams, self.change_values)
 
-    def _related(self, unit, base, post, grams, finite, change_values):
+    def _related(self, unit, base, post, grams, change_values):
         """The frames of two decomposed matrices, given the Gram matrices of their change."""
-        frame_base, frame_post = base.decomposed.frame, post.decomposed.frame
-        rows_of = functools.partial(change_rows, base.stored, post.stored, _convert(unit))
-        in_frame = change_in_frame(frame_base, grams.across, rows_of)
-        right = matmul(frame_base.rows, transpose(frame_post.rows))
-        grown = frame_base.values[..., :, None] * right + matmul(in_frame, right)
-        left = grown / jnp.where(frame_post.values > 0, frame_post.values, 1)[..., None, :]
-        scale = jnp.ones(finite.shape) if unit is None else unit
-        s_change = None
-        if change_values:
-            s_change = eigenvalue_roots(_cleaned(grams.change, finite)) * scale[..., None]
-        pair = make_frames(
-            (base.stored.shape[-2], base.stored.shape[-1]),
-            frame_base.values * scale[..., None],
-            frame_post.values * scale[..., None],
-            left=left,
-            right=right,
-            in_frame=in_frame * scale[..., None, None],
-            change_norm=_root_of_trace(grams.change) * scale,
-            s_change=s_change,
+
+        def rows_of(rows):
+            return self.steps.over_rows(_change_rows, (base.stored, post.stored), unit, rows)
+
+        in_frame = change_in_frame(base.decomposed.frame, grams.across, rows_of, self.steps)
+        frames, resolved = self.steps.small(
+            _frames_of,
+            (base.decomposed, post.decomposed),
+            in_frame,
+            grams.change,
+            unit,
+            shape=(base.stored.shape[-2], base.stored.shape[-1]),
+            change_values=change_values,
             dtype=self.dtype,
         )
-        pair = poison(pair, finite)
-        pair = jax.tree.map(lambda x: x.astype(self.dtype) if x.dtype == jnp.float64 else x, pair)
         # What float64 does not resolve, float32 does not hold.
-        resolved = frame_base.resolved & frame_post.resolved if self.dtype == jnp.float64 else None
-        return Related(pair, post.decomposed, resolved)
+        return Related(frames, post.decomposed, resolved if self.dtype == jnp.float64 else None)
 
 
-def _begun(base, unit, gram_base):
-    finite = jnp.isfinite(_root_of_trace(gram_base))
-    return Base(unit, gram_base, _decomposed(base, unit, _cleaned(gram_base, finite), finite))
+# Steps over rows: of the same rows of base and post.
 
 
-def _decomposed(x, unit, upper, finite):
-    return Decomposed(right_frame(upper, functools.partial(stored_gram, x, _convert(unit))), finite)
+def _largest_entry(*stored):
+    return functools.reduce(jnp.maximum, (jnp.max(jnp.abs(x.astype(jnp.float64)), axis=(-2, -1)) for x in stored))
 
 
-def _gram_of_post(begun, post, grams, finite):
-    """W_p^T W_p by its difference from the base's, unless it is so small that the base's rounding errors show.
+def _stored_gram(x, unit, rows=None):
+    return stored_gram(x, _convert(unit), rows)
 
-    Upper, and the identity for a post that is not finite.
-    """
-    traces = (jnp.trace(x, axis1=-2, axis2=-1) for x in (begun.gram, 2 * grams.across, grams.change))
-    trace_base, trace_across, trace_change = traces
-    much_smaller = trace_base + trace_across + trace_change < _SMALL_POST**2 * trace_base
-    return lax.cond(
-        jnp.any(much_smaller & finite),
-        lambda: _cleaned(stored_gram(post, _convert(begun.unit)), finite),
-        lambda: _cleaned(begun.gram + (grams.across + transpose(grams.across)) + grams.change, finite),
-    )
+
+def _pair_grams(base, post, unit):
+    return pair_grams(base, post, _convert(unit))
+
+
+def _change_grams(base, post, unit):
+    return change_grams(base, post, _convert(unit))
+
+
+def _change_rows(base, post, unit, rows):
+    return change_rows(base, post, _convert(unit), rows)
 
 
 def _convert(unit):
@@ -145,20 +159,66 @@ def _convert(unit):
     return convert
 
 
+# Steps on r x r arrays.
+
+
+def _power_of_two(largest):
+    """What to divide by: exact, so that the change is 0 where base and post are equal.
+
+    (jnp.frexp would leave the float64 scope under JAX 0.12.)
+    """
+    return jnp.where(jnp.isfinite(largest) & (largest > 0), lax.reduce_precision(largest, 11, 0), 1)
+
+
+def _cleaned_of_base(upper):
+    finite = jnp.isfinite(_root_of_trace(upper))
+    return _cleaned(upper, finite), finite
+
+
 def _cleaned(upper, finite):
     """The identity in place of a Gram matrix that is not finite, of which LAPACK might not return."""
     return jnp.where(finite[..., None, None], upper, jnp.eye(upper.shape[-1]))
 
 
-def _unit_of(base, posts):
-    """What to divide float64 matrices by so that their squares neither over- nor underflow, (...); None for others."""
-    stored = (base, *posts)
-    if jnp.float64 not in [x.dtype for x in stored]:  # the squares of anything smaller are in float64's range
-        return None
-    unit = functools.reduce(jnp.maximum, (jnp.max(jnp.abs(x.astype(jnp.float64)), axis=(-2, -1)) for x in stored))
-    # A power of two: dividing by it is exact, so that the change is 0 where base and post are equal. (jnp.frexp would
-    # leave the float64 scope under JAX 0.12.)
-    return jnp.where(jnp.isfinite(unit) & (unit > 0), lax.reduce_precision(unit, 11, 0), 1)
+def _compared(begun, grams):
+    """Whether base and post are finite, (...), and 1 where a post is so small that the base's rounding errors show."""
+    finite = begun.decomposed.finite & jnp.isfinite(_root_of_trace(grams.change))
+    traces = (jnp.trace(x, axis1=-2, axis2=-1) for x in (begun.gram, 2 * grams.across, grams.change))
+    trace_base, trace_across, trace_change = traces
+    much_smaller = trace_base + trace_across + trace_change < _SMALL_POST**2 * trace_base
+    return finite, jnp.any(much_smaller & finite).astype(jnp.int32)
+
+
+def _sum_of_grams(begun, grams, finite):
+    """W_p^T W_p by its difference from the base's: upper, and the identity for a post that is not finite."""
+    return _cleaned(begun.gram + (grams.across + transpose(grams.across)) + grams.change, finite)
+
+
+def _frames_of(decomposed, in_frame, gram_of_change, unit, *, shape, change_values, dtype):
+    """The frames of two matrices, and whether this route resolves both, (...)."""
+    finite = decomposed[0].finite & decomposed[1].finite & jnp.isfinite(_root_of_trace(gram_of_change))
+    frame_base, frame_post = (matrix.frame for matrix in decomposed)
+    right = matmul(frame_base.rows, transpose(frame_post.rows))
+    grown = frame_base.values[..., :, None] * right + matmul(in_frame, right)
+    left = grown / jnp.where(frame_post.values > 0, frame_post.values, 1)[..., None, :]
+    scale = jnp.ones(finite.shape) if unit is None else unit
+    s_change = None
+    if change_values:
+        s_change = eigenvalue_roots(_cleaned(gram_of_change, finite)) * scale[..., None]
+    pair = make_frames(
+        shape,
+        frame_base.values * scale[..., None],
+        frame_post.values * scale[..., None],
+        left=left,
+        right=right,
+        in_frame=in_frame * scale[..., None, None],
+        change_norm=_root_of_trace(gram_of_change) * scale,
+        s_change=s_change,
+        dtype=dtype,
+    )
+    pair = poison(pair, finite)
+    pair = jax.tree.map(lambda x: x.astype(dtype) if x.dtype == jnp.float64 else x, pair)
+    return pair, frame_base.resolved & frame_post.resolved
 
 
 def _root_of_trace(gram_matrix):

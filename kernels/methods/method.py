@@ -37,6 +37,10 @@ class Method(abc.ABC):
 
     name: ClassVar[str]
 
+    # What an accelerator, which takes matrices whole, holds at once while frames are made, in the working dtype: arrays
+    # of the matrix's size, and r x r ones.
+    device_arrays: ClassVar[tuple[int, int]] = (_WHOLE_ARRAYS, 0)
+
     # How it decomposes.
 
     @abc.abstractmethod

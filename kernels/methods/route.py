@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 import jax
 
 from polarax.kernels.frames_type import Frames
+from polarax.kernels.steps import IN_ONE_PROGRAM, Steps
 
 B = TypeVar("B")  # what a route keeps of the base
 P = TypeVar("P")  # a post in the form that a route works on beside the post itself; None if there is nothing
@@ -50,6 +51,8 @@ class Route(abc.ABC, Generic[B, P, D]):
     """
 
     takes_new_posts: ClassVar[bool] = False  # whether what is kept of the base serves posts that it was not begun with
+    divides_rows: ClassVar[bool] = False  # whether all that is as large as the matrices is among its `steps` over rows
+    steps: Steps = IN_ONE_PROGRAM  # how its steps are carried out, where `divides_rows`
 
     def __init__(self, *, change_values: bool, dtype: jax.typing.DTypeLike):
         self.change_values, self.dtype = change_values, jax.numpy.dtype(dtype)
