@@ -216,8 +216,8 @@ class Tracker:
             places = [_devices(array) for array in (base, leaves[name])]
             if None not in places and places[0] != places[1]:
                 raise UsageError(
-                    f"Parameter {name!r} is on other devices than the copy that the tracker keeps of it. Place the state "
-                    "as the parameters are: restore it with the shardings of tracker.init(params)."
+                    f"Parameter {name!r} is on other devices than the copy that the tracker keeps of it. Place the "
+                    "state as the parameters are: restore it with the shardings of tracker.init(params)."
                 )
 
     def _layout_of(self, leaves: dict[str, Any]) -> Layout:

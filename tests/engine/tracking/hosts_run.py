@@ -189,6 +189,12 @@ def read_alone(params, writers, marks):
         assert metrics.nonfinite() == [] and float(metrics.readings["drift"][0]) == 0
         assert tracker().plan(params[0]).matrices == len(metrics.labels)
         assert tracker().update(state, params[STEPS[1]], 1)[0] is state  # not a step to measure at
+        try:
+            tracker().update(state, jax.device_put(parameters(0), jax.local_devices()[0]), 0)
+        except UsageError as error:
+            assert "is on other devices than the copy" in str(error)
+        else:
+            raise AssertionError("parameters on one device were measured with a state on all")
         marks.put(f"alone-{turn}")
 
 

@@ -105,15 +105,12 @@ def test_readings_as_numpy_has_them(both, axes):
 def _weights(step):
     """Every matrix by its name among the readings, in float64."""
     found = {}
-    for (layer, name), kernels in _kernels(step).items():
+    tree = hosts_run.parameters(step)
+    for layer, name in hosts_run.SHAPES:
+        kernels = tree[layer][name]["kernel"]
         for index, kernel in enumerate(kernels if kernels.ndim == 3 else [kernels]):
             found[f"{name.removesuffix('_proj')}/layer_{index:02d}"] = kernel.astype(np.float64)
     return found
-
-
-def _kernels(step):
-    tree = hosts_run.parameters(step)
-    return {(layer, name): tree[layer][name]["kernel"] for layer, name in hosts_run.SHAPES}
 
 
 def test_one_process_goes_on_from_two(both, alone):
