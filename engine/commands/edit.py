@@ -41,7 +41,9 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string(
         "store_dtype", None, "Type that edited tensors are stored in; their own by default.", flag_values=values
     )
-    flags.DEFINE_boolean("measure", True, "Measure alpha and nf of the edited weight, before it is rounded.", flag_values=values)
+    flags.DEFINE_boolean(
+        "measure", True, "Measure alpha and nf, of the weight before it is rounded.", flag_values=values
+    )
     define_cache_flag(values)
     define_option_flags(values, only=_SHARED, verb="edit")
 

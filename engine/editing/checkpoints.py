@@ -149,8 +149,8 @@ def run_edit(request: EditRequest, out: str | os.PathLike, *, progress: bool = T
                 work = Work(request.base, request.post, request.targets, request.settings, request.memory_bytes)
                 stacks = plan_stacks(work, journal.finished)
                 warning = memory_warning(stacks, work.memory_bytes)
-                if warning:
-                    print(warning, file=sys.stderr)
+                if warning and progress:
+                    print(warning, file=sys.stderr, flush=True)
                 with Progress(stacks, sys.stderr if progress else None) as shown:
                     run_stacks(work, stacks, drafts, journal, shown)
                 rows = _in_order(journal.rows, request.targets)
