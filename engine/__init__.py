@@ -40,11 +40,13 @@ __all__ = [
     "compare",
     "edit",
     "evaluate",
+    "evaluation",
     "history",
     "kernels",
     "loaders",
     "monitor",
     "open_checkpoint",
+    "tracking",
 ]
 
 if not TYPE_CHECKING:
@@ -61,11 +63,13 @@ if not TYPE_CHECKING:
         "compare": "comparison",
         "edit": "editing",
         "evaluate": "evaluation",
+        "evaluation": None,
         "history": "step_comparison",
         "kernels": None,
         "loaders": None,
         "monitor": "tracking",
         "open_checkpoint": "loaders",
+        "tracking": None,
     }
 
     def __getattr__(name):

@@ -48,7 +48,7 @@ def define_flags(values: flags.FlagValues) -> None:
         "store_dtype", None, "Type that edited tensors are stored in; their own by default.", flag_values=values
     )
     flags.DEFINE_boolean(
-        "measure", True, "Measure alpha and nf of the edited weight, before it is rounded.", flag_values=values
+        "measure", True, "Measure alpha and nf, of the weight before it is rounded.", flag_values=values
     )
     define_host_flags(values)
     define_cache_flag(values)

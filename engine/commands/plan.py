@@ -155,7 +155,7 @@ def _print_work(values: flags.FlagValues, request: Request, hosts: int) -> None:
     divided_by = typical_rates(accelerator=True if values.device in DEVICES else None)
     shares = divide_stacks(pieces(plan.stacks, hosts, divided_by), hosts, divided_by)
     if len(shares) > 1:
-        _print_shares(shares, limits(plan.stacks, values.hosts, divided_by))
+        _print_shares(shares, limits(plan.stacks, hosts, divided_by))
     if values.device != _UNMEASURED:
         _print_expected(values, request, shares)
     print()

@@ -173,8 +173,8 @@ def run_edit(request: EditRequest, out: str | os.PathLike, *, progress: bool = T
                 work = _work(request)
                 stacks = plan_stacks(work, journal.finished)
                 warning = memory_warning(stacks, work.memory_bytes)
-                if warning:
-                    print(warning, file=sys.stderr)
+                if warning and progress:
+                    print(warning, file=sys.stderr, flush=True)
                 if hosts is not None:
                     edit_together(work, stacks, drafts, journal, hosts)
                 else:

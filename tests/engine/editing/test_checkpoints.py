@@ -191,6 +191,45 @@ def test_nan_is_left_as_it_is_and_said(tmp_path):
     assert np.any(read(edited.path)[name.format("k")] != post[name.format("k")])
 
 
+@pytest.mark.parametrize("kind", ["replace-values", "break-left", "restore-right", "reparameterise"])
+def test_a_base_of_zeros_has_no_vectors_and_that_is_said(tmp_path, kind):
+    name = "model.layers.0.self_attn.q_proj.weight"
+    post = {name: matrix("mild", (8, 8), "float32")}
+    paths = [
+        write_checkpoint(tmp_path / f"{side}.safetensors", {name: array})
+        for side, array in (("base", np.zeros_like(post[name])), ("post", post[name]))
+    ]
+    edited = polarax.edit(*paths, kind, tmp_path / "out", progress=False)
+    np.testing.assert_array_equal(read(edited.path)[name], post[name])
+    assert edited.rows[0]["status"] == "the base is zero: left as it is"
+
+
+def test_an_embedding_that_is_the_head_as_well_is_edited_as_embedding(tmp_path):
+    """Tied, and stored once: the configuration goes on to say so."""
+    embedding, config = "model.embed_tokens.weight", {"model_type": "llama", "tie_word_embeddings": True}
+    before = {embedding: matrix("separated", (24, 16), "float32")}
+    post = {embedding: drifted(before[embedding], 0.1)}
+    for side, arrays in (("base", before), ("post", post)):
+        (tmp_path / side).mkdir()
+        write_checkpoint(tmp_path / side / "model.safetensors", arrays)
+        (tmp_path / side / "config.json").write_text(json.dumps(config))
+    sides = tmp_path / "base", tmp_path / "post"
+    edited = polarax.edit(*sides, "keep-scaling", tmp_path / "out", roles="embed", progress=False)
+    found = read(edited.path)
+    assert set(found) == {embedding} and np.any(found[embedding] != post[embedding])
+    assert (edited.path / "config.json").read_bytes() == (tmp_path / "post" / "config.json").read_bytes()
+    with pytest.raises(polarax.UsageError) as raised:
+        polarax.edit(*sides, "keep-scaling", tmp_path / "head", roles="head", progress=False)
+    assert "head" in str(raised.value) and len(str(raised.value).splitlines()) == 1
+
+
+def test_what_needs_more_memory_is_said_beforehand(pair, cli, tmp_path):
+    folder, out = pair[0], tmp_path / "out"
+    both = [f"--base={folder / 'base'}", f"--post={folder / 'post'}", f"--out={out}", "--roles=o"]
+    done = cli("edit", *both, "--kind=break-left", "--memory_gib=1e-9", NO_CACHE)
+    assert done.code == 0 and "2 of 2 matrices need more than the" in done.err, done
+
+
 def test_an_interrupted_edit_is_resumed(pair, tmp_path, monkeypatch):
     whole = edit(pair, "break-right", tmp_path / "whole")
     stop, edit_one = [3], execution._Editor.__call__
@@ -252,6 +291,9 @@ def test_bad_input_is_one_line(pair, cli, tmp_path):
         ([*both, f"--out={taken}", "--kind=break-left"], "is not empty"),
         ([*both, f"--out={folder / 'post'}", "--kind=break-left"], "is where the checkpoint is read from"),
         ([*both, f"--out={folder / 'base'}", "--kind=break-left"], "is where the checkpoint is read from"),
+        ([*both, f"--out={folder / 'post' / 'new'}", "--kind=break-left"], "which is read"),
+        ([*both, f"--out={folder / 'base' / 'a' / 'new'}", "--kind=break-left"], "which is read"),
+        ([*both, f"--out={folder}", "--kind=break-left"], "is not empty"),
         ([f"--base={small}", both[1], out, "--kind=break-left"], "shapes differ"),
         ([*both, out, "--kind=break-left", "--store_dtype=int8"], "Unknown store_dtype 'int8'"),
     ):
