@@ -14,7 +14,7 @@ Importing polarax loads next to nothing: each name is fetched from its module, a
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from polarax import kernels, loaders
+    from polarax import evaluation, kernels, loaders, tracking
     from polarax.comparison import compare
     from polarax.editing import edit
     from polarax.errors import RunError, UsageError
