@@ -53,9 +53,7 @@ def find_targets(
     for role, name in ties.stand_ins.items():
         if role in selection.roles:
             other = "embed" if role == "head" else "head"
-            raise UsageError(
-                f"The post's {role} is {short_name(name)}, stored once: choose --roles={other} to edit both."
-            )
+            raise UsageError(f"The post's {role} is {short_name(name)}, stored once: choose --roles={other}.")
     _refuse_shapes(base, paired.skipped, selection, role_map)
     chosen, left = selection.split(paired.pairs)
     pairs = []
