@@ -50,6 +50,10 @@ def find_targets(
         raise problem
     inventory = take_inventory(post, role_map, base.config if post.config is None else None)
     ties = find_ties(post, inventory, post.config or base.config or {})
+    for role, name in ties.stand_ins.items():
+        if role in selection.roles:
+            other = "embed" if role == "head" else "head"
+            raise UsageError(f"The post's {role} is {short_name(name)}, stored once: choose --roles={other}.")
     _refuse_shapes(base, paired.skipped, selection, role_map)
     chosen, left = selection.split(paired.pairs)
     pairs = []

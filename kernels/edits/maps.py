@@ -104,7 +104,7 @@ def inside_part(pair: TallPair, part: str) -> jax.Array:
     if part == "discordant":
         return (change - transpose(change)) / 2
     symmetric = (change + transpose(change)) / 2
-    return jnp.where(pair.base.tied, *((symmetric, 0) if part == "scaling" else (0, symmetric)))
+    return jnp.where(pair.base.tied == (part == "scaling"), symmetric, 0)
 
 
 def kept_part(pair: TallPair, part: str, square: bool) -> RowMaps:

@@ -218,9 +218,8 @@ def test_an_embedding_that_is_the_head_as_well_is_edited_as_embedding(tmp_path):
     found = read(edited.path)
     assert set(found) == {embedding} and np.any(found[embedding] != post[embedding])
     assert (edited.path / "config.json").read_bytes() == (tmp_path / "post" / "config.json").read_bytes()
-    with pytest.raises(polarax.UsageError) as raised:
+    with pytest.raises(polarax.UsageError, match=r"^The post's head is \S*embed_tokens.*choose --roles=embed"):
         polarax.edit(*sides, "keep-scaling", tmp_path / "head", roles="head", progress=False)
-    assert "head" in str(raised.value) and len(str(raised.value).splitlines()) == 1
 
 
 def test_what_needs_more_memory_is_said_beforehand(pair, cli, tmp_path):
