@@ -269,7 +269,7 @@ class TestFailures:
         def interrupt(*_):
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(polarax.measuring.execution, "make_row", interrupt)
+        monkeypatch.setattr(polarax.measuring.outputs, "make_row", interrupt)
         assert_one_line(compare(), "Interrupted", code=130)
         assert not polarax.Run.open(tmp_path / "run").finished
 
@@ -277,7 +277,7 @@ class TestFailures:
         def fail(*_):
             raise ZeroDivisionError("simulated\nbug")
 
-        monkeypatch.setattr(polarax.measuring.execution, "make_row", fail)
+        monkeypatch.setattr(polarax.measuring.outputs, "make_row", fail)
         done = compare()
         assert_one_line(done, "ZeroDivisionError: simulated bug", "--verbosity=1", code=1)
         done = compare("--overwrite", verbosity=1)

@@ -120,7 +120,7 @@ def test_flags_that_differ_end_all(pair, cache, tmp_path):
 
 def test_a_number_that_is_there_twice_ends_all(pair, cache, tmp_path):
     port, out = free_port(), f"--out={tmp_path / 'run'}"
-    running = start("compare", 2, *pair, out, cache, *FLAGS, port=port, numbers=[0, 1, 1])
+    running = start("compare", 2, *pair, out, cache, *FLAGS, port=port, numbers=[0, 1, 1], program=SLOWLY)
     first, *others = running.ends()
     assert first.code == 1 and "--process_id=1 is there twice" in first.err
     assert sorted(done.code for done in others) in ([1, 2], [2, 2])
