@@ -11,6 +11,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from polarax.errors import RunError
 from polarax.hosts import LANES
 from polarax.loaders import Checkpoint
 from polarax.measuring.compiled_parts import CompiledParts, PreparedParts
@@ -122,8 +123,13 @@ class _Execution:
                 if at_work is not None and not self._read_comes_first(at_work):
                     self._finish(at_work)
                     at_work = None
-                with self._timed("read"):
-                    read = self._reads.take()
+                try:
+                    with self._timed("read"):
+                        read = self._reads.take()
+                except RunError:
+                    if at_work is not None:  # is read already
+                        self._finish(at_work)
+                    raise
                 if at_work is not None and not (read and self._fills_lanes(at_work.stack, read[0])):
                     self._finish(at_work)
                     at_work = None
