@@ -151,7 +151,10 @@ class _Starting:
         self._thread = threading.Thread(target=self._announce, name="polarax-starting", daemon=True)
 
     def __enter__(self) -> "_Starting":
-        self._put()  # here, where an error is seen
+        try:
+            self._put()
+        except RunError as error:
+            raise UsageError(str(error)) from error
         self._thread.start()
         return self
 
