@@ -169,3 +169,24 @@ def test_several_processes_edit_what_one_edits(pair, cache, tmp_path):
     assert files == sorted(path.name for path in several.iterdir())
     assert filecmp.cmpfiles(one, several, files, shallow=False)[0] == files
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+class TestInABucket:
+    def test_a_process_that_is_killed_and_another_number_that_goes_on(self, s3, pair, cache, alone, tmp_path):
+        out = f"{s3.url}/runs/mine"
+        running = start("compare", 2, *pair, f"--out={out}", cache, *FLAGS, program=SLOWLY)
+        wait_for(lambda: sum(key.endswith(".npz") for key in s3.keys("runs/mine/parts/")) >= 3, running)
+        running.kill(0)
+        first, second = running.ends()
+        assert first.code == -signal.SIGKILL and second.code == 1
+        assert "process 0 (" in second.err.splitlines()[-1]
+        kept = [key for key in s3.keys("runs/mine/parts/") if key.endswith(".npz")]
+        first, *others = start("compare", 3, *pair, f"--out={out}", cache, *FLAGS).ends()
+        assert first.code == 0, first.err
+        assert all(done.code == 0 for done in others), others
+        assert kept and not s3.keys("runs/mine/parts/")
+        assert s3.get("runs/mine/matrices.csv") == (alone / "matrices.csv").read_bytes()
+        arrays = s3.keys("runs/mine/arrays/")
+        assert arrays and all(
+            s3.get(f"runs/mine/arrays/{key}") == (alone / "arrays" / key).read_bytes() for key in arrays
+        )
