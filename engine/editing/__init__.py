@@ -95,15 +95,15 @@ def edit(
     table = parse_role_map(role_map)
     if is_tree(post) and (base is None or is_tree(base)):
         if out is not None or settings.dtype is not None or keep_base:
-            raise UsageError("out, store_dtype and keep_base are for checkpoints; an edited parameter tree is returned.")
+            raise UsageError(
+                "out, store_dtype and keep_base are for checkpoints; an edited parameter tree is returned."
+            )
         trees = edit_tree(base, post, settings, selection, table)
         several = not isinstance(strength, (int, float))
         return trees if several else trees[0]
     if out is None:
         raise UsageError("out is missing: the folder for the edited checkpoint.")
-    request = check_edit(
-        base, post, settings, selection, role_map=table, memory_gib=memory_gib, keep_base=keep_base
-    )
+    request = check_edit(base, post, settings, selection, role_map=table, memory_gib=memory_gib, keep_base=keep_base)
     edited = run_edit(request, out, progress=progress)
     assert edited is not None  # one process alone
     return edited

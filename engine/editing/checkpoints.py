@@ -218,9 +218,7 @@ def run_edit(request: EditRequest, out: str | os.PathLike, *, progress: bool = T
 
 
 def _work(request: EditRequest) -> Work:
-    return Work(
-        request.base, request.post, request.targets, request.settings, request.memory_bytes, request.keep_base
-    )
+    return Work(request.base, request.post, request.targets, request.settings, request.memory_bytes, request.keep_base)
 
 
 def _drafts(request: EditRequest, description: Mapping[str, Any], drafts: pathlib.Path) -> list[Draft]:
