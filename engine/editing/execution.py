@@ -250,9 +250,10 @@ class _Editor:
 
     def _begun(self, pair, base):
         """The base as it is kept, or decomposed now and kept; None where that is not asked for."""
-        if not self._keeps(pair):
+        folder = self._kept_of(pair)
+        if folder is None:
             return None
-        kept = KeptStack(self._kept, base[None])
+        kept = KeptStack(folder, base[None])
         begun = kept.load()
         if begun is None:
             argument = jax.ShapeDtypeStruct((1, *base.shape), base.dtype)
@@ -261,8 +262,9 @@ class _Editor:
             kept.store(begun)
         return begun
 
-    def _keeps(self, pair):
-        return self._kept is not None and np.float64 not in (pair.dtype_base, pair.dtype_post)
+    def _kept_of(self, pair):
+        """Where the base of a pair is kept; None where it is not."""
+        return None if np.float64 in (pair.dtype_base, pair.dtype_post) else self._kept
 
     def _factor(self, pair):
         factor = self._settings.factor_of(pair.role)
@@ -285,7 +287,7 @@ class _Editor:
             jax.ShapeDtypeStruct((2,), np.uint32),
             jax.ShapeDtypeStruct((), self._dtype),
             jax.ShapeDtypeStruct(self._strengths.shape, self._dtype),
-            kept_structure(1, shape[1]) if self._keeps(pair) else None,
+            None if self._kept_of(pair) is None else kept_structure(1, shape[1]),
         )
         return self._compiled(find_maps, arguments, static)
 
