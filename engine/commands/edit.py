@@ -22,7 +22,7 @@ from polarax.errors import UsageError
 from polarax.loaders import parse_role_map
 from polarax.planning.selection import Selection
 
-_SHARED = ("include", "exclude", "roles", "layers", "method", "role_map", "memory_gib", "seed")
+_SHARED = ("include", "exclude", "roles", "layers", "method", "role_map", "keep_base", "memory_gib", "seed")
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -88,6 +88,7 @@ def _run(values: flags.FlagValues, post: str) -> int:
         Selection.parse(values.include, values.exclude, values.roles, values.layers),
         role_map=parse_role_map(values.role_map or None),
         memory_gib=values.memory_gib,
+        keep_base=values.keep_base or None,
     )
     edited = run_edit(request, values.out)
     if edited is None:

@@ -36,6 +36,7 @@ def edit(
     store_dtype: Any = None,
     measure: bool = True,
     method: str = "auto",
+    keep_base: str | os.PathLike | None = None,
     memory_gib: float = DEFAULT_MEMORY_GIB,
     progress: bool = True,
 ) -> Any:
@@ -64,6 +65,8 @@ def edit(
         store_dtype: Type that edited tensors are stored in; by default each keeps its own. Not of trees.
         measure: Measure alpha and nf of what is written against base and post. Not of trees.
         method: How to decompose, one of `polarax.kernels.SVD_METHODS`.
+        keep_base: Folder that keeps the base decomposed, the same as of `polarax.compare`: what a comparison or an edit
+            left there is not decomposed again. Not of trees.
         memory_gib: Memory that the edit may take on the host, over that of an idle process.
         progress: Show progress on standard error.
 
@@ -91,14 +94,16 @@ def edit(
     selection = Selection.parse(include, exclude, roles, layers)
     table = parse_role_map(role_map)
     if is_tree(post) and (base is None or is_tree(base)):
-        if out is not None or settings.dtype is not None:
-            raise UsageError("out and store_dtype are for checkpoints; an edited parameter tree is returned.")
+        if out is not None or settings.dtype is not None or keep_base:
+            raise UsageError(
+                "out, store_dtype and keep_base are for checkpoints; an edited parameter tree is returned."
+            )
         trees = edit_tree(base, post, settings, selection, table)
         several = not isinstance(strength, (int, float))
         return trees if several else trees[0]
     if out is None:
         raise UsageError("out is missing: the folder for the edited checkpoint.")
-    request = check_edit(base, post, settings, selection, role_map=table, memory_gib=memory_gib)
+    request = check_edit(base, post, settings, selection, role_map=table, memory_gib=memory_gib, keep_base=keep_base)
     edited = run_edit(request, out, progress=progress)
     assert edited is not None  # one process alone
     return edited

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from polarax.editing.execution import Work, plan_stacks, run_stacks
+from polarax.editing.execution import Work, measurement_of, plan_stacks, run_stacks
 from polarax.editing.journal import Journal
 from polarax.editing.settings import EditSettings
 from polarax.editing.table import COLUMNS, table_of_edit
@@ -24,6 +24,7 @@ from polarax.loaders.adapters.on_base import is_adapter
 from polarax.loaders.stores.store import local_path
 from polarax.loaders.writing.files import check_target, disk_errors, sync
 from polarax.loaders.writing.safetensors_draft import SafetensorsDraft
+from polarax.measuring.kept_bases import kept_line
 from polarax.measuring.progress import Progress
 from polarax.planning.comparison_plan import memory_warning
 from polarax.planning.environment import describe_environment
@@ -47,6 +48,7 @@ class EditRequest(NamedTuple):
     role_map: RoleMap | None
     memory_bytes: int
     alone: bool  # of one model
+    keep_base: str | os.PathLike | None = None  # folder of decomposed bases
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +86,7 @@ def check_edit(
     *,
     role_map: RoleMap | None = None,
     memory_gib: float,
+    keep_base: str | os.PathLike | None = None,
 ) -> EditRequest:
     """Opens the checkpoints and chooses what is edited; reads headers alone.
 
@@ -94,6 +97,7 @@ def check_edit(
         selection: Which matrices.
         role_map: The user's own table of names.
         memory_gib: Memory that the edit may take.
+        keep_base: Folder that keeps the base decomposed, as for a comparison.
 
     Raises:
         CheckpointError: A checkpoint cannot be read, or the two have too little in common.
@@ -103,6 +107,8 @@ def check_edit(
         raise UsageError(f"memory_gib must be positive and finite. Got {memory_gib}.")
     if base is None and not settings.kind.alone:
         raise UsageError(f"--base is missing: --kind={settings.kind.name} needs the checkpoint before training too.")
+    if keep_base:
+        _check_keeping(settings, alone=base is None)
     opened_post = open_checkpoint(post)
     opened_base = opened_post if base is None else open_checkpoint(base)
     for opened in (opened_base, opened_post):
@@ -118,7 +124,21 @@ def check_edit(
         role_map,
         int(memory_gib * 2**30),
         base is None,
+        keep_base or None,
     )
+
+
+def _check_keeping(settings: EditSettings, *, alone: bool) -> None:
+    """Raises UsageError where no decomposed base could be used."""
+    if alone or not settings.decomposes:
+        why = "of one model" if alone else "that is not measured"
+        raise UsageError(f"keep_base has nothing to keep here: {settings.kind.name} {why} decomposes no base.")
+    measurement = measurement_of(settings)
+    if not measurement.keeps_bases or measurement.dtype != "float64":
+        raise UsageError(
+            "keep_base has nothing to keep here: bases are decomposed for others than their posts by the method "
+            f"'gram' in float64 alone. Got method={measurement.method}, {measurement.dtype}."
+        )
 
 
 def partial_folder(out: str | os.PathLike) -> pathlib.Path:
@@ -175,6 +195,8 @@ def run_edit(request: EditRequest, out: str | os.PathLike, *, progress: bool = T
                 warning = memory_warning(stacks, work.memory_bytes)
                 if warning and progress:
                     print(warning, file=sys.stderr, flush=True)
+                if progress and request.keep_base and stacks:
+                    print(kept_line(stacks, request.keep_base), file=sys.stderr, flush=True)
                 if hosts is not None:
                     edit_together(work, stacks, drafts, journal, hosts)
                 else:
@@ -196,7 +218,7 @@ def run_edit(request: EditRequest, out: str | os.PathLike, *, progress: bool = T
 
 
 def _work(request: EditRequest) -> Work:
-    return Work(request.base, request.post, request.targets, request.settings, request.memory_bytes)
+    return Work(request.base, request.post, request.targets, request.settings, request.memory_bytes, request.keep_base)
 
 
 def _drafts(request: EditRequest, description: Mapping[str, Any], drafts: pathlib.Path) -> list[Draft]:

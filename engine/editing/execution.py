@@ -3,6 +3,7 @@
 import concurrent.futures
 import functools
 import math
+import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -13,16 +14,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from polarax.editing.kinds import BASE, POST
-from polarax.editing.program import Sums, draw_rows, find_maps, map_rows, measure_random
+from polarax.editing.program import Sums, decompose_base, draw_rows, find_maps, map_rows, measure_random
 from polarax.editing.settings import RANDOM, EditSettings
 from polarax.editing.targets import Targets
 from polarax.kernels.methods import METHODS, method_named
 from polarax.loaders import Checkpoint, Draft, Pair, rounded
+from polarax.measuring.kept_bases import KeptBases, KeptStack, form_of, kept_structure
+from polarax.measuring.parts import How
 from polarax.measuring.program_cache import is_of_this_package, load_or_compile
 from polarax.measuring.progress import Progress, SharedProgress
 from polarax.measuring.sampled_controls import matrix_key
 from polarax.measuring.stack_reads import StackReads
 from polarax.planning.devices import most_lanes, shared_cores, working_dtype, working_method
+from polarax.planning.measurement import Measurement
 from polarax.planning.stacks import Member, Stack, make_stacks, stored_bytes
 
 # Rows that are mapped at a time, in numbers: few enough that their float64 copies are small beside the matrix.
@@ -34,6 +38,8 @@ _HELD_BYTES = 1 << 28
 # (n, n) arrays of float64 that finding and measuring maps holds at once, beside those of a decomposition: counted in
 # XLA's buffer assignment, and measured as peak resident memory.
 _SQUARE_ARRAYS = 14
+# The same of a base that is kept: its Gram matrix and vectors, as they are read and as a program takes them.
+_KEPT_ARRAYS = 4
 
 
 class Work(NamedTuple):
@@ -44,17 +50,18 @@ class Work(NamedTuple):
     targets: Targets
     settings: EditSettings
     memory_bytes: int
+    keep_base: str | os.PathLike | None = None  # folder of decomposed bases
 
 
 def plan_stacks(work: Work, finished: Iterable[str], lanes: int | None = None) -> list[Stack]:
     """The stacks of what is not finished, for as many lanes as pay here by default."""
     done = set(finished)
     found: list[Mapping[int, Pair]] = [{0: pair} for pair in work.targets.pairs if pair.name not in done]
-    need = functools.partial(_work_bytes, work.settings)
+    need = functools.partial(_work_bytes, work.settings, _SQUARE_ARRAYS + (_KEPT_ARRAYS if work.keep_base else 0))
     return list(make_stacks(found, work.memory_bytes, need, 1, lanes or most_lanes(), together=False))
 
 
-def _work_bytes(settings: EditSettings, member: Member) -> int:
+def _work_bytes(settings: EditSettings, square_arrays: int, member: Member) -> int:
     """Memory that a matrix takes while it is edited, beside base and post."""
     rows, columns = max(member[0].shape), min(member[0].shape)
     found = method_named(settings.method).work_bytes(
@@ -62,7 +69,7 @@ def _work_bytes(settings: EditSettings, member: Member) -> int:
     )
     blocks = 8 * 4 * max(_BLOCK_NUMBERS, columns)
     edited = math.prod(member[0].shape) * member[0].dtype_post.itemsize
-    return found + 8 * _SQUARE_ARRAYS * columns**2 + blocks + _at_once(edited, len(settings.strengths)) * edited
+    return found + 8 * square_arrays * columns**2 + blocks + _at_once(edited, len(settings.strengths)) * edited
 
 
 def _at_once(nbytes: int, strengths: int) -> int:
@@ -118,6 +125,11 @@ def run_stacks(
             progress.advance(stack, waited, taken)
 
 
+def measurement_of(settings: EditSettings) -> Measurement:
+    """A comparison that decomposes bases as the edit does, and keeps them if it can."""
+    return Measurement(method=working_method(settings.method), dtype=working_dtype("auto"))
+
+
 class _Editor:
     """Edits one matrix after another, in any thread.
 
@@ -129,11 +141,15 @@ class _Editor:
     def __init__(self, work: Work, drafts: Sequence[Draft]):
         self._work, self._settings, self._drafts = work, work.settings, drafts
         self._putting = threading.Lock()  # parts of a fused tensor lie between each other's bytes
+        self._compiling = threading.Lock()
         self._programs: dict[Any, Callable[..., Any]] = {}
         self._dtype = working_dtype("auto")
         self._strengths = np.asarray(work.settings.strengths, self._dtype)
         # Without a pair there is nothing to find: W' = c W.
         self._alone = work.base is work.post and work.settings.kind.alone
+        self._how = How.of(measurement_of(work.settings))
+        form = form_of(measurement_of(work.settings)) if work.keep_base else None
+        self._kept = KeptBases(work.keep_base, form) if work.keep_base and form else None
 
     def prepare(self, stack: Stack) -> None:
         """Compiles what the stack needs, once for its shape."""
@@ -229,7 +245,26 @@ class _Editor:
 
     def _find(self, pair, base, post, key, transposed):
         factor = np.asarray(self._factor(pair), self._dtype)
-        return self._finder(base.shape, pair, transposed)(base, post, key, factor, self._strengths)
+        operands = (base, post, key, factor, self._strengths, self._begun(pair, base))
+        return self._finder(base.shape, pair, transposed)(*operands)
+
+    def _begun(self, pair, base):
+        """The base as it is kept, or decomposed now and kept; None where that is not asked for."""
+        folder = self._kept_of(pair)
+        if folder is None:
+            return None
+        kept = KeptStack(folder, base[None])
+        begun = kept.load()
+        if begun is None:
+            argument = jax.ShapeDtypeStruct((1, *base.shape), base.dtype)
+            program = self._compiled(decompose_base, (argument,), {"how": self._how})
+            begun = jax.device_get(program(base[None]))
+            kept.store(begun)
+        return begun
+
+    def _kept_of(self, pair):
+        """Where the base of a pair is kept; None where it is not."""
+        return None if np.float64 in (pair.dtype_base, pair.dtype_post) else self._kept
 
     def _factor(self, pair):
         factor = self._settings.factor_of(pair.role)
@@ -252,15 +287,18 @@ class _Editor:
             jax.ShapeDtypeStruct((2,), np.uint32),
             jax.ShapeDtypeStruct((), self._dtype),
             jax.ShapeDtypeStruct(self._strengths.shape, self._dtype),
+            None if self._kept_of(pair) is None else kept_structure(1, shape[1]),
         )
         return self._compiled(find_maps, arguments, static)
 
     def _compiled(self, function, arguments, static):
-        key = function, tuple((x.shape, str(x.dtype)) for x in arguments), tuple(static.items())
-        if key not in self._programs:
-            keep = is_of_this_package(METHODS.values())
-            self._programs[key] = load_or_compile(function, *arguments, static=static, keep=keep)
-        return self._programs[key]
+        shapes = tuple((x.shape, str(x.dtype)) for x in jax.tree.leaves(arguments))
+        key = function, shapes, tuple(static.items())
+        with self._compiling:
+            if key not in self._programs:
+                keep = is_of_this_package(METHODS.values())
+                self._programs[key] = load_or_compile(function, *arguments, static=static, keep=keep)
+            return self._programs[key]
 
     def _put(self, pair, places, matrices, transposed):
         """Puts a matrix for each of some strengths, and into tensors that repeat its own."""

@@ -12,6 +12,8 @@ from polarax.kernels.edits.maps import RowMaps, starting_maps
 from polarax.kernels.edits.measure import Measured, measure_grams, measure_maps
 from polarax.kernels.edits.tall_pair import TallPair, gram_of, tall_pair
 from polarax.kernels.edits.turned import aligned
+from polarax.kernels.methods.gram_route import Base
+from polarax.measuring.parts import How, begin
 
 # Named, so that a draw does not depend on JAX's settings.
 _GENERATOR = "threefry2x32"
@@ -28,6 +30,12 @@ class Found(NamedTuple):
     no_base: jax.Array  # (), bool: the base is zero, and has no vectors
 
 
+@functools.partial(jax.jit, static_argnames=("how",))
+def decompose_base(base: jax.Array, *, how: How) -> Base:
+    """What a comparison keeps of bases, (count, m, n), m >= n."""
+    return begin(base, (), how=how).base
+
+
 @functools.partial(
     jax.jit, static_argnames=("kind", "random_signs", "transposed", "measure", "whole", "method", "dtype")
 )
@@ -37,6 +45,7 @@ def find_maps(
     key: jax.Array,
     factor: jax.Array,
     strengths: jax.Array,
+    begun: Base | None = None,
     *,
     kind: str,
     random_signs: bool = False,
@@ -54,6 +63,7 @@ def find_maps(
         key: (2,), uint32: what random signs are drawn from.
         factor: (), of scaled values.
         strengths: (strengths,): what is to be measured.
+        begun: The base, (1, ...) each, if `decompose_base` was there before; only where that keeps bases in float64.
         kind: Of the edit.
         random_signs: Draw the signs of vector pairs.
         transposed: Whether the matrices are stored as their transposes.
@@ -63,7 +73,9 @@ def find_maps(
         dtype: To compute in; float64 needs its scope.
     """
     record, shape = KINDS[kind], (base.shape[-2], base.shape[-1])
-    pair = tall_pair(base, post, dtype=dtype, method=method, post_is_measured_alone=record.start == BASE)
+    begun = jax.tree.map(lambda x: x[0], begun)
+    of_post = {"post_is_measured_alone": record.start == BASE}
+    pair = tall_pair(base, post, dtype=dtype, method=method, begun=begun, **of_post)
     no_base = jnp.all(base == 0)
     if record.plan is None:
         return Found(pair.finite, None, None, pair if measure else None, no_base)

@@ -87,6 +87,11 @@ class EditSettings:
         return factors.get(role, factors.get(ALL_ROLES))
 
     @property
+    def decomposes(self) -> bool:
+        """Whether singular vectors of base and post are needed: for the edit, or to measure it."""
+        return self.measure or not (self.kind.alone or self.kind.plan is None)
+
+    @property
     def several(self) -> bool:
         """Whether a checkpoint is written for each of several strengths."""
         return len(self.strengths) > 1

@@ -223,9 +223,7 @@ class KeptShapes:
         count, *shape = self._bases.shape
         if not self._folder.may_have(shape):
             return None
-        kinds = kept_shapes(shape[-1]).items()
-        arrays = {kind: jax.ShapeDtypeStruct((count, *of_one), np.float64) for kind, of_one in kinds}
-        return _base(arrays | dict.fromkeys(("resolved", "finite"), jax.ShapeDtypeStruct((count,), np.bool_)))
+        return kept_structure(count, shape[-1])
 
     def store(self, base: Base) -> None:
         """Nothing is there to be kept."""
@@ -243,6 +241,13 @@ def kept_shapes(columns: int) -> dict[str, tuple[int, ...]]:
     `resolved` is 1 where all singular values are large enough for this route.
     """
     return {"values": (columns,), "vectors": (columns, columns), "gram": (columns, columns), "resolved": ()}
+
+
+def kept_structure(count: int, columns: int) -> Base:
+    """Shapes and dtypes of what `KeptStack` loads for some matrices."""
+    kinds = kept_shapes(columns).items()
+    arrays = {kind: jax.ShapeDtypeStruct((count, *of_one), np.float64) for kind, of_one in kinds}
+    return _base(arrays | dict.fromkeys(("resolved", "finite"), jax.ShapeDtypeStruct((count,), np.bool_)))
 
 
 def kept_bytes(stacks: Iterable[Stack]) -> int:

@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from polarax.kernels.gram import UNRESOLVED, pair_grams, right_frame, stored_gram
+from polarax.kernels.gram import UNRESOLVED, change_grams, pair_grams, right_frame, stored_gram
 from polarax.kernels.methods import AUTO
+from polarax.kernels.methods.gram_route import Base
 from polarax.kernels.products import inner, matmul, transpose
 from polarax.kernels.svd import svd
 from polarax.kernels.symmetric_eigen import eigh_ascending
@@ -70,7 +71,7 @@ class TallPair(NamedTuple):
     post: Side
     toward: jax.Array  # W_b^T D, (..., r, r)
     turned: jax.Array  # W_b^T W_p V_p, (..., r, r)
-    finite: jax.Array  # (...), bool: else both were taken to be orthonormal
+    finite: jax.Array  # (...), bool: else what is not was taken to be orthonormal
     unit: jax.Array  # (...): what norms are to be multiplied by
 
     @property
@@ -114,6 +115,7 @@ def tall_pair(
     dtype: jax.typing.DTypeLike,
     method: str = AUTO,
     post_is_measured_alone: bool = False,
+    begun: Base | None = None,
 ) -> TallPair:
     """Decomposes base and post.
 
@@ -123,6 +125,8 @@ def tall_pair(
         dtype: To compute in: float64, in whose scope this is then called, or float32.
         method: One of `polarax.kernels.SVD_METHODS`; "auto" takes Gram matrices in float64, else the choice of `svd`.
         post_is_measured_alone: No edit is made of the post's vectors: its small singular values need not be resolved.
+        begun: The base, if it is decomposed already, by its Gram matrix and in float64; of matrices that are stored in
+            less than float64.
     """
     unit = _unit_of(base, post)
 
@@ -131,12 +135,18 @@ def tall_pair(
         return x if unit is None else x / unit.astype(dtype)[..., None, None]
 
     finite = jnp.all(jnp.isfinite(base), axis=(-2, -1)) & jnp.all(jnp.isfinite(post), axis=(-2, -1))
-    upper, change = pair_grams(base, post, convert)
+    if begun is None:
+        upper, change = pair_grams(base, post, convert)
+    else:
+        upper, change = begun.gram, change_grams(base, post, convert)
     gram_base = _full(upper)
     gram_post = _gram_of_post(post, gram_base, change, convert)
     identity = jnp.eye(base.shape[-1], dtype=dtype)
     gram_base, gram_post = (jnp.where(finite[..., None, None], gram, identity) for gram in (gram_base, gram_post))
-    of_base = _side(base, gram_base, finite, convert, method)
+    if begun is None:
+        of_base = _side(base, gram_base, finite, convert, method)
+    else:
+        of_base = _side_of_frame(begun.decomposed.frame, gram_base)
     if post_is_measured_alone and gram_post.dtype == jnp.float64:
         of_post = side_of_gram(gram_post)
     else:
@@ -172,11 +182,14 @@ def side_of_gram(gram: jax.Array) -> Side:
 
 def _side(x, gram, finite, convert, method):
     if method == AUTO and gram.dtype == jnp.float64:
-        frame = right_frame(gram, functools.partial(stored_gram, x, convert))
-        return _determined(frame.values, transpose(frame.rows), gram, UNRESOLVED)
+        return _side_of_frame(right_frame(gram, functools.partial(stored_gram, x, convert)), gram)
     parts = svd(jnp.where(finite[..., None, None], convert(x), 0), method=method)
     floor = UNRESOLVED if gram.dtype == jnp.float64 else math.sqrt(x.shape[-2]) * float(jnp.finfo(gram.dtype).eps)
     return _determined(parts.values, parts.right, gram, floor)
+
+
+def _side_of_frame(frame, gram):
+    return _determined(frame.values, transpose(frame.rows), gram, UNRESOLVED)
 
 
 def _determined(values, right, gram, floor):
