@@ -70,9 +70,16 @@ def gram(x: jax.Array) -> jax.Array:
     else:
         at_once = lambda x: matmul(transpose(x), x)  # noqa: E731
         upper = lax.platform_dependent(x, cuda=at_once, rocm=at_once, default=strips)
-    upper = lax.optimization_barrier(upper)
-    index = jnp.arange(x.shape[-1])
-    return jnp.where(index[:, None] <= index, upper, transpose(upper))
+    return both_triangles(lax.optimization_barrier(upper))
+
+
+def both_triangles(upper: jax.Array) -> jax.Array:
+    """A symmetric matrix, (..., n, n), from its upper triangle; what is below the diagonal says nothing.
+
+    A sum of triangles: a choice between a matrix and its transpose takes XLA on CPU (jaxlib 0.10) 11 s to compile for
+    n = 500, and for n = 1024 the program ends the process. (1536 takes no time.)
+    """
+    return jnp.triu(upper) + transpose(jnp.triu(upper, 1))
 
 
 def stored_gram(x: jax.Array, convert: Callable[[jax.Array], jax.Array], rows: jax.Array | None = None) -> jax.Array:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from polarax.kernels.gram import UNRESOLVED, change_grams, pair_grams, right_frame, stored_gram
+from polarax.kernels.gram import UNRESOLVED, both_triangles, change_grams, pair_grams, right_frame, stored_gram
 from polarax.kernels.methods import AUTO
 from polarax.kernels.methods.gram_route import Base
 from polarax.kernels.products import inner, matmul, transpose
@@ -139,7 +139,7 @@ def tall_pair(
         upper, change = pair_grams(base, post, convert)
     else:
         upper, change = begun.gram, change_grams(base, post, convert)
-    gram_base = _full(upper)
+    gram_base = both_triangles(upper)
     gram_post = _gram_of_post(post, gram_base, change, convert)
     identity = jnp.eye(base.shape[-1], dtype=dtype)
     gram_base, gram_post = (jnp.where(finite[..., None, None], gram, identity) for gram in (gram_base, gram_post))
@@ -160,16 +160,16 @@ def tall_pair(
 def _gram_of_post(post, gram_base, change, convert):
     """W_p^T W_p by its difference from the base's, unless it is so small that the base's rounding errors show."""
     across = change.across
-    by_sum = gram_base + (across + transpose(across)) + _full(change.change)
+    by_sum = gram_base + (across + transpose(across)) + both_triangles(change.change)
     traces = (jnp.trace(gram, axis1=-2, axis2=-1) for gram in (gram_base, by_sum))
     trace_base, trace_post = traces
     small = trace_post < _SMALL_POST**2 * trace_base
-    return lax.cond(jnp.any(small), lambda: _full(stored_gram(post, convert)), lambda: by_sum)
+    return lax.cond(jnp.any(small), lambda: both_triangles(stored_gram(post, convert)), lambda: by_sum)
 
 
 def gram_of(x: jax.Array, pair: TallPair) -> jax.Array:
     """W^T W, (..., r, r), in the unit of a pair, of a matrix as it is stored, (..., m, n)."""
-    return _full(stored_gram(x, lambda part: part.astype(pair.unit.dtype) / pair.unit[..., None, None]))
+    return both_triangles(stored_gram(x, lambda part: part.astype(pair.unit.dtype) / pair.unit[..., None, None]))
 
 
 def side_of_gram(gram: jax.Array) -> Side:
@@ -195,12 +195,6 @@ def _side_of_frame(frame, gram):
 def _determined(values, right, gram, floor):
     kept = values > floor * values[..., :1]
     return Side(jnp.where(kept, values, 0), right, gram)
-
-
-def _full(upper):
-    """A symmetric matrix from its upper triangle."""
-    index = jnp.arange(upper.shape[-1])
-    return jnp.where(index[:, None] <= index, upper, transpose(upper))
 
 
 def _unit_of(base, post):
