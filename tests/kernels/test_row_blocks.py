@@ -6,6 +6,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from polarax.kernels.gram import both_triangles
 from polarax.kernels.row_blocks import fold_row_blocks, reduce_row_blocks
 from polarax.kernels.triangle import triangle_by_blocks
 
@@ -57,3 +58,12 @@ def test_a_triangle_of_stored_numbers_is_that_of_the_working_dtype():
         found = np.asarray(triangle_by_blocks(lambda rows: rows.astype(jnp.float64), x))
     exact = x.astype(np.float64)
     np.testing.assert_allclose(found.T @ found, exact.T @ exact, rtol=1e-12)
+
+
+@pytest.mark.parametrize("size", [1, 500, 1024])
+def test_both_triangles(size):
+    # 1024: with a choice between a matrix and its transpose jaxlib 0.10 ended the process.
+    upper = np.random.default_rng(size).normal(size=(size, size))
+    with jax.enable_x64(True):
+        found = np.asarray(jax.jit(lambda x: both_triangles(x @ jnp.eye(size, dtype=x.dtype)))(upper))
+    np.testing.assert_array_equal(found, np.triu(upper) + np.triu(upper, 1).T)
