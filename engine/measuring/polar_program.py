@@ -39,13 +39,7 @@ def by_polar_factors(
                 f"nonfinite_{side}": jnp.sum(~jnp.isfinite(working[place]), axis=(-2, -1), dtype=jnp.int32)
                 for side, place in (("base", first), ("post", second))
             },
-            "change_norm": pair.change_norm,
-            "rank_base": pair.rank_base,
-            "rank_post": pair.rank_post,
-            "control_reach": pair.control.reach,
-            "polar_residual": pair.residual,
-            "polar_steps": pair.steps,
-            **polar_columns(pair.headlines, pair.control, pair.change_norm),
+            **columns_of_pair(pair),
         }
 
     def cosine(first, second):
@@ -55,3 +49,16 @@ def by_polar_factors(
         tuple(read(0, place) for place in range(1, len(working))),
         tuple(read(1 + i, 1 + j) | {"change_cosine": cosine(i, j)} for i, j in pairs),
     )
+
+
+def columns_of_pair(pair: kernels.PolarPair) -> dict[str, jax.Array]:
+    """What is read of a pair by its polar factors, one number a matrix each."""
+    return {
+        "change_norm": pair.change_norm,
+        "rank_base": pair.rank_base,
+        "rank_post": pair.rank_post,
+        "control_reach": pair.control.reach,
+        "polar_residual": pair.residual,
+        "polar_steps": pair.steps,
+        **polar_columns(pair.headlines, pair.control, pair.change_norm),
+    }

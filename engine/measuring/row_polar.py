@@ -15,8 +15,8 @@ from polarax import kernels
 from polarax.kernels.polar_headlines import Norms, Quality, pair_of_products, pair_products
 from polarax.kernels.polar_polynomial import Iterated, orthogonality_tolerance, polynomial_polar
 from polarax.kernels.steps import Steps, joined_norms
+from polarax.measuring.polar_program import columns_of_pair
 from polarax.metrics import Readings
-from polarax.metrics.polar_factors import polar_columns
 from polarax.planning.measurement import Measurement
 
 
@@ -77,16 +77,7 @@ def _norms(base, post):
 def _columns(products, norms, quality, *, shape):
     rank = jnp.full(norms.base.shape, shape[-1], jnp.int32)
     base, post = (Quality(rank, jnp.full_like(rank, count), residual) for residual, count in quality)
-    pair = pair_of_products(products, norms, base, post, jnp.ones(rank.shape, bool), shape=shape)
-    return {
-        "change_norm": pair.change_norm,
-        "rank_base": pair.rank_base,
-        "rank_post": pair.rank_post,
-        "control_reach": pair.control.reach,
-        "polar_residual": pair.residual,
-        "polar_steps": pair.steps,
-        **polar_columns(pair.headlines, pair.control, pair.change_norm),
-    }
+    return columns_of_pair(pair_of_products(products, norms, base, post, jnp.ones(rank.shape, bool), shape=shape))
 
 
 def _not_iterated(residual):

@@ -120,14 +120,19 @@ def test_a_division_depends_on_nothing_else():
     assert [[stack.number for stack in share.stacks] for share in alike] == [[0, 3], [1, 4], [2, 5]]
 
 
+def best_division(stacks, hosts):
+    """The least that the largest share can cost, of all divisions."""
+    return min(
+        max(sum(cost(s) for s, own in zip(stacks, owners, strict=True) if own == host) for host in range(hosts))
+        for owners in itertools.product(range(hosts), repeat=len(stacks))
+    )
+
+
 @pytest.mark.parametrize("hosts", [2, 3])
 @pytest.mark.parametrize("seed", range(4))
 def test_the_largest_share_is_within_grahams_bound_of_the_best_division(hosts, seed):
     stacks = random_stacks(8, seed)
-    best = min(
-        max(sum(cost(s) for s, own in zip(stacks, owners, strict=True) if own == host) for host in range(hosts))
-        for owners in itertools.product(range(hosts), repeat=len(stacks))
-    )
+    best = best_division(stacks, hosts)
     largest = max(share.cost for share in divide_stacks(stacks, hosts))
     assert best <= largest <= (4 / 3 - 1 / (3 * hosts)) * best
 
@@ -205,10 +210,7 @@ def test_the_limits_by_hand():
 @pytest.mark.parametrize("seed", range(4))
 def test_no_division_is_better_than_the_limit(hosts, seed):
     stacks = random_stacks(8, seed)
-    best = min(
-        max(sum(cost(s) for s, own in zip(stacks, owners, strict=True) if own == host) for host in range(hosts))
-        for owners in itertools.product(range(hosts), repeat=len(stacks))
-    )
+    best = best_division(stacks, hosts)
     found = limits(stacks, hosts)
     mean = sum(map(cost, stacks)) / hosts
     assert max(map(cost, stacks)) / mean == pytest.approx(found.largest)
