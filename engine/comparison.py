@@ -320,6 +320,7 @@ def _open_output(open_writers, request, description, comparison, path, overwrite
     header = columns(
         measurement.groups,
         sampled=bool(measurement.draws),
+        own_spectrum=measurement.own_spectrum,
         between=bool(first),
         by_products=measurement.by_products,
         quick=measurement.quick,

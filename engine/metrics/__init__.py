@@ -24,6 +24,7 @@ from polarax.metrics.catalogue import (
     BETWEEN,
     CERTIFICATE,
     GROUPS,
+    OWN_SPECTRUM,
     SAMPLED_SUFFIXES,
     Chance,
     Control,
@@ -51,6 +52,7 @@ __all__ = [
     "CONTROL_COLUMNS",
     "GROUPS",
     "IDENTITY_COLUMNS",
+    "OWN_SPECTRUM",
     "SAMPLED_SUFFIXES",
     "TEXT_COLUMNS",
     "Chance",
@@ -151,6 +153,7 @@ def columns(
     groups: Iterable[str],
     *,
     sampled: bool = False,
+    own_spectrum: bool = False,
     between: bool = False,
     by_products: bool = False,
     quick: bool = False,
@@ -160,6 +163,7 @@ def columns(
     Args:
         groups: Metric groups.
         sampled: Whether random changes are drawn.
+        own_spectrum: Whether the singular values of the change are known, for the control that has these.
         between: Whether it is two posts that are compared.
         by_products: Whether polar factors are iterated for.
         quick: Whether it is a first look: of the groups what that measures, and its certificate.
@@ -169,6 +173,7 @@ def columns(
     more = (
         *(CERTIFICATE_COLUMNS if by_products else ()),
         *(sampled_columns(groups, quick=quick) if sampled else ()),
+        *(sampled_columns(groups, kinds=(OWN_SPECTRUM,)) if own_spectrum and not sampled else ()),
         *(BETWEEN if between else ()),
         *(CERTIFICATE if quick else ()),
     )

@@ -21,7 +21,7 @@ from polarax.metrics.catalogue import (
 )
 from polarax.metrics.controlled import controlled
 from polarax.metrics.matrix_pair import MatrixPair, Readings
-from polarax.metrics.tables import column, constant, directions, sides
+from polarax.metrics.tables import column, constant, directions, sides, spread_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -85,20 +85,23 @@ def much_of_the_change(rows: "pd.DataFrame", *, parts: str) -> "pd.Series":
 def chance_of_diagonal(frame: "pd.DataFrame", *, metric: str) -> Chance:
     """What chance gives of a diagonal's share of the change."""
     null = column(frame, f"{metric}_null")
-    return Chance(null, null, np.sqrt(8 * null / (column(frame, "rows") * column(frame, "cols"))))
+    widest = np.sqrt(8 * null / (column(frame, "rows") * column(frame, "cols")))
+    return Chance(null, null, spread_of(frame, metric, widest))
 
 
 def _chance_of_outside(frame: "pd.DataFrame") -> Chance:
     null = column(frame, "budget_outside_null")
     rank = np.sqrt((1 - null).clip(lower=0) * (column(frame, "rows") * column(frame, "cols")))
     relative = sum(2 * (1 - rank / side) / rank for side in sides(frame))
-    return Chance(null, null, (1 - null) * np.sqrt(relative.clip(lower=0) / directions(frame)))
+    widest = (1 - null) * np.sqrt(relative.clip(lower=0) / directions(frame))
+    return Chance(null, null, spread_of(frame, "budget_outside", widest))
 
 
 def chance_of_coordination(frame: "pd.DataFrame", *, metric: str) -> Chance:
-    """What chance gives of a coordination."""
+    """What chance gives of a coordination. Of few directions it has a longer tail, up to that of a chi-square of 1."""
     zero = constant(frame, 0.0)
-    return Chance(zero, zero, column(frame, f"{metric}_null_std") * np.sqrt(1 + 3 / directions(frame)))
+    std = spread_of(frame, metric, column(frame, f"{metric}_null_std"))
+    return Chance(zero, zero, std * np.sqrt(1 + 3 / directions(frame)))
 
 
 register(

@@ -22,11 +22,14 @@ if TYPE_CHECKING:
 DEVIATIONS = 6.0
 
 # For each metric whose control is sampled and each kind of random change: metric_kind, metric_kind_std, metric_kind_z.
+# Those of `OWN_SPECTRUM` are there without draws too, from closed forms.
 SAMPLED_SUFFIXES = {
     "": "mean over the draws",
     "_std": "population standard deviation over the draws",
     "_z": "(metric - mean) / standard deviation",
 }
+# Of `RANDOM_CHANGES`, the change's own singular values in random directions.
+OWN_SPECTRUM = "spectrum"
 
 
 class Shown(enum.Flag):
@@ -337,11 +340,13 @@ def sampled_metrics(groups: Iterable[str], *, quick: bool = False) -> tuple[str,
     return tuple(m.name for m in metrics_of(groups, quick=quick) if m.control is not None and m.control.sampled)
 
 
-def sampled_columns(groups: Iterable[str], *, quick: bool = False) -> tuple[str, ...]:
-    """The columns that random changes add to these groups; with `quick`, to a first look."""
+def sampled_columns(
+    groups: Iterable[str], *, quick: bool = False, kinds: Iterable[str] = RANDOM_CHANGES
+) -> tuple[str, ...]:
+    """The columns that random changes of these kinds add to these groups; with `quick`, to a first look."""
     return tuple(
         f"{metric}_{kind}{suffix}"
         for metric in sampled_metrics(groups, quick=quick)
-        for kind in RANDOM_CHANGES
+        for kind in kinds
         for suffix in SAMPLED_SUFFIXES
     )

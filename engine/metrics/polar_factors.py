@@ -9,7 +9,7 @@ from polarax import kernels
 from polarax.metrics.catalogue import POLAR, Chance, Control, Effect, Kind, Metric, Shown, register
 from polarax.metrics.controlled import controlled
 from polarax.metrics.matrix_pair import MatrixPair, Readings
-from polarax.metrics.tables import column, directions
+from polarax.metrics.tables import column, directions, spread_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -43,7 +43,8 @@ def polar_columns(headlines: kernels.Headlines, control: kernels.Controls, chang
 
 def _chance_of_symmetry(frame: "pd.DataFrame") -> Chance:
     null = column(frame, "symmetry_null")
-    return Chance(null, null, column(frame, "symmetry_null_std") * np.sqrt(1 + 3 / directions(frame)))
+    std = spread_of(frame, "symmetry", column(frame, "symmetry_null_std"))
+    return Chance(null, null, std * np.sqrt(1 + 3 / directions(frame)))
 
 
 def _much_of_the_change(rows: "pd.DataFrame") -> "pd.Series":

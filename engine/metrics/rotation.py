@@ -11,7 +11,7 @@ from polarax.metrics.catalogue import ROTATION, Chance, Control, Effect, Kind, M
 from polarax.metrics.controlled import controlled
 from polarax.metrics.matrix_pair import MatrixPair, Readings
 from polarax.metrics.status import JudgedBy
-from polarax.metrics.tables import column, directions, sides
+from polarax.metrics.tables import column, directions, sides, spread_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -37,11 +37,13 @@ def read_pictures(pair: MatrixPair) -> Readings:
 
 
 def _chance_of_nf(frame: "pd.DataFrame") -> Chance:
-    null = column(frame, "nf_null")
-    null = null.where((frame["control"] == JudgedBy.CLOSED_FORM.value) & (null > 0))
+    """That of the change's own spectrum; where it was not measured, isotropic noise, wider for few directions."""
+    isotropic = column(frame, "nf_null").where(frame["control"] != JudgedBy.OUT_OF_RANGE.value)
+    mean = column(frame, "nf_spectrum").fillna(isotropic)
+    mean = mean.where(mean > 0)
     _, short = sides(frame)
-    std = column(frame, "nf_null_std") * np.sqrt(1 + short / directions(frame))
-    return Chance(null, null, std.where(null.notna()))
+    std = spread_of(frame, "nf", column(frame, "nf_null_std") * np.sqrt(1 + short / directions(frame)))
+    return Chance(mean, mean, std.where(mean.notna()))
 
 
 register(

@@ -10,7 +10,7 @@ from polarax.metrics.catalogue import SCALING, Chance, Control, Effect, Kind, Me
 from polarax.metrics.controlled import controlled
 from polarax.metrics.leading_pair import LeadingPair
 from polarax.metrics.matrix_pair import MatrixPair, Readings
-from polarax.metrics.tables import column, constant
+from polarax.metrics.tables import column, constant, spread_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -81,7 +81,8 @@ def _entries_columns(entries: jax.Array, change_norm: jax.Array, std: jax.Array)
 
 def _chance_of_alpha(frame: "pd.DataFrame") -> Chance:
     """alpha - 1 = <D, W> / ||W||^2 + (drift^2 - nss^2) / 2, and nss is between 0 and drift."""
-    return Chance(constant(frame, 1.0), column(frame, "alpha_null"), column(frame, "alpha_null_std"))
+    std = spread_of(frame, "alpha", column(frame, "alpha_null_std"))
+    return Chance(constant(frame, 1.0), column(frame, "alpha_null"), std)
 
 
 register(

@@ -28,6 +28,18 @@ def null_of(frame: "pd.DataFrame", metric: "Metric") -> "pd.Series":
     return constant(frame, 0.0) if metric.null is None else column(frame, metric.null)
 
 
+def spread_of(frame: "pd.DataFrame", metric: str, otherwise: "pd.Series") -> "pd.Series":
+    """Standard deviation of a metric over changes with this one's singular values in random directions.
+
+    Args:
+        frame: Rows.
+        metric: Its name.
+        otherwise: Taken where the singular values of the change were not measured.
+    """
+    own = column(frame, f"{metric}_spectrum_std")
+    return own.where(own > 0, otherwise)
+
+
 def sides(frame: "pd.DataFrame") -> "tuple[pd.Series, pd.Series]":
     """The longer and the shorter side of each matrix."""
     rows, cols = column(frame, "rows"), column(frame, "cols")

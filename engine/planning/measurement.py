@@ -88,6 +88,11 @@ class Measurement:
         return self.draws > 0 or any(GROUPS[group].change_values for group in self.groups)
 
     @property
+    def own_spectrum(self) -> bool:
+        """Whether metrics have the control of a change with its own singular values in random directions."""
+        return self.change_values and not self.quick and not self.by_products
+
+    @property
     def keeps_bases(self) -> bool:
         """Whether a base is decomposed into something that other posts can be compared with."""
         return self.vectors and not self.quick and not self.by_products and self._route.takes_new_posts
