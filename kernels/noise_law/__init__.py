@@ -1,0 +1,5 @@
+"""What adding noise to a matrix does to its singular values and its polar factor, in closed form at any size."""
+
+from polarax.kernels.noise_law.polar_law import PolarLaw, polar_law
+
+__all__ = ["PolarLaw", "polar_law"]
