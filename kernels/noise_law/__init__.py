@@ -1,5 +1,15 @@
-"""What adding noise to a matrix does to its singular values and its polar factor, in closed form at any size."""
+"""What adding noise to a matrix does to its singular values and vectors, in closed form at any size."""
 
+from polarax.kernels.noise_law.moments import Moments, change_moments, isotropic_moments
 from polarax.kernels.noise_law.polar_law import PolarLaw, polar_law
+from polarax.kernels.noise_law.spreads import Spreads, spreads
 
-__all__ = ["PolarLaw", "polar_law"]
+__all__ = [
+    "Moments",
+    "PolarLaw",
+    "Spreads",
+    "change_moments",
+    "isotropic_moments",
+    "polar_law",
+    "spreads",
+]

@@ -1,0 +1,311 @@
+"""Standard deviations of what is measured, under a random change of a given norm and given fourth moments.
+
+What is a share of the change is exact at any size. The rest is to first order in the change: a sum of squares of
+entries of E, or of their products, whose variance the moments give. With the moments of independent normal entries
+these are the spreads of isotropic noise; with those of the change's own singular values, of that spectrum in random
+directions (docs: definitions, "Spreads").
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from polarax.kernels.noise_law.moments import (
+    Moments,
+    moments_of_shares,
+    variance_of_block,
+    variance_of_diagonal,
+    variance_of_lengths,
+    variance_of_pairs,
+)
+from polarax.kernels.sides import Shape, entry_count, is_tall, longer_side, root, shorter_side
+from polarax.kernels.thin_svd import numerical_rank
+
+# Entries of the arrays over pairs of singular values that are held at a time: 16 MiB in float64.
+_PAIRS_AT_A_TIME = 2**21
+
+
+class Spreads(NamedTuple):
+    """Standard deviations under a random change; each (...)."""
+
+    nf: jax.Array
+    coordination: jax.Array
+    alpha: jax.Array
+    alpha_entries: jax.Array
+    ratio_cv: jax.Array
+    ratio_cv_energy: jax.Array
+    nss: jax.Array
+    budget_scaling: jax.Array
+    budget_coordinated: jax.Array
+    budget_discordant: jax.Array
+    budget_outside: jax.Array
+    symmetry: jax.Array
+    nuclear_norm_ratio: jax.Array
+    fit_error: jax.Array
+    overlap_left: jax.Array
+    overlap_right: jax.Array
+    leading_scaling: jax.Array
+    leading_coordinated: jax.Array
+    leading_discordant: jax.Array
+    leading_coordination: jax.Array
+
+
+class _Base(NamedTuple):
+    """A base in units of its largest singular value."""
+
+    values: jax.Array  # (..., r), 1 beyond the rank
+    inside: jax.Array  # (..., r), whether a value is within the rank
+    rank: jax.Array  # (...), NaN for a base that is zero or not finite
+    energy: jax.Array  # sum of squares, (...)
+    sd: jax.Array  # (...)
+    free: jax.Array  # rows outside of the base's space, (...)
+
+
+class _PairSums(NamedTuple):
+    """Sums over pairs of singular values with weights g."""
+
+    rows: jax.Array  # sum_j g_ij, (..., r)
+    squares: jax.Array  # sum_{i<j} g_ij^2, (...)
+
+    @property
+    def total(self):
+        return jnp.sum(self.rows, axis=-1) / 2
+
+    def variance(self, moments):
+        return variance_of_pairs(moments, self.total, jnp.sum(self.rows**2, axis=-1), self.squares)
+
+
+def spreads(
+    s_base: jax.Array, change_norm: jax.Array, moments: Moments, *, shape: Shape, top_k: int = 16
+) -> Spreads:
+    """The standard deviations of a pair's readings, O(r^2).
+
+    The numerical rank of the base stands for r: what a rank-deficient base leaves undetermined counts as outside.
+
+    Args:
+        s_base: Singular values of the base, (..., r), descending.
+        change_norm: ||D||_F, (...).
+        moments: Of the change: `change_moments` or `isotropic_moments`.
+        shape: (m, n) of the matrix, m an operand or a number.
+        top_k: Dimension of the leading subspaces; at most the rank is used.
+
+    Returns:
+        `Spreads`; NaN for a base that is zero or not finite.
+    """
+    base = _in_units(jnp.asarray(s_base), jnp.asarray(change_norm), shape)
+    turned, repelled, absorbed = _pair_sums(base)
+    shares = moments_of_shares(moments)
+    norm = jnp.sqrt(base.energy)
+    relative_sd = base.sd / norm
+    uniform = jnp.where(base.inside, 1 / base.rank[..., None], 0)
+    energy = jnp.where(base.inside, base.values**2, 0) / base.energy[..., None]
+    growth = base.free[..., None] / (base.values * (_grown(base) + base.values))  # of a ratio, over sd^2
+    leading = jnp.minimum(base.rank, top_k)
+    parts = {"coordinated": _rotations, "discordant": _rotations, "scaling": _diagonal, "coordination": _coordination}
+    of_budget = {part: spread(shares, base.rank, shape) for part, spread in parts.items()}
+    of_leading = {f"leading_{part}": spread(shares, leading, shape) for part, spread in parts.items()}
+    left, right = _overlaps(base, moments, leading, min(top_k, shorter_side(shape)), shape)
+    return Spreads(
+        nf=_nf(base, moments, turned),
+        coordination=of_budget["coordination"],
+        alpha=relative_sd * jnp.sqrt(1 + relative_sd**2 * _variance_of_lengthening(base, moments, shape) / 4),
+        alpha_entries=relative_sd,
+        ratio_cv=_of_ratios(base, moments, uniform, growth, centred=True),
+        ratio_cv_energy=_of_ratios(base, moments, energy, growth, centred=True),
+        nss=_of_ratios(base, moments, energy, growth, centred=False),
+        budget_scaling=of_budget["scaling"],
+        budget_coordinated=of_budget["coordinated"],
+        budget_discordant=of_budget["discordant"],
+        budget_outside=jnp.sqrt(variance_of_block(shares, base.rank, shape=shape)) / entry_count(shape),
+        symmetry=_symmetry(moments, base.rank),
+        nuclear_norm_ratio=_nuclear_norm_ratio(base, moments, repelled),
+        fit_error=_fit_error(base, moments, absorbed, shape),
+        overlap_left=left,
+        overlap_right=right,
+        **{name: of_leading[name] for name in Spreads._fields if name in of_leading},
+    )
+
+
+def std_of_root(mean: jax.Array, variance: jax.Array) -> jax.Array:
+    """The standard deviation of sqrt(x) for x >= 0 with this mean and variance, exact for multiples of chi-squares.
+
+    For a gamma distribution of shape k = mean^2 / variance the variance of sqrt(x) is mean t / (k + t), where
+    t = (Gamma(k + 1) / Gamma(k + 1/2))^2 - k falls from 1 / pi to 1/4 (Watson 1959).
+    """
+    safe = jnp.where(mean > 0, mean, 1)
+    inverse_shape = jnp.maximum(variance, 0) / safe**2
+    t = 0.25 + inverse_shape / (32 + inverse_shape / (1 / jnp.pi - 0.25))
+    return jnp.where(mean == 0, 0, jnp.sqrt(mean * t * inverse_shape / (1 + t * inverse_shape)))
+
+
+def _in_units(s, norm, shape):
+    rank = numerical_rank(s, *shape)[..., None]
+    inside = jnp.arange(s.shape[-1]) < rank
+    rank = jnp.where(rank > 0, rank, jnp.nan).astype(s.dtype)[..., 0]
+    largest = jnp.where(s[..., 0] > 0, s[..., 0], jnp.nan)
+    values = jnp.where(inside, s / largest[..., None], 1)
+    energy = jnp.sum(jnp.where(inside, values**2, 0), axis=-1)
+    return _Base(values, inside, rank, energy, norm / largest / root(entry_count(shape)), longer_side(shape) - rank)
+
+
+def _grown(base):
+    """Values as the part outside lengthens them, (..., r)."""
+    return jnp.sqrt(base.values**2 + base.free[..., None] * base.sd[..., None] ** 2)
+
+
+def _total(base, x):
+    return jnp.sum(jnp.where(base.inside, x, 0), axis=-1)
+
+
+def _pair_sums(base):
+    """`_PairSums` of three kinds: nf's, the nuclear norm's, and what a rotation of both sides takes of the change."""
+    *batch, r = base.values.shape
+    rows = max(1, min(r, _PAIRS_AT_A_TIME // (r * max(1, int(jnp.size(base.rank))))))
+    blocks = -(-r // rows)
+    index = jnp.arange(r)
+    sd = base.sd[..., None, None]
+
+    def of_rows(start):
+        # The last block overlaps the one before it: its rows are told apart by their numbers.
+        own = jnp.minimum(start + jnp.arange(rows), r - 1)
+        values, inside = (jnp.take(x, own, axis=-1)[..., None] for x in (base.values, base.inside))
+        pairs = inside & base.inside[..., None, :] & (own[:, None] != index)
+        sums = values + base.values[..., None, :]
+        gaps = jnp.abs(values - base.values[..., None, :])
+        reach = jnp.sqrt(gaps**2 + 2 * sd**2) + gaps
+        weights = 2 / sums**2, 0.5 / sums, gaps / jnp.where(reach > 0, reach, 1)
+        weights = [jnp.where(pairs, weight, 0) for weight in weights]
+        return [(jnp.sum(weight, axis=-1), jnp.sum(weight**2, axis=-1)) for weight in weights]
+
+    sums = lax.map(of_rows, rows * jnp.arange(blocks))
+
+    def joined(x):
+        return jnp.moveaxis(x, 0, -2).reshape((*batch, blocks * rows))[..., :r]
+
+    return [_PairSums(joined(linear), jnp.sum(joined(square), axis=-1) / 2) for linear, square in sums]
+
+
+def _with_lengths(base, moments, pairs, weights):
+    """Variance of sum_{i<j} g_ij (E_ij - E_ji)^2 + sum_i w_i f_i."""
+    weights = jnp.where(base.inside, weights, 0)
+    total = jnp.sum(weights, axis=-1)
+    lengths = variance_of_lengths(moments, base.free, total, jnp.sum(weights**2, axis=-1))
+    together = moments.excess * pairs.total * total + moments.crossed * jnp.sum(pairs.rows * weights, axis=-1)
+    return pairs.variance(moments) + lengths + 4 * base.free * together
+
+
+def _nf(base, moments, pairs):
+    grown = _grown(base)
+    shortening = base.free[..., None] / (grown * (grown + base.values))  # over sd^2
+    response = base.sd[..., None] ** 2 * shortening * base.values / grown**3
+    mean = 2 * pairs.total + base.sd**2 * _total(base, shortening**2)
+    return base.sd / jnp.sqrt(base.rank) * std_of_root(mean, _with_lengths(base, moments, pairs, response))
+
+
+def _nuclear_norm_ratio(base, moments, pairs):
+    second = _with_lengths(base, moments, pairs, 0.5 / _grown(base))
+    return base.sd * jnp.sqrt(base.rank + base.sd**2 * second) / _total(base, base.values)
+
+
+def _variance_of_lengthening(base, moments, shape):
+    """Variance of ||D||^2 - sum_i E_ii^2, half of which alpha grows by to second order."""
+    entries, rank = entry_count(shape), base.rank
+    return moments.norm_spread * entries * (entries - 2 * rank) + variance_of_diagonal(moments, rank, rank, rank)
+
+
+def _of_ratios(base, moments, weights, growth, *, centred):
+    """Standard deviation of the root of sum_i q_i (ratio_i - c)^2, c being their weighted mean, or 1."""
+    q, squares = weights, jnp.where(base.inside, 1 / base.values**2, 0)
+    kept = 1 - q if centred else jnp.ones_like(q)
+    mean_growth = jnp.sum(q * growth, axis=-1, keepdims=True) if centred else 0
+    uneven = growth - mean_growth
+    diagonal = q * kept * squares
+    of_mean = jnp.sum(q**2 * squares, axis=-1) ** 2 - 2 * jnp.sum(q**3 * squares**2, axis=-1) if centred else 0
+    trace, square_norm = jnp.sum(diagonal, axis=-1), jnp.sum((q * squares) ** 2, axis=-1) + of_mean
+    variance = variance_of_diagonal(moments, trace, square_norm, jnp.sum(diagonal**2, axis=-1))
+    variance += 4 * base.sd**2 * jnp.sum(q**2 * uneven**2 * squares, axis=-1)
+    longer = 1 + base.sd[..., None] ** 2 * growth
+    response = base.sd[..., None] ** 2 * q * uneven * squares / longer
+    total = jnp.sum(response, axis=-1)
+    variance += variance_of_lengths(moments, base.free, total, jnp.sum(response**2, axis=-1))
+    together = moments.excess * trace * total + 2 * moments.crossed * jnp.sum(diagonal * response, axis=-1)
+    variance += 2 * base.free * together
+    mean = trace + base.sd**2 * jnp.sum(q * uneven**2, axis=-1)
+    scale = 1 + base.sd**2 * mean_growth[..., 0] if centred else 1
+    return base.sd / scale * std_of_root(mean, variance)
+
+
+def _fit_error(base, moments, absorbed, shape):
+    """What is left is ||D||^2 less what a rotation of both sides absorbs, and less the square along the spectrum."""
+    entries, (a, b, excess, spread) = entry_count(shape), moments
+    size = base.values / jnp.sqrt(base.energy)[..., None]
+    taken = 2 * absorbed.total + 1
+    left = jnp.maximum(entries - taken, 0)
+    along = excess + 2 * a + 6 * b * _total(base, size**4)
+    together = 2 * excess * absorbed.total + 4 * b * _total(base, absorbed.rows * size**2)
+    variance = absorbed.variance(moments) + along + 2 * together + spread * entries * (entries - 2 * taken)
+    post_square = base.energy + entries * base.sd**2
+    share = base.sd**2 * left / post_square
+    of_norm = spread * entries * ((share - 2) * share * entries + 2 * share * taken)
+    of_post = (2 * left * base.sd / post_square) ** 2 * base.energy
+    return base.sd / jnp.sqrt(post_square) * std_of_root(left, variance + of_norm + of_post)
+
+
+def _symmetry(moments, rank):
+    a, b, _, _ = moments
+    square = a * rank**2 + 4 * b * rank + 2 * (a + b)
+    return jnp.sqrt(2 * (rank - 1) * (a * (rank + 1) + b) / square) / rank
+
+
+def _rotations(shares, size, shape):
+    """Of the share of the symmetric part of a block off its diagonal, or of the skew part."""
+    pairs = size * (size - 1) / 2
+    variance = variance_of_pairs(shares, pairs / 2, pairs * (size - 1) / 2, pairs / 4)
+    return jnp.sqrt(jnp.maximum(variance, 0)) / entry_count(shape)
+
+
+def _diagonal(shares, size, shape):
+    return jnp.sqrt(jnp.maximum(variance_of_diagonal(shares, size, size, size), 0)) / entry_count(shape)
+
+
+def _coordination(shares, size, shape):
+    """Of (A - B) / (A + B), of which numerator and denominator have these second moments, exact for normal entries."""
+    a, b, _, _ = shares
+    return jnp.sqrt(2 * a / (a * size * (size - 1) + 4 * b * (size - 1) + 2 * (a + b)))
+
+
+def _overlaps(base, moments, count, most, shape):
+    """Of the overlaps of left and of right leading subspaces.
+
+    Vector i turns towards j by (s_i E_ij + s_j E_ji) / (s_i^2 - s_j^2) on one side and by the same with E transposed on
+    the other; where values are closer than the change, by an angle that is anybody's guess.
+    """
+    a, b, excess, _ = moments
+    index = jnp.arange(base.values.shape[-1])
+    leading = index[:most] < count[..., None]
+    pairs = leading[..., :, None] & (base.inside & (index >= count[..., None]))[..., None, :]
+    values, others = base.values[..., :most, None], base.values[..., None, :]
+    gap = jnp.where(pairs, (values - others) * (values + others), 1)
+    scale = base.sd[..., None, None] ** 2
+    mixed = scale * (values**2 + others**2)
+    damping = jnp.where(pairs, 1 / (gap**2 + 2 * mixed), 0)
+    near, far = values**2 * damping, others**2 * damping
+    certain = (gap**2 + 2 * mixed) / (gap**2 + 8 * mixed)
+    total = jnp.sum(near + far, axis=(-2, -1))
+    lines = sum(jnp.sum(jnp.sum(x, axis=axis) ** 2, axis=-1) for x in (near, far) for axis in (-2, -1))
+    squares = jnp.sum((2 * (a + b))[..., None, None] * (near**2 + far**2) * certain, axis=(-2, -1))
+    squares += 4 * a * jnp.sum(near * far * certain, axis=(-2, -1))
+    inside = excess * total**2 + 2 * b * lines + squares
+
+    def spread(free):
+        kept = base.values[..., :most] ** 2
+        weights = jnp.where(leading, kept / (kept + free[..., None] * base.sd[..., None] ** 2) ** 2, 0)
+        all_weights = jnp.sum(weights, axis=-1)
+        outside = variance_of_lengths(moments, free, all_weights, jnp.sum(weights**2, axis=-1))
+        together = excess * total * all_weights + 2 * b * jnp.sum(jnp.sum(near, axis=-1) * weights, axis=-1)
+        return base.sd**2 * jnp.sqrt(jnp.maximum(inside + outside + 2 * free * together, 0)) / count
+
+    long, short = spread(base.free), spread(shorter_side(shape) - base.rank)
+    return (long, short) if is_tall(shape) else (short, long)
