@@ -28,6 +28,8 @@ import numpy as np
 from jax import lax
 
 from polarax.kernels.controls import Controls
+from polarax.kernels.noise_law import Spreads
+from polarax.kernels.noise_law.moments import isotropic_moments, moments_of_shares, variance_of_block
 from polarax.kernels.gram import gram
 from polarax.kernels.products import frobenius, matmul, transpose
 
@@ -122,7 +124,8 @@ def controls_by_products(
         shape: (m, n) of the matrix.
 
     Returns:
-        `Controls`. NaN are those that need single values: ratio_cv, nss and fit_error; and all of a zero base.
+        `Controls`. NaN are those that need single values: fit_error, and the standard deviations of what is not a
+        headline; and all of a zero base.
     """
     longer, shorter = max(shape), min(shape)
     entries = longer * shorter
@@ -139,26 +142,24 @@ def controls_by_products(
     shortened, shortened_variance, grown = _outside(traces, sd, free)
     nf_squared = (2 * sd**2 * pairs + shortened) / rank
     variance = 16 * sd**4 * fourth_powers + shortened_variance
-    missing = jnp.full_like(drift, jnp.nan)
+    missing, shares = jnp.full_like(drift, jnp.nan), moments_of_shares(isotropic_moments(shape))
     reach = drift * traces.largest / jnp.where(drift > 0, _smallest(traces), 1)
     return Controls(
         nf=jnp.sqrt(nf_squared),
-        nf_std=jnp.where(nf_squared == 0, 0, jnp.sqrt(variance) / rank / (2 * jnp.sqrt(nf_squared))),
-        ratio_cv=missing,
-        nss=missing,
-        alpha=1 + drift**2 / 2,
-        alpha_std=drift / math.sqrt(entries),
         budget_scaling=rank / entries,
         budget_coordinated=rotations / entries,
         budget_discordant=rotations / entries,
         budget_outside=(shorter * free + rank * (shorter - rank)) / entries,
-        coordination_std=1 / jnp.sqrt(rotations + 1),
         symmetry=1 / rank,
-        symmetry_std=jnp.sqrt(2 * (rank**2 - 1) / (rank**2 + 2)) / rank,
         nuclear_norm_ratio=1 + (sd**2 * sums / 2 + grown) / total,
-        nuclear_norm_ratio_std=sd * jnp.sqrt(rank) / total,
         fit_error=missing,
         reach=jnp.where((rank < shorter) & (drift > 0), jnp.inf, reach),
+        std=Spreads(**dict.fromkeys(Spreads._fields, missing))._replace(
+            nf=jnp.where(nf_squared == 0, 0, jnp.sqrt(variance) / rank / (2 * jnp.sqrt(nf_squared))),
+            budget_outside=jnp.sqrt(variance_of_block(shares, rank, shape=shape)) / entries,
+            symmetry=jnp.sqrt(2 * (rank**2 - 1) / (rank**2 + 2)) / rank,
+            nuclear_norm_ratio=sd * jnp.sqrt(rank) / total,
+        ),
     )
 
 

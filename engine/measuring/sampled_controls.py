@@ -10,7 +10,8 @@ from jax import lax
 
 from polarax import kernels
 from polarax.kernels.sides import Side
-from polarax.metrics import GROUPS, MatrixPair, Readings, ratio_to, sampled_metrics
+from polarax.metrics import GROUPS, MatrixPair, Readings, sampled_metrics
+from polarax.metrics.controlled import of_random_changes
 from polarax.planning.measurement import Measurement
 
 # Named, so that a draw does not depend on JAX's settings.
@@ -43,11 +44,7 @@ def columns_of_controls(
     columns: Readings = {}
     for metric, control_of in controls.items():
         for kind, (mean, std) in control_of.items():
-            columns |= {
-                f"{metric}_{kind}": mean,
-                f"{metric}_{kind}_std": std,
-                f"{metric}_{kind}_z": _z(readings[metric], mean, std, change_norm),
-            }
+            columns |= of_random_changes(metric, kind, readings[metric], mean, std, change_norm)
     return columns
 
 
@@ -115,11 +112,3 @@ def read_sampled(pair: MatrixPair, measurement: Measurement) -> Readings:
             for read in GROUPS[group].readers:
                 readings |= read(pair)
     return {metric: readings[metric] for metric in measurement.sampled}
-
-
-def _z(value: jax.Array, mean: jax.Array, std: jax.Array, change: jax.Array) -> jax.Array:
-    """Distance from the mean of draws in their standard deviations; NaN where these are rounding errors.
-
-    What is sampled has no unit and is of the size of 1, or its deviation far from eps.
-    """
-    return ratio_to(value - mean, jnp.where(std > 4 * jnp.finfo(std.dtype).eps, std, 0), change)

@@ -39,10 +39,13 @@ def read_budget(pair: MatrixPair) -> Readings:
 
 def budget_columns(budget: kernels.DriftBudget, control: kernels.Controls, change_norm: jax.Array) -> Readings:
     """A drift budget and its control, each (...)."""
+    columns: Readings = {}
+    for part in PARTS:
+        value = getattr(budget, part.removeprefix("budget_"))
+        columns |= controlled(part, value, change_norm, null=getattr(control, part), std=getattr(control.std, part))
     return {
-        **{part: getattr(budget, part.removeprefix("budget_")) for part in PARTS},
-        **{f"{part}_null": getattr(control, part) for part in PARTS},
-        **controlled("coordination", budget.coordination, change_norm, std=control.coordination_std),
+        **columns,
+        **controlled("coordination", budget.coordination, change_norm, std=control.std.coordination),
     }
 
 
@@ -110,7 +113,12 @@ register(
         Metric(
             "budget_scaling",
             "share of the change on the diagonal of the base's frame",
-            Control(null="control of budget_scaling", sampled=True),
+            Control(
+                null="control of budget_scaling",
+                std="standard deviation of budget_scaling under the control",
+                sampled=True,
+                std_shown=False,
+            ),
             Shown.ROLES | Shown.STEPS | Shown.PAGE | Shown.LAYERS,
             format="{:.2%}",
             heading="scaling share",
@@ -141,7 +149,11 @@ register(
         Metric(
             "budget_outside",
             "share of the change outside the base's row or column space",
-            Control(null="control of budget_outside", sampled=True),
+            Control(
+                null="control of budget_outside",
+                std="standard deviation of budget_outside under the control",
+                sampled=True,
+            ),
             Shown.LAYERS,
             effect=Effect(
                 threshold="share",

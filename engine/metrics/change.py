@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 
 from polarax import kernels
+from polarax.kernels.noise_law import polar_law
 from polarax.kernels.sides import entry_count
 from polarax.metrics.catalogue import CHANGE, Metric, Shown, register
 from polarax.metrics.leading_pair import LeadingPair
@@ -21,7 +22,7 @@ def read_change(pair: MatrixPair) -> Readings:
         "drift": size / kernels.frobenius(pair.spectra.s_base[..., None, :]),
         "unchanged": entries.equal / entry_count(pair.shape),
         "rounding_share": ratio_to(noise, size, size),
-        "nf_rounding": kernels.closed_form_controls(pair.spectra.s_base, noise, shape=pair.shape).nf,
+        "nf_rounding": polar_law(pair.spectra.s_base, noise, shape=pair.shape).nf,
         "spectral_norm_rounding": kernels.noise_spectral_norm(noise, pair.shape),
     }
 

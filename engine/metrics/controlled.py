@@ -1,6 +1,7 @@
 """A metric and the columns of its control, as its record has them: of checkpoints and inside a training loop alike."""
 
 import jax
+import jax.numpy as jnp
 
 from polarax.metrics.catalogue import metric_of
 from polarax.metrics.matrix_pair import Readings, ratio_to
@@ -32,3 +33,22 @@ def controlled(
         assert null is not None
         columns[f"{name}_excess"] = ratio_to(value, null, change_norm)
     return columns
+
+
+def of_random_changes(
+    name: str, kind: str, value: jax.Array, mean: jax.Array, std: jax.Array, change_norm: jax.Array
+) -> Readings:
+    """The columns that a kind of random change adds to a metric.
+
+    Args:
+        name: Of the metric.
+        kind: One of `RANDOM_CHANGES`.
+        value: The metric, (...).
+        mean: Over changes of the kind, (...).
+        std: Its standard deviation, (...).
+        change_norm: ||D||_F, (...).
+    """
+    # What has such a control has no unit and is of the size of 1, or its deviation far from eps: others are rounding.
+    distinct = jnp.where(std > 4 * jnp.finfo(std.dtype).eps, std, 0)
+    column = f"{name}_{kind}"
+    return {column: mean, f"{column}_std": std, f"{column}_z": ratio_to(value - mean, distinct, change_norm)}

@@ -2,13 +2,18 @@
 
 from polarax import kernels
 from polarax.metrics.catalogue import FIT, Control, Metric, Shown, register
+from polarax.metrics.controlled import controlled
 from polarax.metrics.matrix_pair import MatrixPair, Readings
 
 
 def read_fit(pair: MatrixPair) -> Readings:
     """The columns of `FIT`."""
-    fit = kernels.fit_of_frames(pair.vectors)
-    return {f"fit_{name}": value for name, value in fit._asdict().items()} | {"fit_error_null": pair.control.fit_error}
+    fit, control = kernels.fit_of_frames(pair.vectors), pair.control
+    error, size = fit.error, pair.spectra.change_norm
+    return {
+        **{f"fit_{name}": value for name, value in fit._asdict().items()},
+        **controlled("fit_error", error, size, null=control.fit_error, std=control.std.fit_error),
+    }
 
 
 register(
@@ -17,7 +22,12 @@ register(
         Metric(
             "fit_error",
             "what one rotation of both sides and one scale leave of the post, over ||W_post||",
-            Control(null="control of fit_error", sampled=True),
+            Control(
+                null="control of fit_error, root mean square",
+                std="standard deviation of fit_error under the control",
+                sampled=True,
+                std_shown=False,
+            ),
             Shown.PAGE | Shown.FACTS | Shown.LAYERS,
             heading="fit error",
         ),

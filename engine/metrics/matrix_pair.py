@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from polarax import kernels
+from polarax.kernels.noise_law import Spreads, change_moments, spreads
 from polarax.kernels.sides import Shape
 
 Readings = dict[str, jax.Array]
@@ -52,7 +53,16 @@ class MatrixPair:
     @functools.cached_property
     def control(self) -> kernels.Controls:
         """What an isotropic random change of the same size would show, in closed form."""
-        return kernels.closed_form_controls(self.spectra.s_base, self.spectra.change_norm, shape=self.shape)
+        spectra = self.spectra
+        return kernels.closed_form_controls(spectra.s_base, spectra.change_norm, shape=self.shape, top_k=self.top_k)
+
+    @functools.cached_property
+    def own_spreads(self) -> Spreads:
+        """Standard deviations over changes with this one's singular values in random directions."""
+        spectra = self.spectra
+        assert spectra.s_change is not None
+        moments = change_moments(spectra.s_change, self.shape)
+        return spreads(spectra.s_base, spectra.change_norm, moments, shape=self.shape, top_k=self.top_k)
 
     @property
     def vectors(self) -> kernels.Frames:

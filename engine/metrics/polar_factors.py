@@ -27,16 +27,21 @@ def polar_columns(headlines: kernels.Headlines, control: kernels.Controls, chang
     """Headlines and their controls, each (...)."""
     ratio = headlines.nuclear_norm_ratio
     return {
-        **controlled("nf", headlines.nf, change_norm, null=control.nf, std=control.nf_std),
-        "budget_outside": headlines.outside,
-        "budget_outside_null": control.budget_outside,
-        **controlled("symmetry", headlines.symmetry, change_norm, null=control.symmetry, std=control.symmetry_std),
+        **controlled("nf", headlines.nf, change_norm, null=control.nf, std=control.std.nf),
+        **controlled(
+            "budget_outside",
+            headlines.outside,
+            change_norm,
+            null=control.budget_outside,
+            std=control.std.budget_outside,
+        ),
+        **controlled("symmetry", headlines.symmetry, change_norm, null=control.symmetry, std=control.std.symmetry),
         **controlled(
             "nuclear_norm_ratio",
             ratio,
             change_norm,
             null=control.nuclear_norm_ratio,
-            std=control.nuclear_norm_ratio_std,
+            std=control.std.nuclear_norm_ratio,
         ),
     }
 
@@ -86,10 +91,9 @@ register(
             "nuclear_norm_ratio",
             "sum of the post's singular values over the base's",
             Control(
-                null="control of nuclear_norm_ratio, to second order",
+                null="control of nuclear_norm_ratio",
                 std="standard deviation of nuclear_norm_ratio under the control",
                 z="(nuclear_norm_ratio - control) / its standard deviation",
-                first_order=True,
                 sampled=True,
             ),
             Shown.FACTS,

@@ -24,7 +24,7 @@ def read_rotation(pair: MatrixPair) -> Readings:
 
 def rotation_columns(nf: jax.Array, control: kernels.Controls, change_norm: jax.Array) -> Readings:
     """nf and its control, each (...)."""
-    return controlled("nf", nf, change_norm, null=control.nf, std=control.nf_std)
+    return controlled("nf", nf, change_norm, null=control.nf, std=control.std.nf)
 
 
 def read_pictures(pair: MatrixPair) -> Readings:
@@ -57,7 +57,6 @@ register(
                 std="standard deviation of nf under the control",
                 excess="nf over its control",
                 z="(nf - control) / its standard deviation",
-                first_order=True,
                 sampled=True,
                 std_shown=False,
             ),

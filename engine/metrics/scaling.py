@@ -18,18 +18,19 @@ if TYPE_CHECKING:
 
 def read_scaling(pair: MatrixPair) -> Readings:
     """The columns of `SCALING`."""
-    s_base, s_post, control = pair.spectra.s_base, pair.spectra.s_post, pair.control
+    s_base, s_post, size, std = pair.spectra.s_base, pair.spectra.s_post, pair.spectra.change_norm, pair.control.std
     rank = jnp.minimum(*(kernels.numerical_rank(values, *pair.shape) for values in (s_base, s_post)))
     scaling = kernels.scaling(s_base, s_post, rank=rank)
-    drift = pair.spectra.change_norm / kernels.frobenius(s_base[..., None, :])
+    drift = size / kernels.frobenius(s_base[..., None, :])
     # 2 alpha = 1 + p^2 - nss^2 and 2 <W_b, W_p> / ||W_b||^2 = 1 + p^2 - drift^2, p being ||W_p|| / ||W_b||.
     entries = scaling.alpha + (scaling.nss**2 - drift**2) / 2
     return {
         **scaling._asdict(),
-        **_entries_columns(entries, pair.spectra.change_norm, control.alpha_std),
-        **controlled("alpha", scaling.alpha, pair.spectra.change_norm, null=control.alpha, std=control.alpha_std),
-        "ratio_cv_null": control.ratio_cv,
-        "nss_null": control.nss,
+        **_entries_columns(entries, size, std.alpha_entries),
+        **controlled("alpha", scaling.alpha, size, null=alpha_null(drift), std=std.alpha),
+        **controlled("ratio_cv", scaling.ratio_cv, size, null=drift, std=std.ratio_cv),
+        **controlled("ratio_cv_energy", scaling.ratio_cv_energy, size, null=drift, std=std.ratio_cv_energy),
+        **controlled("nss", scaling.nss, size, null=drift, std=std.nss),
     }
 
 
@@ -132,14 +133,30 @@ register(
         Metric(
             "ratio_cv",
             "standard deviation of the ratios over their mean",
-            Control(null="control of ratio_cv", first_order=True, sampled=True),
+            Control(
+                null="control of ratio_cv, root mean square",
+                std="standard deviation of ratio_cv under the control",
+                sampled=True,
+                std_shown=False,
+            ),
             Shown.ROLES | Shown.PAGE | Shown.FACTS,
         ),
-        Metric("ratio_cv_energy", "ratio_cv with weights s_base^2", shown=Shown.LAYERS),
+        Metric(
+            "ratio_cv_energy",
+            "ratio_cv with weights s_base^2",
+            Control(
+                null="control of ratio_cv_energy, root mean square",
+                std="standard deviation of ratio_cv_energy under the control",
+            ),
+            shown=Shown.LAYERS,
+        ),
         Metric(
             "nss",
             "||s_post - s_base|| / ||s_base||",
-            Control(null="control of nss: what a random change moves singular values by, or more"),
+            Control(
+                null="control of nss, root mean square",
+                std="standard deviation of nss under the control",
+            ),
         ),
     ],
     read_scaling,
