@@ -1,5 +1,7 @@
 """The closed-form controls against Monte Carlo: isotropic changes drawn and decomposed by numpy."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
@@ -12,9 +14,8 @@ SHAPES = ((24, 24), (40, 16), (16, 40))
 WELL_CONDITIONED = "mild"  # condition number 5
 
 
-@jax.jit
-def _controls_of_square(values, norm):
-    return kernels.closed_form_controls(values, norm, shape=(24, 24))
+_controls = functools.partial(jax.jit, static_argnames="shape")(kernels.closed_form_controls)
+_controls_of_square = functools.partial(_controls, shape=(24, 24))
 
 
 def controls(base, drift, dtype="float64"):
@@ -22,7 +23,7 @@ def controls(base, drift, dtype="float64"):
     values = np.linalg.svd(base.astype(np.float64), compute_uv=False)
     norm = np.asarray(drift * np.linalg.norm(values))
     with jax.enable_x64(dtype == "float64"):
-        control = kernels.closed_form_controls(values.astype(dtype), norm.astype(dtype), shape=base.shape)
+        control = _controls(values.astype(dtype), norm.astype(dtype), shape=base.shape)
     return jax.device_get(control)
 
 
@@ -63,48 +64,16 @@ def test_nf_std(shape):
     drift = 0.02
     change *= drift * np.linalg.norm(base) / np.sqrt(base.size)
     samples = sampled_nf(base, change)
-    np.testing.assert_allclose(controls(base, drift).nf_std, np.std(samples), rtol=0.1)
+    np.testing.assert_allclose(controls(base, drift).std.nf, np.std(samples), rtol=0.1)
 
 
 @pytest.mark.parametrize("drift", [0.02, 0.1])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_alpha(shape, drift):
-    """Mean 1 + drift^2 / 2 within a tenth of the second term, standard deviation within a few percent."""
-    base = matrices.matrix(WELL_CONDITIONED, shape, "float64")
-    u, values, vt = np.linalg.svd(base, full_matrices=False)
-    change = draws(base, drift, 4000)
-    alpha = np.linalg.svd(base + change, compute_uv=False) @ values / (values @ values)
-    control = controls(base, drift)
-    np.testing.assert_allclose(control.alpha_std, np.std(alpha), rtol=0.06)
-    # The first-order part, sum of s_i E_ii, has mean zero: without it a few thousand draws are enough for the second.
-    first_order = np.einsum("mr,kmn,rn->kr", u, change, vt) @ values / (values @ values)
-    excess = np.mean(alpha - first_order) - 1
-    np.testing.assert_allclose(np.asarray(control.alpha) - 1, excess, rtol=0.1)
-    np.testing.assert_allclose(np.asarray(control.alpha) - 1, drift**2 / 2, rtol=1e-9)
-
-
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_ratio_cv(shape):
+def test_alpha_std(shape, drift):
     base = matrices.matrix(WELL_CONDITIONED, shape, "float64")
     values = np.linalg.svd(base, compute_uv=False)
-    ratio = np.linalg.svd(base + draws(base, 0.02, 400), compute_uv=False) / values
-    cv = np.std(ratio, axis=-1) / np.mean(ratio, axis=-1)
-    np.testing.assert_allclose(controls(base, 0.02).ratio_cv, np.sqrt(np.mean(cv**2)), rtol=0.1)
-
-
-@pytest.mark.parametrize("drift", [1e-3, 0.02, 0.3, 1.0])
-@pytest.mark.parametrize("condition", [1, 5, 100, 1e4])
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_no_random_change_moves_singular_values_by_more_than_nss_says(shape, condition, drift):
-    """And by as much where it is small beside the gaps of singular values, or these are equal."""
-    base = with_condition(condition, shape)
-    values = np.linalg.svd(base, compute_uv=False)
-    moved = np.linalg.svd(base + draws(base, drift, 300), compute_uv=False) - values
-    sampled = np.sqrt(np.mean(np.sum(moved**2, axis=-1))) / np.linalg.norm(values)
-    control = controls(base, drift).nss
-    assert 0.3 * control < sampled < 1.05 * control
-    if drift * condition <= 0.01 or (condition == 1 and drift < 0.1):
-        np.testing.assert_allclose(control, sampled, rtol=0.06)
+    alpha = np.linalg.svd(base + draws(base, drift, 4000), compute_uv=False) @ values / (values @ values)
+    np.testing.assert_allclose(controls(base, drift).std.alpha, np.std(alpha), rtol=0.06)
 
 
 def with_condition(condition, shape):
@@ -171,20 +140,6 @@ class TestTwoPercent:
             found = getattr(control, f"budget_{part}")
             np.testing.assert_allclose(found, np.mean(share), rtol=0.02, atol=1e-12, err_msg=part)
 
-    @pytest.mark.parametrize("reach", [0.01, 0.05])
-    @pytest.mark.parametrize("condition", CONDITIONS)
-    @pytest.mark.parametrize("shape", SHAPES, ids=str)
-    def test_ratio_cv(self, sample, shape, condition, reach):
-        """Up to reach sqrt(r) = 0.5: beyond, neighbouring singular values repel each other."""
-        base, s, drift, change, in_frame = sample(shape, condition, reach)
-        assert reach * np.sqrt(len(s)) < 0.5
-        ratio = np.linalg.svd(base + change, compute_uv=False) / s
-        first = np.diagonal(in_frame, axis1=1, axis2=2) / s
-        variance = drift**2 * np.sum(s**2) / base.size
-        mean = (1 - 1 / len(s)) * np.mean(variance / s**2)
-        square = np.mean(np.var(ratio, axis=1) / np.mean(ratio, axis=1) ** 2 - np.var(first, axis=1)) + mean
-        np.testing.assert_allclose(controls(base, drift).ratio_cv, np.sqrt(square), rtol=0.02)
-
     @pytest.mark.parametrize("reach", REACHES)
     @pytest.mark.parametrize("condition", [1, *CONDITIONS])
     @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -205,7 +160,7 @@ def test_coordination_std(size):
     skew = (draw - np.swapaxes(draw, -1, -2)) / 2
     energies = [np.sum(part**2, axis=(-2, -1)) for part in (symmetric, skew)]
     coordination = (energies[0] - energies[1]) / (energies[0] + energies[1])
-    np.testing.assert_allclose(controls(base, 0.1).coordination_std, np.std(coordination), rtol=0.03)
+    np.testing.assert_allclose(controls(base, 0.1).std.coordination, np.std(coordination), rtol=0.03)
     assert abs(np.mean(coordination)) < 4 * np.std(coordination) / np.sqrt(coordination.size)
 
 
@@ -227,14 +182,14 @@ def test_reach_is_condition_number_times_drift(kind):
     np.testing.assert_allclose(controls(base, 1e-3).reach, 1e-3 * np.linalg.cond(base), rtol=1e-9)
 
 
-def test_reach_says_where_the_closed_forms_fail():
-    """Far below 1 the forms hold for an ill-conditioned base too; far above, they are off by a lot."""
+def test_nf_holds_far_beyond_first_order():
+    """An ill-conditioned base, whose smallest singular values are far below the change."""
     base = matrices.matrix("llm_like", (24, 24), "float64")
-    for drift, low, high in ((1e-7, 0.95, 1.05), (1e-2, 1.5, np.inf)):
+    for drift in (1e-7, 1e-2, 0.3):
         control = controls(base, drift)
-        assert (control.reach < 0.1) == (high < 2)
-        factor = float(control.nf) / np.sqrt(np.mean(sampled_nf(base, draws(base, drift, 300)) ** 2))
-        assert low < factor < high
+        assert (control.reach < 0.1) == (drift < 1e-6)
+        samples = sampled_nf(base, draws(base, drift, 400))
+        np.testing.assert_allclose(control.nf, np.sqrt(np.mean(samples**2)), rtol=0.04)
 
 
 @pytest.mark.parametrize("kind", ["rank_deficient", "rank_one"])
@@ -255,8 +210,9 @@ def test_the_rank_stands_for_r(shape, kind):
 def test_the_unit_does_not_matter(dtype, exponent):
     base = matrices.matrix("separated", (24, 24), dtype)
     expected, found = controls(base, 0.1, dtype), controls(np.ldexp(base, exponent), 0.1, dtype)
-    np.testing.assert_allclose(found, expected, rtol=1e-5 if dtype == "float32" else 1e-12)
-    assert {x.dtype for x in found} == {np.dtype(dtype)}
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4 if dtype == "float32" else 1e-11)
+        assert one.dtype == np.dtype(dtype)
 
 
 def test_no_change_no_base():
@@ -264,13 +220,11 @@ def test_no_change_no_base():
     values[1], values[2] = 0, np.nan
     norm = np.array([0, 1, 1, np.nan], np.float32)
     control = _controls_of_square(values, norm)
-    assert control.nf[0] == control.nf_std[0] == control.ratio_cv[0] == control.alpha_std[0] == 0
-    assert control.reach[0] == 0
-    assert control.alpha[0] == 1
-    for name in ("nf", "nf_std", "ratio_cv", "alpha", "alpha_std", "fit_error", "reach"):
-        assert np.all(np.isnan(getattr(control, name)[1:])), name
-    for name in ("budget_scaling", "budget_coordinated", "budget_outside", "coordination_std"):
-        assert np.isnan(getattr(control, name)).tolist() == [False, True, True, False], name
+    assert control.nf[0] == control.std.nf[0] == control.std.alpha[0] == control.reach[0] == 0
+    for value in (control.nf, control.std.nf, control.std.alpha, control.fit_error, control.reach):
+        assert np.all(np.isnan(value[1:]))
+    for value in (control.budget_scaling, control.budget_coordinated, control.budget_outside, control.std.coordination):
+        assert np.isnan(value).tolist() == [False, True, True, False]
 
 
 def test_leading_axes_and_vmap():
@@ -279,11 +233,12 @@ def test_leading_axes_and_vmap():
     stacked = _controls_of_square(values, norm)
     mapped = jax.vmap(jax.vmap(_controls_of_square))(values, norm)
     single = [_controls_of_square(values[index], norm[index]) for index in np.ndindex(2, 3)]
-    for name, value in stacked._asdict().items():
-        assert value.shape == (2, 3), name
-        one_by_one = np.reshape([getattr(control, name) for control in single], (2, 3))
-        np.testing.assert_allclose(value, one_by_one, rtol=1e-5)
-        np.testing.assert_allclose(getattr(mapped, name), one_by_one, rtol=1e-5)
+    leaves = [jax.tree.leaves(control) for control in single]
+    for place, (value, vmapped) in enumerate(zip(jax.tree.leaves(stacked), jax.tree.leaves(mapped), strict=True)):
+        assert value.shape == (2, 3)
+        one_by_one = np.reshape([control[place] for control in leaves], (2, 3))
+        np.testing.assert_allclose(value, one_by_one, rtol=1e-4)
+        np.testing.assert_allclose(vmapped, one_by_one, rtol=1e-4)
     assert _controls_of_square(values[:0], norm[:0]).nf.shape == (0, 3)
 
 

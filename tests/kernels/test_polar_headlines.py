@@ -142,7 +142,7 @@ def test_of_one_singular_value(shape):
     assert float(found.headlines.symmetry) == pytest.approx(1)
     ratio = np.linalg.norm(post) / np.linalg.norm(base)
     assert float(found.headlines.nuclear_norm_ratio) == pytest.approx(ratio)
-    assert float(found.control.symmetry) == 1 and float(found.control.symmetry_std) == 0
+    assert float(found.control.symmetry) == 1 and float(found.control.std.symmetry) == 0
 
 
 def test_shapes_must_be_the_same():
