@@ -1,15 +1,27 @@
 """What adding noise to a matrix does to its singular values and vectors, in closed form at any size."""
 
-from polarax.kernels.noise_law.moments import Moments, change_moments, isotropic_moments
+from polarax.kernels.noise_law.leading_law import LeadingLaw, leading_law
+from polarax.kernels.noise_law.moments import Moments, change_moments, isotropic_moments, moments_of_concentration
 from polarax.kernels.noise_law.polar_law import PolarLaw, polar_law
+from polarax.kernels.noise_law.reduced import SpreadSource, spreads_at_any_size
+from polarax.kernels.noise_law.spectrum_law import spectrum_law
 from polarax.kernels.noise_law.spreads import Spreads, spreads
+from polarax.kernels.noise_law.values_law import ValuesLaw, values_law
 
 __all__ = [
+    "LeadingLaw",
     "Moments",
     "PolarLaw",
+    "SpreadSource",
     "Spreads",
+    "ValuesLaw",
     "change_moments",
     "isotropic_moments",
+    "leading_law",
+    "moments_of_concentration",
     "polar_law",
+    "spectrum_law",
     "spreads",
+    "spreads_at_any_size",
+    "values_law",
 ]

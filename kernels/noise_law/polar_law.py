@@ -6,10 +6,12 @@ imaginary axis is explicit in one variable t: no fixed point is iterated for, bu
 begins. Every sum below is of terms of one sign, so that small noise doesn't vanish in rounding errors of float32.
 """
 
+import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from polarax.kernels.sides import Shape, entry_count, longer_side, root
@@ -20,7 +22,10 @@ from polarax.kernels.thin_svd import numerical_rank
 _NODES = 80
 # Where the nodes begin and end, beyond the scales of the spectrum. At e^-16 what is left out is a geometric series
 # that begins with the square root of it, and is added; at e^12 integrands have fallen by its power 3/2.
-_BELOW, _ABOVE = 16.0, 12.0
+_BELOW, _ABOVE = 36.0, 12.0
+_TRAILING = 8  # so many of the smallest values may be isolated
+_ALONE = 8.0  # beyond so many standard deviations a sign doesn't flip
+_GAUSS_NODES, _TAIL = 48, 9.0  # of integrals of exp(-a^2 v^2 / 2), cut at e^-40
 _NEWTON_STEPS = 16  # from within a factor of a few, quadratic: 6 to 8 are enough
 
 
@@ -57,22 +62,55 @@ def polar_law(s_base: jax.Array, change_norm: jax.typing.ArrayLike, *, shape: Sh
     return PolarLaw(*(x.reshape(s.shape[:-1] + x.shape[1:]) for x in law))
 
 
+class _Sums(NamedTuple):
+    """The law of a spectrum (r,), of values and changes in one unit."""
+
+    turned: jax.Array  # 1 - p_i, (r,)
+    lost: jax.Array  # (r,)
+    lost_more: jax.Array  # the correction of the sum of `lost`
+    grown: jax.Array  # mean of sum s_p - sum s_b
+    residual: jax.Array
+
+    def nf_squared(self) -> jax.Array:
+        """r times the mean square of nf."""
+        return 2 * jnp.sum(self.turned) - jnp.sum(self.lost) - self.lost_more
+
+
 def _law(s, sd, rank, longer):
     """The law of one spectrum (r,) with s_1 = 1."""
-    dtype, size = s.dtype, s.shape[-1]
+    size = s.shape[-1]
     noisy = sd > 0
     inside = jnp.arange(size) < rank
     s = jnp.where(inside, s, 0)
-    smallest = jnp.min(jnp.where(inside, s, 1))
     variance = jnp.where(noisy, sd, 1) ** 2
-    delta = variance * (longer - size)
-    squares = s**2
+    free = longer - size
+    sums = _sums(s, jnp.min(jnp.where(inside, s, 1)), variance, variance * free)
+    nf_squared, turned, lost = _isolated(sums, s, variance, free)
+    turned, lost = (jnp.where(inside, x, 0) for x in (turned, lost))
+    nf_squared = jnp.where(rank < size, 2 * jnp.sum(turned) - jnp.sum(lost) - sums.lost_more, nf_squared)
+    nf = jnp.sqrt(jnp.maximum(nf_squared + size - rank, 0) / size)
+    defined = (rank > 0) & jnp.isfinite(sd)
 
+    def noised(value, still):
+        return jnp.where(defined, jnp.where(noisy, value, still), jnp.nan)
+
+    return (
+        noised(nf, 0),
+        noised(1 + sums.grown / jnp.sum(s), 1),
+        noised(jnp.where(inside, 1 - turned, 0), inside.astype(s.dtype)),
+        noised(lost, 0),
+        noised(sums.residual, 0),
+    )
+
+
+def _sums(s, smallest, variance, delta):
+    """The law with its correction; `smallest` is the least of s that is not 0."""
+    squares = s**2
     start, x_start, residual = _start(squares, variance, delta)
     low = jnp.log(smallest**2 + start) - _BELOW
-    high = jnp.log(1 + longer * variance) + _ABOVE
+    high = jnp.log(squares[0] + variance * s.shape[-1] + delta) + _ABOVE
     step = (high - low) / (_NODES - 1)
-    ahead = jnp.exp(low + step * jnp.arange(_NODES, dtype=dtype))  # t - t0
+    ahead = jnp.exp(low + step * jnp.arange(_NODES, dtype=s.dtype))  # t - t0
     width = step * ahead
     # Below the first node integrands in u fall by e^(-h/2) a step, or faster where they are negligible.
     below = width.at[0].multiply(1 + 1 / jnp.expm1(step / 2))
@@ -86,7 +124,7 @@ def _law(s, sd, rank, longer):
     trace = jnp.sum(inverse, axis=1)
     c = variance * trace
     slope = variance * jnp.sum(inverse**2, axis=1)
-    curvature = 2 * variance * jnp.sum(inverse**3, axis=1)  # -x''
+    curvature = 2 * jnp.sum(variance * inverse * inverse**2, axis=1)  # -x''
     f = ahead * (x_start + variance * t * (inverse @ inverse_start))
     x = (f + delta) / t
     y = jnp.sqrt(x * f)
@@ -99,14 +137,15 @@ def _law(s, sd, rank, longer):
     turned = 2 / jnp.pi * _segment(angle)
     gain = 2 / jnp.pi * width * apart / (jnp.sqrt(t) + y)
     # Less the correction, (1 / 4 pi) times the integral of Q' D / y with Q = 2 sd^2 h B / D, B = s / (t + s^2)^2.
-    v = jnp.sqrt(x / f)
+    v = y / f  # sqrt(x / f)
     h_over_y = 2 / v + delta / x * v
     of_squares = 2 * x / growth * (x * v - slope / v) + curvature * (h / growth) * h_over_y
     correction = variance / (2 * jnp.pi) * below
-    turned += s * ((gain - correction * of_squares) @ inverse**2 + (2 * correction * h_over_y) @ inverse**3)
+    shares = s * inverse**2
+    turned += (gain - correction * of_squares) @ shares + (2 * correction * h_over_y) @ (shares * inverse)
 
     # What is lost outside, and the correction of its sum.
-    lost = jnp.where(inside, delta * inverse_start, 0)
+    lost = delta * inverse_start
     slope_start = variance * jnp.sum(inverse_start**2)
     bend_start = variance * jnp.sum(squares * inverse_start**3)
     pull = x_start + start * slope_start
@@ -118,20 +157,54 @@ def _law(s, sd, rank, longer):
     bend = 4 * x * variance * (inverse**3 @ squares) + 2 * t * slope**2 + delta * curvature
     grown = jnp.sum(above * (potential * growth / y - y * bend / growth / 2)) / jnp.pi
 
-    nf_squared = 2 * jnp.sum(jnp.where(inside, turned, 0)) - jnp.sum(lost) - lost_more + (size - rank)
-    nf = jnp.sqrt(jnp.maximum(nf_squared, 0) / size)
-    defined = (rank > 0) & jnp.isfinite(sd)
+    return _Sums(turned, lost, lost_more, grown, residual)
 
-    def noised(value, still):
-        return jnp.where(defined, jnp.where(noisy, value, still), jnp.nan)
 
+def _isolated(sums, s, variance, free):
+    """The law mended where a single smallest value, alone and of the size of the noise, rules: nf_squared, turned, lost.
+
+    Its direction may flip its sign, a rare event that no expansion in 1/r knows. The values far from it only
+    renormalise the noise, sd^2 / x_far with x_far = 1 - sd^2 sum_far 1 / s^2: what a matrix of one column shows, exactly,
+    takes the place of what the law says of that column. Values next to it count by (1 - C)^(3/2), C = sd^2 sum 1 / s^2,
+    which was found by drawing: those that noise mixes with each other the law has already.
+    """
+    count = min(_TRAILING, s.shape[-1])
+    tail = s[-count:]
+    crowding = variance * jnp.sum(1 / jnp.where(s > 0, s, jnp.inf) ** 2)
+    far = 1 - (crowding - variance / jnp.where(tail > 0, tail, jnp.inf) ** 2)
+    distance = jnp.sqrt(jnp.maximum(far, 0) / variance) * tail
+    weight = jnp.where(far > 0, jnp.maximum(1 - crowding, 0) ** 1.5, 0).at[-1].set(1)
+    weight = jnp.where((far > 0) & (tail > 0) & (distance < _ALONE), weight, 0)
+    one = jnp.asarray(1, s.dtype)
+
+    def mend(distance):
+        law = _sums(distance[None], distance, one, free * one)
+        turned, lost = _one_column(distance, free)
+        return turned - law.turned[0], lost - law.lost[0], 2 * turned - lost - law.nf_squared()
+
+    turned, lost, squared = (weight * x for x in jax.vmap(mend)(jnp.clip(distance, 1e-3, _ALONE)))
     return (
-        noised(nf, 0),
-        noised(1 + grown / jnp.sum(s), 1),
-        noised(jnp.where(inside, 1 - turned, 0), inside.astype(dtype)),
-        noised(lost, 0),
-        noised(residual, 0),
+        sums.nf_squared() + jnp.sum(squared),
+        sums.turned.at[-count:].add(turned),
+        sums.lost.at[-count:].add(lost),
     )
+
+
+def _one_column(distance, free):
+    """1 - E[u^T p] and the mean of what is lost outside, of a column with norm `distance` and noise of 1 in each entry.
+
+    With k entries more than one, E[u^T p] = sqrt(2 / pi) a times the integral over (0, 1) of exp(-a^2 v^2 / 2)
+    (1 - v^2)^(k/2), and what is lost is k times that of v exp(-a^2 v^2 / 2) (1 - v^2)^((k-1)/2).
+    """
+    nodes, weights = np.polynomial.legendre.leggauss(_GAUSS_NODES)
+    # v = sin(angle): powers of cos(angle), which end smoothly.
+    end = jnp.minimum(jnp.pi / 2, _TAIL / jnp.sqrt(distance**2 + free))
+    angle = end * jnp.asarray((1 + nodes) / 2, distance.dtype)
+    area = end * jnp.asarray(weights / 2, distance.dtype)
+    bell = jnp.exp(-((distance * jnp.sin(angle)) ** 2) / 2)
+    cosine = jnp.cos(angle)
+    kept = math.sqrt(2 / math.pi) * distance * jnp.sum(area * bell * cosine ** (free + 1))
+    return 1 - kept, free * jnp.sum(area * bell * jnp.sin(angle) * cosine**free)
 
 
 def _start(squares, variance, delta):
