@@ -196,7 +196,7 @@ def _overlaps(base, moments, count, most, shape):
     """Of the overlaps of left and of right leading subspaces.
 
     Vector i turns towards j by (s_i E_ij + s_j E_ji) / (s_i^2 - s_j^2) on one side and by the same with E transposed on
-    the other; where values are closer than the change, by an angle that is anybody's guess.
+    the other. Where values are closer than the change, all that it turns is shared among them.
     """
     a, b, excess, _ = moments
     index = jnp.arange(base.values.shape[-1])
@@ -204,13 +204,19 @@ def _overlaps(base, moments, count, most, shape):
     pairs = leading[..., :, None] & (base.inside & (index >= count[..., None]))[..., None, :]
     values, others = base.values[..., :most, None], base.values[..., None, :]
     gap = jnp.where(pairs, (values - others) * (values + others), 1)
-    scale = base.sd[..., None, None] ** 2
-    mixed = scale * (values**2 + others**2)
-    damping = jnp.where(pairs, 1 / (gap**2 + 2 * mixed), 0)
-    near, far = values**2 * damping, others**2 * damping
-    certain = (gap**2 + 2 * mixed) / (gap**2 + 8 * mixed)
-    total = jnp.sum(near + far, axis=(-2, -1))
-    lines = sum(jnp.sum(jnp.sum(x, axis=axis) ** 2, axis=-1) for x in (near, far) for axis in (-2, -1))
+    # sin^2 of the angle of a pair by first order, v_ij. What i loses to all j, and j to all i, is at most 1: of N equal
+    # values the k leading ones lose v / (1 + sum_j v + sum_i v) = 1 / N to each other one, exactly, and the variance of
+    # all together is 2 k^2 (N - k)^2 / N^4.
+    floor = jnp.finfo(gap.dtype).eps ** 1.5
+    unit = jnp.where(pairs, base.sd[..., None, None] ** 2 / jnp.maximum(gap**2, floor), 0)
+    turn = unit * (values**2 + others**2)
+    of_leading, of_others = jnp.sum(turn, axis=-1)[..., :, None], jnp.sum(turn, axis=-2)[..., None, :]
+    damping = 1 / (1 + of_leading + of_others)
+    certain = (1 + of_leading) * (1 + of_others) * damping**2
+    relative = jnp.where(pairs, damping / jnp.maximum(gap**2, floor), 0)
+    near, far = values**2 * relative, others**2 * relative
+    total = jnp.sum((near + far) * damping, axis=(-2, -1))
+    lines = sum(jnp.sum(jnp.sum(x * damping, axis=axis) ** 2, axis=-1) for x in (near, far) for axis in (-2, -1))
     squares = jnp.sum((2 * (a + b))[..., None, None] * (near**2 + far**2) * certain, axis=(-2, -1))
     squares += 4 * a * jnp.sum(near * far * certain, axis=(-2, -1))
     inside = excess * total**2 + 2 * b * lines + squares
@@ -220,7 +226,7 @@ def _overlaps(base, moments, count, most, shape):
         weights = jnp.where(leading, kept / (kept + free[..., None] * base.sd[..., None] ** 2) ** 2, 0)
         all_weights = jnp.sum(weights, axis=-1)
         outside = variance_of_lengths(moments, free, all_weights, jnp.sum(weights**2, axis=-1))
-        together = excess * total * all_weights + 2 * b * jnp.sum(jnp.sum(near, axis=-1) * weights, axis=-1)
+        together = excess * total * all_weights + 2 * b * jnp.sum(jnp.sum(near * damping, axis=-1) * weights, axis=-1)
         return base.sd**2 * jnp.sqrt(jnp.maximum(inside + outside + 2 * free * together, 0)) / count
 
     long, short = spread(base.free), spread(shorter_side(shape) - base.rank)
