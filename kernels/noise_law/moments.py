@@ -88,9 +88,7 @@ def moments_of_shares(moments: Moments) -> Moments:
     )
 
 
-def variance_of_pairs(
-    moments: Moments, total: jax.Array, row_squares: jax.Array, squares: jax.Array
-) -> jax.Array:
+def variance_of_pairs(moments: Moments, total: jax.Array, row_squares: jax.Array, squares: jax.Array) -> jax.Array:
     """Variance of sum_{i<j} g_ij (E_ij - E_ji)^2, or with + in place of -, whose mean is 2 sum_{i<j} g_ij.
 
     Args:

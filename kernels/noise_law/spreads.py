@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from polarax.kernels.noise_law.moments import (
     Moments,
@@ -20,11 +19,16 @@ from polarax.kernels.noise_law.moments import (
     variance_of_lengths,
     variance_of_pairs,
 )
-from polarax.kernels.sides import Shape, entry_count, is_tall, longer_side, root, shorter_side
-from polarax.kernels.thin_svd import numerical_rank
-
-# Entries of the arrays over pairs of singular values that are held at a time: 16 MiB in float64.
-_PAIRS_AT_A_TIME = 2**21
+from polarax.kernels.noise_law.units import (
+    grown,
+    in_units,
+    pair_sums,
+    std_of_root,
+    total_over,
+    turned,
+    variance_with_lengths,
+)
+from polarax.kernels.sides import Shape, entry_count, is_tall, shorter_side
 
 
 class Spreads(NamedTuple):
@@ -52,34 +56,7 @@ class Spreads(NamedTuple):
     leading_coordination: jax.Array
 
 
-class _Base(NamedTuple):
-    """A base in units of its largest singular value."""
-
-    values: jax.Array  # (..., r), 1 beyond the rank
-    inside: jax.Array  # (..., r), whether a value is within the rank
-    rank: jax.Array  # (...), NaN for a base that is zero or not finite
-    energy: jax.Array  # sum of squares, (...)
-    sd: jax.Array  # (...)
-    free: jax.Array  # rows outside of the base's space, (...)
-
-
-class _PairSums(NamedTuple):
-    """Sums over pairs of singular values with weights g."""
-
-    rows: jax.Array  # sum_j g_ij, (..., r)
-    squares: jax.Array  # sum_{i<j} g_ij^2, (...)
-
-    @property
-    def total(self):
-        return jnp.sum(self.rows, axis=-1) / 2
-
-    def variance(self, moments):
-        return variance_of_pairs(moments, self.total, jnp.sum(self.rows**2, axis=-1), self.squares)
-
-
-def spreads(
-    s_base: jax.Array, change_norm: jax.Array, moments: Moments, *, shape: Shape, top_k: int = 16
-) -> Spreads:
+def spreads(s_base: jax.Array, change_norm: jax.Array, moments: Moments, *, shape: Shape, top_k: int = 16) -> Spreads:
     """The standard deviations of a pair's readings, O(r^2).
 
     The numerical rank of the base stands for r: what a rank-deficient base leaves undetermined counts as outside.
@@ -94,21 +71,21 @@ def spreads(
     Returns:
         `Spreads`; NaN for a base that is zero or not finite.
     """
-    base = _in_units(jnp.asarray(s_base), jnp.asarray(change_norm), shape)
-    turned, repelled, absorbed = _pair_sums(base)
+    base = in_units(jnp.asarray(s_base), jnp.asarray(change_norm), shape)
+    pairs, repelled, absorbed = pair_sums(base, _pair_weights, base.inside)
     shares = moments_of_shares(moments)
     norm = jnp.sqrt(base.energy)
     relative_sd = base.sd / norm
     uniform = jnp.where(base.inside, 1 / base.rank[..., None], 0)
     energy = jnp.where(base.inside, base.values**2, 0) / base.energy[..., None]
-    growth = base.free[..., None] / (base.values * (_grown(base) + base.values))  # of a ratio, over sd^2
+    growth = base.free[..., None] / (base.values * (grown(base) + base.values))  # of a ratio, over sd^2
     leading = jnp.minimum(base.rank, top_k)
     parts = {"coordinated": _rotations, "discordant": _rotations, "scaling": _diagonal, "coordination": _coordination}
     of_budget = {part: spread(shares, base.rank, shape) for part, spread in parts.items()}
     of_leading = {f"leading_{part}": spread(shares, leading, shape) for part, spread in parts.items()}
     left, right = _overlaps(base, moments, leading, min(top_k, shorter_side(shape)), shape)
     return Spreads(
-        nf=_nf(base, moments, turned),
+        nf=_nf(base, moments, pairs),
         coordination=of_budget["coordination"],
         alpha=relative_sd * jnp.sqrt(1 + relative_sd**2 * _variance_of_lengthening(base, moments, shape) / 4),
         alpha_entries=relative_sd,
@@ -128,85 +105,24 @@ def spreads(
     )
 
 
-def std_of_root(mean: jax.Array, variance: jax.Array) -> jax.Array:
-    """The standard deviation of sqrt(x) for x >= 0 with this mean and variance, exact for multiples of chi-squares.
-
-    For a gamma distribution of shape k = mean^2 / variance the variance of sqrt(x) is mean t / (k + t), where
-    t = (Gamma(k + 1) / Gamma(k + 1/2))^2 - k falls from 1 / pi to 1/4 (Watson 1959).
-    """
-    safe = jnp.where(mean > 0, mean, 1)
-    inverse_shape = jnp.maximum(variance, 0) / safe**2
-    t = 0.25 + inverse_shape / (32 + inverse_shape / (1 / jnp.pi - 0.25))
-    return jnp.where(mean == 0, 0, jnp.sqrt(mean * t * inverse_shape / (1 + t * inverse_shape)))
-
-
-def _in_units(s, norm, shape):
-    rank = numerical_rank(s, *shape)[..., None]
-    inside = jnp.arange(s.shape[-1]) < rank
-    rank = jnp.where(rank > 0, rank, jnp.nan).astype(s.dtype)[..., 0]
-    largest = jnp.where(s[..., 0] > 0, s[..., 0], jnp.nan)
-    values = jnp.where(inside, s / largest[..., None], 1)
-    energy = jnp.sum(jnp.where(inside, values**2, 0), axis=-1)
-    return _Base(values, inside, rank, energy, norm / largest / root(entry_count(shape)), longer_side(shape) - rank)
-
-
-def _grown(base):
-    """Values as the part outside lengthens them, (..., r)."""
-    return jnp.sqrt(base.values**2 + base.free[..., None] * base.sd[..., None] ** 2)
-
-
-def _total(base, x):
-    return jnp.sum(jnp.where(base.inside, x, 0), axis=-1)
-
-
-def _pair_sums(base):
-    """`_PairSums` of three kinds: nf's, the nuclear norm's, and what a rotation of both sides takes of the change."""
-    *batch, r = base.values.shape
-    rows = max(1, min(r, _PAIRS_AT_A_TIME // (r * max(1, int(jnp.size(base.rank))))))
-    blocks = -(-r // rows)
-    index = jnp.arange(r)
-    sd = base.sd[..., None, None]
-
-    def of_rows(start):
-        # The last block overlaps the one before it: its rows are told apart by their numbers.
-        own = jnp.minimum(start + jnp.arange(rows), r - 1)
-        values, inside = (jnp.take(x, own, axis=-1)[..., None] for x in (base.values, base.inside))
-        pairs = inside & base.inside[..., None, :] & (own[:, None] != index)
-        sums = values + base.values[..., None, :]
-        gaps = jnp.abs(values - base.values[..., None, :])
-        reach = jnp.sqrt(gaps**2 + 2 * sd**2) + gaps
-        weights = 2 / sums**2, 0.5 / sums, gaps / jnp.where(reach > 0, reach, 1)
-        weights = [jnp.where(pairs, weight, 0) for weight in weights]
-        return [(jnp.sum(weight, axis=-1), jnp.sum(weight**2, axis=-1)) for weight in weights]
-
-    sums = lax.map(of_rows, rows * jnp.arange(blocks))
-
-    def joined(x):
-        return jnp.moveaxis(x, 0, -2).reshape((*batch, blocks * rows))[..., :r]
-
-    return [_PairSums(joined(linear), jnp.sum(joined(square), axis=-1) / 2) for linear, square in sums]
-
-
-def _with_lengths(base, moments, pairs, weights):
-    """Variance of sum_{i<j} g_ij (E_ij - E_ji)^2 + sum_i w_i f_i."""
-    weights = jnp.where(base.inside, weights, 0)
-    total = jnp.sum(weights, axis=-1)
-    lengths = variance_of_lengths(moments, base.free, total, jnp.sum(weights**2, axis=-1))
-    together = moments.excess * pairs.total * total + moments.crossed * jnp.sum(pairs.rows * weights, axis=-1)
-    return pairs.variance(moments) + lengths + 4 * base.free * together
+def _pair_weights(values, others, sd):
+    """The weights of a pair in r nf^2, in the sum of singular values, and in what a rotation of both sides absorbs."""
+    gaps = jnp.abs(values - others)
+    reach = jnp.sqrt(gaps**2 + 2 * sd**2) + gaps
+    return *turned(values, others, sd), 0.5 / (values + others), gaps / jnp.where(reach > 0, reach, 1)
 
 
 def _nf(base, moments, pairs):
-    grown = _grown(base)
-    shortening = base.free[..., None] / (grown * (grown + base.values))  # over sd^2
-    response = base.sd[..., None] ** 2 * shortening * base.values / grown**3
-    mean = 2 * pairs.total + base.sd**2 * _total(base, shortening**2)
-    return base.sd / jnp.sqrt(base.rank) * std_of_root(mean, _with_lengths(base, moments, pairs, response))
+    longer = grown(base)
+    shortening = base.free[..., None] / (longer * (longer + base.values))  # over sd^2
+    response = base.sd[..., None] ** 2 * shortening * base.values / longer**3
+    mean = 2 * pairs.total + base.sd**2 * total_over(base, shortening**2)
+    return base.sd / jnp.sqrt(base.rank) * std_of_root(mean, variance_with_lengths(base, moments, pairs, response))
 
 
 def _nuclear_norm_ratio(base, moments, pairs):
-    second = _with_lengths(base, moments, pairs, 0.5 / _grown(base))
-    return base.sd * jnp.sqrt(base.rank + base.sd**2 * second) / _total(base, base.values)
+    second = variance_with_lengths(base, moments, pairs, 0.5 / grown(base))
+    return base.sd * jnp.sqrt(base.rank + base.sd**2 * second) / total_over(base, base.values)
 
 
 def _variance_of_lengthening(base, moments, shape):
@@ -243,8 +159,8 @@ def _fit_error(base, moments, absorbed, shape):
     size = base.values / jnp.sqrt(base.energy)[..., None]
     taken = 2 * absorbed.total + 1
     left = jnp.maximum(entries - taken, 0)
-    along = excess + 2 * a + 6 * b * _total(base, size**4)
-    together = 2 * excess * absorbed.total + 4 * b * _total(base, absorbed.rows * size**2)
+    along = excess + 2 * a + 6 * b * total_over(base, size**4)
+    together = 2 * excess * absorbed.total + 4 * b * total_over(base, absorbed.rows * size**2)
     variance = absorbed.variance(moments) + along + 2 * together + spread * entries * (entries - 2 * taken)
     post_square = base.energy + entries * base.sd**2
     share = base.sd**2 * left / post_square
@@ -280,7 +196,7 @@ def _overlaps(base, moments, count, most, shape):
     """Of the overlaps of left and of right leading subspaces.
 
     Vector i turns towards j by (s_i E_ij + s_j E_ji) / (s_i^2 - s_j^2) on one side and by the same with E transposed on
-    the other; where values are closer than the change, by an angle that is anybody's guess.
+    the other. Where values are closer than the change, all that it turns is shared among them.
     """
     a, b, excess, _ = moments
     index = jnp.arange(base.values.shape[-1])
@@ -288,13 +204,19 @@ def _overlaps(base, moments, count, most, shape):
     pairs = leading[..., :, None] & (base.inside & (index >= count[..., None]))[..., None, :]
     values, others = base.values[..., :most, None], base.values[..., None, :]
     gap = jnp.where(pairs, (values - others) * (values + others), 1)
-    scale = base.sd[..., None, None] ** 2
-    mixed = scale * (values**2 + others**2)
-    damping = jnp.where(pairs, 1 / (gap**2 + 2 * mixed), 0)
-    near, far = values**2 * damping, others**2 * damping
-    certain = (gap**2 + 2 * mixed) / (gap**2 + 8 * mixed)
-    total = jnp.sum(near + far, axis=(-2, -1))
-    lines = sum(jnp.sum(jnp.sum(x, axis=axis) ** 2, axis=-1) for x in (near, far) for axis in (-2, -1))
+    # sin^2 of the angle of a pair by first order, v_ij. What i loses to all j, and j to all i, is at most 1: of N equal
+    # values the k leading ones lose v / (1 + sum_j v + sum_i v) = 1 / N to each other one, exactly, and the variance of
+    # all together is 2 k^2 (N - k)^2 / N^4.
+    floor = jnp.finfo(gap.dtype).eps ** 1.5
+    unit = jnp.where(pairs, base.sd[..., None, None] ** 2 / jnp.maximum(gap**2, floor), 0)
+    turn = unit * (values**2 + others**2)
+    of_leading, of_others = jnp.sum(turn, axis=-1)[..., :, None], jnp.sum(turn, axis=-2)[..., None, :]
+    damping = 1 / (1 + of_leading + of_others)
+    certain = (1 + of_leading) * (1 + of_others) * damping**2
+    relative = jnp.where(pairs, damping / jnp.maximum(gap**2, floor), 0)
+    near, far = values**2 * relative, others**2 * relative
+    total = jnp.sum((near + far) * damping, axis=(-2, -1))
+    lines = sum(jnp.sum(jnp.sum(x * damping, axis=axis) ** 2, axis=-1) for x in (near, far) for axis in (-2, -1))
     squares = jnp.sum((2 * (a + b))[..., None, None] * (near**2 + far**2) * certain, axis=(-2, -1))
     squares += 4 * a * jnp.sum(near * far * certain, axis=(-2, -1))
     inside = excess * total**2 + 2 * b * lines + squares
@@ -304,7 +226,7 @@ def _overlaps(base, moments, count, most, shape):
         weights = jnp.where(leading, kept / (kept + free[..., None] * base.sd[..., None] ** 2) ** 2, 0)
         all_weights = jnp.sum(weights, axis=-1)
         outside = variance_of_lengths(moments, free, all_weights, jnp.sum(weights**2, axis=-1))
-        together = excess * total * all_weights + 2 * b * jnp.sum(jnp.sum(near, axis=-1) * weights, axis=-1)
+        together = excess * total * all_weights + 2 * b * jnp.sum(jnp.sum(near * damping, axis=-1) * weights, axis=-1)
         return base.sd**2 * jnp.sqrt(jnp.maximum(inside + outside + 2 * free * together, 0)) / count
 
     long, short = spread(base.free), spread(shorter_side(shape) - base.rank)
