@@ -1,0 +1,1 @@
+"""The noise law: what an isotropic random change does to a matrix, at any size (docs: definitions, "Controls")."""
