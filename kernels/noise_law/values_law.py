@@ -141,10 +141,10 @@ def _solve_at(knots, noise):
         low = jnp.where(decided & (excess > 0), offset, low)
         high = jnp.where(decided & (excess < 0), offset, high)
         # Both equations at once, by no more than the height of the curve at a time ...
-        step = point.step / jnp.maximum(jnp.abs(point.step), 1) * v
-        moved = offset + step.real
-        outside = in_gap | (near & ~((moved > low) & (moved < high)))
-        bound = jnp.where(excess > 0, high, low)
+        step = jnp.where(jnp.abs(point.step) <= 1, point.step, jnp.sign(excess) / 2) * v
+        moved = jnp.where(in_gap, jnp.sign(excess) * jnp.inf, offset + step.real)
+        outside = (near | in_gap) & ~((moved > low) & (moved < high))
+        bound = jnp.where(moved > low, high, low)
         # ... or up or down to the curve ...
         v_low, v_high = jnp.where(f < 0, v, v_low), jnp.where(f > 0, v, v_high)
         level = v * jnp.sqrt(jnp.clip(point.to_curve, 1 / 4096, 64))
@@ -167,8 +167,9 @@ def _solve_at(knots, noise):
     def unfinished(search):
         return (search.steps < _STEPS) & ~jnp.all(search.left < tolerance)
 
-    # Far below the noise the values are those of the noise itself, about sd (n - k) / sqrt(n).
-    start = jnp.maximum(anchor, sd * (size - target) / jnp.sqrt(size)) - anchor
+    # Far below the noise u is that of a base of zeros, nearly.
+    below = (size - target) / size
+    start = jnp.maximum(anchor, sd * jnp.maximum(below * size**0.5, below ** (1 / 3) * (size * extra) ** 0.25 / 2)) - anchor
     zeros = jnp.zeros_like(anchor)
     bounds = -anchor, 1 + top - anchor, zeros, zeros + 2 * top
     search = lax.while_loop(unfinished, advance, _Search(jnp.asarray(0), start, zeros + top, *bounds, zeros + jnp.inf))
