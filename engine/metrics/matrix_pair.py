@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from polarax import kernels
+from polarax.kernels.noise_law import LeadingLaw, leading_law
 from polarax.kernels.sides import Shape
 
 Readings = dict[str, jax.Array]
@@ -53,6 +54,11 @@ class MatrixPair:
     def control(self) -> kernels.Controls:
         """What an isotropic random change of the same size would show, in closed form."""
         return kernels.closed_form_controls(self.spectra.s_base, self.spectra.change_norm, shape=self.shape)
+
+    @functools.cached_property
+    def leading_law(self) -> LeadingLaw:
+        """What such a change does to the leading values and vectors, at any size."""
+        return leading_law(self.spectra.s_base, self.spectra.change_norm, shape=self.shape, k=self.top_k)
 
     @property
     def vectors(self) -> kernels.Frames:

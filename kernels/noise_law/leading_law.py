@@ -15,7 +15,7 @@ from jax import lax
 from polarax.kernels.noise_law.leading_profile import LeadingProfile, leading_profile
 from polarax.kernels.overlap import INTRUDER_COSINE, INTRUDER_COUNT
 from polarax.kernels.sequential import one_at_a_time
-from polarax.kernels.sides import Shape, entry_count, is_tall, longer_side, root, shorter_side
+from polarax.kernels.sides import Shape, is_tall, longer_side, shorter_side
 from polarax.kernels.thin_svd import numerical_rank
 
 # Base vectors behind the leading ones whose shares are drawn one by one; what is farther is lost evenly.
