@@ -44,6 +44,7 @@ COLUMNS = {
     *CERTIFICATE,
 }
 ARRAYS = {"s_base", "s_post", "s_change", "cosines_left", "cosines_right"}
+ARRAYS |= {"cosines_left_null", "cosines_right_null"}
 ARRAYS |= {"rotation_left", "rotation_right", "rotation_difference"}
 PLOTS = {picture.name for part in run_gallery() for picture in part.pictures}
 TRACKED = {*names(Options(METRICS, spectrum=True)), "lora_a", "lora_b"}  # the latter are Flax's names

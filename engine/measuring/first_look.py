@@ -85,8 +85,8 @@ def by_first_look(
 
     Returns:
         For each post, and for each pair: column name -> () or (count,) for the quick metrics of the groups and what
-        their status and certificate need; and the arrays `s_base` and `s_post`, with "overlap" also `cosines_left` and
-        `cosines_right`, each (..., k).
+        their status and certificate need; and the arrays `s_base` and `s_post`, with "overlap" also `cosines_left`,
+        `cosines_right` and their controls, each (..., k).
     """
     measure = functools.partial(_measure, measurement=measurement, pairs=pairs)
     stacks = (base, posts) if keys is None else (base, posts, keys)

@@ -234,8 +234,8 @@ def measure_stack(
 
     Returns:
         Column name -> (count,) for the metrics of the groups and what their controls and status need; and the arrays
-        `s_base`, `s_post`, with "shape" also `s_change`, each (count, r), with "overlap" also `cosines_left` and
-        `cosines_right`, each (count, k), with "rotation" also `rotation_left`, `rotation_right` and
+        `s_base`, `s_post`, with "shape" also `s_change`, each (count, r), with "overlap" also `cosines_left`,
+        `cosines_right` and their controls, each (count, k), with "rotation" also `rotation_left`, `rotation_right` and
         `rotation_difference`, each (count, k, k), k at most 64. Of a first look: see `by_first_look`.
     """
     measure = functools.partial(measure_in_parts, _Together(), measurement=measurement, pairs=pairs)

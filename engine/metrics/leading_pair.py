@@ -8,7 +8,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from polarax.metrics.known_spectrum import KnownSpectrum, known_spectrum
+from polarax.kernels.noise_law import LeadingLaw
+from polarax.metrics.leading_null import leading_null
 
 
 class LeadingPart(NamedTuple):
@@ -63,6 +64,6 @@ class LeadingPair:
         return 2 * self.along + self.drift**2
 
     @functools.cached_property
-    def spectrum(self) -> KnownSpectrum:
-        """The base's spectrum, as far as it is known."""
-        return known_spectrum(self.base.values, self.base.norm, shape=self.shape)
+    def leading_law(self) -> LeadingLaw:
+        """What an isotropic random change of the same size does to the leading values and vectors."""
+        return leading_null(self.base.values, self.base.norm, self.change_norm, shape=self.shape, k=self.top_k)

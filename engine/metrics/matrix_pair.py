@@ -8,7 +8,15 @@ import jax
 import jax.numpy as jnp
 
 from polarax import kernels
-from polarax.kernels.noise_law import Spreads, change_moments, spreads
+from polarax.kernels.noise_law import (
+    LeadingLaw,
+    Spreads,
+    ValuesLaw,
+    leading_law,
+    spectrum_law,
+    spreads_at_any_size,
+    values_law,
+)
 from polarax.kernels.sides import Shape
 
 Readings = dict[str, jax.Array]
@@ -54,15 +62,34 @@ class MatrixPair:
     def control(self) -> kernels.Controls:
         """What an isotropic random change of the same size would show, in closed form."""
         spectra = self.spectra
-        return kernels.closed_form_controls(spectra.s_base, spectra.change_norm, shape=self.shape, top_k=self.top_k)
+        control = kernels.closed_form_controls(spectra.s_base, spectra.change_norm, shape=self.shape, top_k=self.top_k)
+        return control._replace(std=self._spreads(None))
+
+    @functools.cached_property
+    def own_nf(self) -> jax.Array:
+        """Root mean square of nf over changes with this one's singular values in random directions, (...)."""
+        assert self.spectra.s_change is not None
+        return spectrum_law(self.spectra.s_base, self.spectra.s_change, shape=self.shape)
 
     @functools.cached_property
     def own_spreads(self) -> Spreads:
-        """Standard deviations over changes with this one's singular values in random directions."""
-        spectra = self.spectra
-        assert spectra.s_change is not None
-        moments = change_moments(spectra.s_change, self.shape)
-        return spreads(spectra.s_base, spectra.change_norm, moments, shape=self.shape, top_k=self.top_k)
+        """Standard deviations over such changes."""
+        assert self.spectra.s_change is not None
+        return self._spreads(self.spectra.s_change)
+
+    def _spreads(self, s_change: jax.Array | None) -> Spreads:
+        given = self.spectra.s_base, self.spectra.change_norm, s_change
+        return spreads_at_any_size(*given, shape=self.shape, top_k=self.top_k)[0]
+
+    @functools.cached_property
+    def values_law(self) -> ValuesLaw:
+        """The post's singular values under an isotropic change of the same size."""
+        return values_law(self.spectra.s_base, self.spectra.change_norm, shape=self.shape)
+
+    @functools.cached_property
+    def leading_law(self) -> LeadingLaw:
+        """What such a change does to the leading values and vectors, at any size."""
+        return leading_law(self.spectra.s_base, self.spectra.change_norm, shape=self.shape, k=self.top_k)
 
     @property
     def vectors(self) -> kernels.Frames:

@@ -8,9 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from polarax import kernels
-from polarax.kernels.sides import entry_count, root, shorter_side
+from polarax.kernels.noise_law import LeadingLaw
 from polarax.metrics.catalogue import OVERLAP, Chance, Control, Effect, Kind, Metric, Shown, register
-from polarax.metrics.known_spectrum import known_spectrum, overlap_null
 from polarax.metrics.leading_pair import LeadingPair
 from polarax.metrics.matrix_pair import MatrixPair, Readings
 from polarax.metrics.tables import column, directions
@@ -23,29 +22,28 @@ _FEWEST = 16
 
 
 def read_overlap(pair: MatrixPair) -> Readings:
-    """The columns of `OVERLAP`, and the cosines of the principal angles, (..., k)."""
+    """The columns of `OVERLAP`, and the cosines of the principal angles with their controls, (..., k)."""
     overlap = kernels.overlap_of_frames(pair.vectors, k=pair.top_k)
-    names = ("intruders_left", "intruders_right", "cosines_left", "cosines_right")
-    k, spectra = min(pair.top_k, shorter_side(pair.shape)), pair.spectra
-    known = known_spectrum(spectra.s_base, shape=pair.shape)
-    sd = spectra.change_norm / root(entry_count(pair.shape))
+    names, law = ("intruders_left", "intruders_right", "cosines_left", "cosines_right"), pair.leading_law
     return {
-        **_columns(overlap.left, overlap.right, overlap_null(known, sd, jnp.minimum(pair.vectors.rank_base, k), k=k)),
+        **_columns(overlap.left, overlap.right, law),
         **{name: getattr(overlap, name) for name in names},
+        **{f"{name}_null": getattr(law, name) for name in names},
     }
 
 
 def read_overlap_quickly(pair: LeadingPair) -> Readings:
-    """The columns of `OVERLAP` that leading vectors give, and the cosines of the principal angles, (k,)."""
-    base, post, k = pair.base, pair.post, pair.top_k
+    """The columns of `OVERLAP` that leading vectors give, and the cosines with their controls, (k,)."""
+    base, post, law = pair.base, pair.post, pair.leading_law
     across = {
         side: _across(getattr(base, side), getattr(post, side), base.rank, post.rank) for side in ("left", "right")
     }
     left, right = (_share(x, base.rank, post.rank).astype(pair.sd.dtype) for x in across.values())
     cosines = jnp.clip(kernels.singular_values(jnp.stack([*across.values()]), method="lapack"), 0, 1)
     return {
-        **_columns(left, right, overlap_null(pair.spectrum, pair.sd, base.rank, k=k)),
+        **_columns(left, right, law),
         **{f"cosines_{side}": values for side, values in zip(across, cosines.astype(pair.sd.dtype), strict=True)},
+        **{f"cosines_{side}_null": getattr(law, f"cosines_{side}") for side in across},
     }
 
 
@@ -73,8 +71,13 @@ def _share(across, rank_base, rank_post):
     return jnp.minimum(jnp.sum(across**2) / determined, 1)
 
 
-def _columns(left: jax.Array, right: jax.Array, nulls: tuple[jax.Array, jax.Array]) -> Readings:
-    return {"overlap_left": left, "overlap_left_null": nulls[0], "overlap_right": right, "overlap_right_null": nulls[1]}
+def _columns(left: jax.Array, right: jax.Array, law: LeadingLaw) -> Readings:
+    return {
+        "overlap_left": left,
+        "overlap_left_null": law.overlap_left,
+        "overlap_right": right,
+        "overlap_right_null": law.overlap_right,
+    }
 
 
 def _chance_of_overlap(frame: "pd.DataFrame", side: str) -> Chance:
@@ -115,7 +118,11 @@ register(
             for side in ("left", "right")
         ),
         *(
-            Metric(f"intruders_{side}", f"leading {side} post vectors unlike every base vector")
+            Metric(
+                f"intruders_{side}",
+                f"leading {side} post vectors unlike every base vector",
+                Control(null=f"control of intruders_{side}"),
+            )
             for side in ("left", "right")
         ),
     ],

@@ -26,5 +26,7 @@ def own_spectrum_columns(pair: MatrixPair, readings: Readings, metrics: Iterable
     for metric in metrics:
         value, std, null = readings[metric], getattr(pair.own_spreads, metric), metric_of(metric).null
         mean = jnp.zeros_like(value) if null is None else readings[null]
+        if metric == "nf":
+            mean = pair.own_nf
         columns |= of_random_changes(metric, OWN_SPECTRUM, value, mean, std, pair.spectra.change_norm)
     return columns

@@ -1,23 +1,23 @@
 """Shape of the spectra of base, post and change."""
 
-import functools
 import math
 from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from polarax import kernels
-from polarax.kernels.sides import Shape, entry_count, root
+from polarax.kernels.sides import Shape, entry_count, longer_side, root, shorter_side
 from polarax.metrics.catalogue import SHAPE, Chance, Control, Effect, Kind, Metric, Shown, register
-from polarax.metrics.known_spectrum import KnownSpectrum, known_spectrum, largest_null
 from polarax.metrics.leading_pair import LeadingPair
 from polarax.metrics.matrix_pair import MatrixPair, Readings
 from polarax.metrics.tables import column, constant
 
 if TYPE_CHECKING:
     import pandas as pd
+
+# Nodes of the mean over Marchenko and Pastur's law: all digits, but for squares, whose density has a pole at 0.
+_NODES = 128
 
 
 def read_shape(pair: MatrixPair) -> Readings:
@@ -36,8 +36,11 @@ def read_shape(pair: MatrixPair) -> Readings:
         else:
             readings[f"power_law_{which}"] = kernels.power_law(values).exponent
     norm = kernels.frobenius(spectra.s_base[..., None, :])
-    known = known_spectrum(spectra.s_base, norm, shape=pair.shape)
-    return readings | null_columns(known, norm, spectra.change_norm, shape=pair.shape)
+    readings["effective_rank_change_null"] = jnp.broadcast_to(
+        random_effective_rank(pair.shape).astype(norm.dtype), norm.shape
+    )
+    largest = pair.leading_law.spectral_norm
+    return readings | null_columns(norm, spectra.change_norm, largest, shape=pair.shape)
 
 
 def read_shape_quickly(pair: LeadingPair) -> Readings:
@@ -52,7 +55,8 @@ def read_shape_quickly(pair: LeadingPair) -> Readings:
     for which, (norm, values) in sides.items():
         readings[f"stable_rank_{which}"] = stable_rank_of(norm, values[0])
         readings[f"spectral_norm_{which}"] = values[0]
-    return readings | null_columns(pair.spectrum, pair.base.norm, pair.change_norm, shape=pair.shape)
+    largest = pair.leading_law.spectral_norm
+    return readings | null_columns(pair.base.norm, pair.change_norm, largest, shape=pair.shape)
 
 
 def stable_rank_of(norm: jax.Array, largest: jax.Array) -> jax.Array:
@@ -60,19 +64,19 @@ def stable_rank_of(norm: jax.Array, largest: jax.Array) -> jax.Array:
     return (norm / jnp.where(largest > 0, largest, jnp.nan)) ** 2
 
 
-def null_columns(known: KnownSpectrum, norm: jax.Array, change_norm: jax.Array, *, shape: Shape) -> Readings:
+def null_columns(norm: jax.Array, change_norm: jax.Array, largest: jax.Array, *, shape: Shape) -> Readings:
     """The controls of post and change, each (...).
 
     The largest singular value of isotropic noise is that of `noise_spectral_norm`.
 
     Args:
-        known: The base's spectrum.
         norm: ||W_b||_F, (...).
         change_norm: ||D||_F, (...).
+        largest: Mean of the post's s_1 under the control, (...).
         shape: (m, n).
     """
     sd = change_norm / root(entry_count(shape))
-    largest, noise = largest_null(known, sd), kernels.noise_spectral_norm(change_norm, shape)
+    noise = kernels.noise_spectral_norm(change_norm, shape)
     return {
         "spectral_norm_post_null": largest,
         "spectral_norm_post_null_std": sd,
@@ -94,28 +98,28 @@ def stable_rank_null(norm: jax.Array, change_norm: jax.Array, largest: jax.Array
     return (norm / unit) ** 2 + (change_norm / unit) ** 2
 
 
-@functools.cache
-def random_effective_rank(rows: int, cols: int) -> float:
-    """Effective rank of a large Gaussian matrix, from the Marchenko-Pastur law of its singular values.
+def random_effective_rank(shape: Shape) -> jax.Array:
+    """Effective rank of a large Gaussian matrix, from the Marchenko-Pastur law of its singular values, ().
+
+    On [l, h] with l, h = sqrt(m) -+ sqrt(n) these have the density sqrt((h^2 - s^2)(s^2 - l^2)) / s, up to a factor.
+    With s = (l + h) / 2 + (h - l) / 2 cos(t) it is smooth and periodic in t.
 
     Example:
-        >>> round(random_effective_rank(1000, 1000))
+        >>> round(float(random_effective_rank((1000, 1000))))
         805
     """
-    ratio = min(rows, cols) / max(rows, cols)
-    low, high = 1 - math.sqrt(ratio), 1 + math.sqrt(ratio)
-    edges = np.linspace(low, high, 20001)
-    s = (edges[1:] + edges[:-1]) / 2
-    density = np.sqrt((high**2 - s**2) * (s**2 - low**2)) / s
-    density /= density.sum()
-    mean = density @ s
-    return min(rows, cols) * math.exp(math.log(mean) - density @ (s * np.log(s)) / mean)
+    longer, shorter = longer_side(shape), shorter_side(shape)
+    half = jnp.sqrt(shorter / longer)  # in units of sqrt(m): l, h = 1 -+ half
+    t = (jnp.arange(_NODES) + 0.5) * (math.pi / _NODES)
+    s = 1 + half * jnp.cos(t)
+    density = jnp.sin(t) ** 2 * jnp.sqrt((1 + half + s) * (s + 1 - half)) / s
+    density /= jnp.sum(density)
+    mean = jnp.sum(density * s)
+    return shorter * jnp.exp(jnp.log(mean) - jnp.sum(density * s * jnp.log(s)) / mean)
 
 
 def _chance_of_effective_rank(frame: "pd.DataFrame") -> Chance:
-    random = constant(frame, math.nan)
-    if {"rows", "cols"} <= set(frame):
-        random[:] = [random_effective_rank(*shape) for shape in zip(frame["rows"], frame["cols"], strict=True)]
+    random = column(frame, "effective_rank_change_null")
     return Chance(random, random, constant(frame, math.nan))
 
 
@@ -183,7 +187,12 @@ register(
         ),
         Metric("effective_rank_base", "exp(entropy(s / sum s)) of the base"),
         Metric("effective_rank_post", "the same of the post"),
-        Metric("effective_rank_change", "the same of the change", effect=_LOW_RANK),
+        Metric(
+            "effective_rank_change",
+            "the same of the change",
+            Control(null="control of effective_rank_change"),
+            effect=_LOW_RANK,
+        ),
         Metric("spectral_norm_base", "largest singular value of the base", quick=True),
         Metric(
             "spectral_norm_post",

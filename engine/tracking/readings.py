@@ -16,8 +16,8 @@ from polarax.kernels.leading_svd import OVERSAMPLING, leading_svd, restarted
 from polarax.kernels.polar import polar_from_svd
 from polarax.metrics.budget import budget_columns
 from polarax.metrics.controlled import controlled
-from polarax.metrics.known_spectrum import known_spectrum, largest_null, overlap_null
 from polarax.metrics.leading import FRAME_TOLERANCE, leading_columns
+from polarax.metrics.leading_null import leading_null
 from polarax.metrics.overlap import subspace_overlap
 from polarax.metrics.rotation import rotation_columns
 from polarax.metrics.scaling import alpha_null, alpha_of_leading
@@ -177,7 +177,7 @@ def _leading(matrix, change, size, norm, growth, kept, last, options):
     now = {"norm": norm, "left": leading.left[:, :k], "right": leading.right, "values": leading.values}
     sd = size / math.sqrt(shape[0] * shape[1])
     norm_base = jnp.where(kept["norm"] > 0, kept["norm"], jnp.nan)
-    known = known_spectrum(kept["values"], kept["norm"], shape=shape)
+    law = leading_null(kept["values"], kept["norm"], size, shape=shape, k=k)
     rank, rank_last, rank_now = (
         kernels.numerical_rank(values[:k], *shape) for values in (kept["values"], last["values"], leading.values)
     )
@@ -191,7 +191,7 @@ def _leading(matrix, change, size, norm, growth, kept, last, options):
             "alpha_previous": alpha_of_leading(last["values"][:k], last["norm"], leading.values[:k], since),
         }
     if "shape" in metrics:
-        largest = largest_null(known, sd)
+        largest = law.spectral_norm
         readings |= {
             "spectral_norm": leading.values[0],
             "spectral_norm_null": largest,
@@ -200,10 +200,9 @@ def _leading(matrix, change, size, norm, growth, kept, last, options):
             "stable_rank_null": stable_rank_null(kept["norm"], size, largest),
         }
     if "overlap" in metrics:
-        nulls = dict(zip(("left", "right"), overlap_null(known, sd, rank, k=k), strict=True))
         for side in ("left", "right"):
             readings[f"overlap_{side}"] = subspace_overlap(kept[side], now[side], rank, rank_now)
-            readings[f"overlap_{side}_null"] = nulls[side]
+            readings[f"overlap_{side}_null"] = getattr(law, f"overlap_{side}")
             readings[f"overlap_{side}_previous"] = subspace_overlap(last[side], now[side], rank_last, rank_now)
     if "leading" in metrics:
         in_frame = _product(_product(kept["left"].T, change), kept["right"][:, :k])

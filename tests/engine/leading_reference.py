@@ -1,8 +1,13 @@
-"""What is read of leading singular values and vectors, from whole decompositions by NumPy; no polarax in it."""
+"""What is read of leading singular values and vectors, from whole decompositions by NumPy.
+
+There is no polarax in it but the noise law of the leading subspaces, which has tests of its own.
+"""
 
 import math
 
 import numpy as np
+
+from polarax.kernels.noise_law import leading_law
 
 
 def leading_reference(base, post, *, k, known):
@@ -43,25 +48,13 @@ def leading_reference(base, post, *, k, known):
     spectrum = s_base.copy()
     if known < rank:
         spectrum[known:] = math.sqrt(np.mean(s_base[known:] ** 2))
-    free = max(rows, cols) - rank
-    largest = spectrum[0]
-    pushed = sum(1 / max(largest**2 - other**2, sd * largest) for other in spectrum[1:])
-    readings["spectral_norm_post_null"] = largest + sd**2 * (largest * pushed + free / (2 * largest))
+    law = leading_law(spectrum, norm, shape=(rows, cols), k=k)
+    readings["spectral_norm_post_null"] = float(law.spectral_norm)
     readings["spectral_norm_post_null_std"] = sd
     readings["stable_rank_post_null"] = (norm_base**2 + norm**2) / readings["spectral_norm_post_null"] ** 2
-    lost_short = lost_long = 0.0
-    for inside in spectrum[:k]:
-        for outside in spectrum[k:]:
-            turned = 0.5
-            if inside > outside:
-                turned = min(0.5, sd**2 * (inside**2 + outside**2) / (inside**2 - outside**2) ** 2)
-            lost_short += turned / k
-        lost_long += min(1, free * sd**2 / inside**2) / k
-    lost_long += lost_short
-    lost = {"left": lost_long, "right": lost_short} if rows >= cols else {"left": lost_short, "right": lost_long}
     for side, before, after in (("left", u_base, u_post), ("right", vt_base.T, vt_post.T)):
         readings[f"overlap_{side}"] = np.sum((before[:, :k].T @ after[:, :k]) ** 2) / k
-        readings[f"overlap_{side}_null"] = min(max(1 - lost[side], 0), 1)
+        readings[f"overlap_{side}_null"] = float(getattr(law, f"overlap_{side}"))
 
     # The budget of the leading block.
     in_frame = u_base[:, :k].T @ change @ vt_base[:k].T / norm

@@ -119,7 +119,7 @@ def plot_rotation_maps(run: "Run", name: str) -> "Figure | None":
 
 @picture
 def plot_cosines(run: "Run", name: str) -> "Figure | None":
-    """Principal angles of the leading subspaces of one matrix, left and right, in degrees; None if not measured.
+    """Cosines of the principal angles of one matrix's leading subspaces, with their controls; None if not measured.
 
     Raises:
         KeyError: No such matrix.
@@ -132,7 +132,11 @@ def plot_cosines(run: "Run", name: str) -> "Figure | None":
     axis = figure.subplots()
     figure.subplots_adjust(left=0.21, right=0.97, bottom=0.16, top=0.96)
     for (side, values), (colour, style) in zip(cosines.items(), ((BLUE, "-o"), (VERMILION, "--s")), strict=True):
-        axis.plot(np.arange(1, len(values) + 1), values, style, color=colour, label=f"{side} vectors")
+        places = np.arange(1, len(values) + 1)
+        axis.plot(places, values, style, color=colour, label=f"{side} vectors")
+        control = _array(run, name, f"cosines_{side}_null")
+        if control is not None:
+            axis.plot(places, control, ":", color=colour, label=f"{side}, control")
     axis.set_xlabel("principal angle")
     whole_ticks(axis)
     axis.set_ylabel("cosine")

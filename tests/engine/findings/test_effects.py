@@ -17,7 +17,7 @@ def test_the_effective_rank_of_a_random_matrix(shape):
     s = np.linalg.svd(np.random.default_rng(0).normal(size=(20, *shape)), compute_uv=False)
     shares = s / s.sum(axis=-1, keepdims=True)
     sampled = np.exp(-np.sum(shares * np.log(shares), axis=-1))
-    assert random_effective_rank(*shape) == pytest.approx(sampled.mean(), rel=0.02)
+    assert float(random_effective_rank(shape)) == pytest.approx(sampled.mean(), rel=0.02)
 
 
 @pytest.mark.parametrize("draws", [2, 3, 4, 8, 20, 30, 100, 1000])

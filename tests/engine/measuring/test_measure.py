@@ -245,7 +245,15 @@ def expected(llama):
 
 def test_the_reference_covers_every_column(llama_run, expected):
     columns = set(llama_run.frame().columns) - set(IDENTITY_COLUMNS)
-    arrays = {"s_base", "s_post", "s_change", "cosines_left", "cosines_right"}
+    arrays = {
+        "s_base",
+        "s_post",
+        "s_change",
+        "cosines_left",
+        "cosines_right",
+        "cosines_left_null",
+        "cosines_right_null",
+    }
     arrays |= {f"rotation_{which}" for which in ("left", "right", "difference")}
     for readings in expected.values():
         assert columns | arrays == set(readings)

@@ -333,8 +333,9 @@ class TestOneMatrix:
         for axis, kind in zip(panels, kinds, strict=True):
             np.testing.assert_allclose(axis.images[0].get_array(), llama_run.array(self.NAME, kind), atol=1e-12)
         (axis,) = plot_cosines(llama_run, self.NAME).axes
-        for line, side in zip(axis.lines, ("left", "right"), strict=True):
-            np.testing.assert_array_equal(line.get_ydata(), llama_run.array(self.NAME, f"cosines_{side}"))
+        kinds = ("cosines_left", "cosines_left_null", "cosines_right", "cosines_right_null")
+        for line, kind in zip(axis.lines, kinds, strict=True):
+            np.testing.assert_array_equal(line.get_ydata(), llama_run.array(self.NAME, kind))
 
     def test_what_was_not_measured(self, tmp_path):
         run = write_run(tmp_path / "run", [matrix()], groups=("change",), arrays=False)
