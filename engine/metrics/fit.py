@@ -1,7 +1,7 @@
 """What one rotation of both sides and one scale leave of the post: the framework's own model."""
 
 from polarax import kernels
-from polarax.metrics.catalogue import FIT, Control, Metric, Shown, register
+from polarax.metrics.catalogue import FIT, Control, ControlKind, Metric, Shown, register
 from polarax.metrics.matrix_pair import MatrixPair, Readings
 
 
@@ -17,7 +17,7 @@ register(
         Metric(
             "fit_error",
             "what one rotation of both sides and one scale leave of the post, over ||W_post||",
-            Control(null="control of fit_error", sampled=True),
+            Control(null="control of fit_error", kind=ControlKind.LAW, sampled=True),
             Shown.PAGE | Shown.FACTS | Shown.LAYERS,
             heading="fit error",
         ),

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from polarax import kernels
-from polarax.metrics.catalogue import ROTATION, Chance, Control, Effect, Kind, Metric, Shown, register
+from polarax.metrics.catalogue import ROTATION, Chance, Control, ControlKind, Effect, Kind, Metric, Shown, register
 from polarax.metrics.controlled import controlled
 from polarax.metrics.matrix_pair import MatrixPair, Readings
-from polarax.metrics.status import JudgedBy
+from polarax.metrics.status import is_out_of_range
 from polarax.metrics.tables import column, directions, sides
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def read_pictures(pair: MatrixPair) -> Readings:
 
 def _chance_of_nf(frame: "pd.DataFrame") -> Chance:
     null = column(frame, "nf_null")
-    null = null.where((frame["control"] == JudgedBy.CLOSED_FORM.value) & (null > 0))
+    null = null.where(~is_out_of_range(frame) & (null > 0))
     _, short = sides(frame)
     std = column(frame, "nf_null_std") * np.sqrt(1 + short / directions(frame))
     return Chance(null, null, std.where(null.notna()))
@@ -55,7 +55,8 @@ register(
                 std="standard deviation of nf under the control",
                 excess="nf over its control",
                 z="(nf - control) / its standard deviation",
-                first_order=True,
+                kind=ControlKind.LAW,
+                limited=True,
                 sampled=True,
                 std_shown=False,
             ),

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from polarax import kernels
-from polarax.metrics.catalogue import SCALING, Chance, Control, Effect, Kind, Metric, Shown, register
+from polarax.metrics.catalogue import SCALING, Chance, Control, ControlKind, Effect, Kind, Metric, Shown, register
 from polarax.metrics.controlled import controlled
 from polarax.metrics.leading_pair import LeadingPair
 from polarax.metrics.matrix_pair import MatrixPair, Readings
@@ -94,6 +94,7 @@ register(
                 null="control of alpha, 1 + drift^2 / 2",
                 std="standard deviation of alpha under the control",
                 z="(alpha - control) / its standard deviation",
+                kind=ControlKind.LAW,
                 sampled=True,
             ),
             Shown.HEADLINE | Shown.OVER_PAIRS,
@@ -108,7 +109,8 @@ register(
                 size=0.005,
                 words="alpha 0.5%",
                 numbers="alpha",
-                format="{:.5g}",
+                format="{:+.3%}",
+                origin=1.0,
                 above=Kind("scaled up", "scaled up"),
                 below=Kind("scaled down", "scaled down"),
                 chance=_chance_of_alpha,
@@ -131,14 +133,14 @@ register(
         Metric(
             "ratio_cv",
             "standard deviation of the ratios over their mean",
-            Control(null="control of ratio_cv", first_order=True, sampled=True),
+            Control(null="control of ratio_cv", kind=ControlKind.LAW, limited=True, sampled=True),
             Shown.ROLES | Shown.PAGE | Shown.FACTS,
         ),
         Metric("ratio_cv_energy", "ratio_cv with weights s_base^2", shown=Shown.LAYERS),
         Metric(
             "nss",
             "||s_post - s_base|| / ||s_base||",
-            Control(null="control of nss: what a random change moves singular values by, or more"),
+            Control(null="control of nss: what a random change moves singular values by, or more", kind=ControlKind.LAW),
         ),
     ],
     read_scaling,

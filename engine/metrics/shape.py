@@ -10,7 +10,7 @@ import numpy as np
 
 from polarax import kernels
 from polarax.kernels.sides import Shape, entry_count, root
-from polarax.metrics.catalogue import SHAPE, Chance, Control, Effect, Kind, Metric, Shown, register
+from polarax.metrics.catalogue import SHAPE, Chance, Control, ControlKind, Effect, Kind, Metric, Shown, register
 from polarax.metrics.known_spectrum import KnownSpectrum, known_spectrum, largest_null
 from polarax.metrics.leading_pair import LeadingPair
 from polarax.metrics.matrix_pair import MatrixPair, Readings
@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 
 
 def read_shape(pair: MatrixPair) -> Readings:
-    """The columns of `SHAPE` but the ranks, which every run needs; and the singular values of the change, (..., r)."""
+    """The columns of `SHAPE` but the ranks of base and post, which every run needs; and `s_change`, (..., r).
+
+    Of the rank of the change that which is numerically there: entries, whose rounding `read_change` knows, are not here.
+    """
     spectra = pair.spectra
     assert spectra.s_change is not None
     readings: Readings = {}
@@ -37,7 +40,8 @@ def read_shape(pair: MatrixPair) -> Readings:
             readings[f"power_law_{which}"] = kernels.power_law(values).exponent
     norm = kernels.frobenius(spectra.s_base[..., None, :])
     known = known_spectrum(spectra.s_base, norm, shape=pair.shape)
-    return readings | null_columns(known, norm, spectra.change_norm, shape=pair.shape)
+    rank = kernels.rank_beyond_noise(spectra.s_change, jnp.zeros_like(norm), shape=pair.shape)
+    return readings | null_columns(known, norm, spectra.change_norm, shape=pair.shape) | {"rank_change": rank}
 
 
 def read_shape_quickly(pair: LeadingPair) -> Readings:
@@ -169,12 +173,17 @@ register(
     [
         Metric("rank_base", "numerical rank of the base"),
         Metric("rank_post", "numerical rank of the post"),
+        Metric(
+            "rank_change",
+            "rank of the change, up to the rounding of the stored types (metric change) and of what is computed",
+            of_stored_dtype=True,
+        ),
         Metric("stable_rank_base", "||W||^2 / s_1^2 of the base", quick=True),
-        Metric("stable_rank_post", "the same of the post", Control(null="control of stable_rank_post"), quick=True),
+        Metric("stable_rank_post", "the same of the post", Control(null="control of stable_rank_post", kind=ControlKind.LAW), quick=True),
         Metric(
             "stable_rank_change",
             "the same of the change",
-            Control(null="control of stable_rank_change"),
+            Control(null="control of stable_rank_change", kind=ControlKind.LAW),
             shown=Shown.FIRST_LOOK | Shown.FACTS,
             heading="stable rank, change",
             title="stable rank of the change",
@@ -191,13 +200,14 @@ register(
             Control(
                 null="control of spectral_norm_post",
                 std="standard deviation of spectral_norm_post under the control",
+                kind=ControlKind.LAW,
             ),
             quick=True,
         ),
         Metric(
             "spectral_norm_change",
             "the same of the change",
-            Control(null="control of spectral_norm_change"),
+            Control(null="control of spectral_norm_change", kind=ControlKind.LAW),
             quick=True,
         ),
         Metric("power_law_base", "power-law exponent of the tail of s^2 of the base"),
