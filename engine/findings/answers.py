@@ -1,14 +1,21 @@
 """The first three sentences of a reading: how much changed, where, and whether it is more than chance."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from polarax.findings.effects import could_be_judged_by, judged_by, kinds, mostly_rounding, rows_that_count, without_control
+from polarax.findings.effects import (
+    could_be_judged_by,
+    judged_by,
+    kinds,
+    mostly_rounding,
+    rows_that_count,
+    without_control,
+)
 from polarax.findings.mechanical import Found
-from polarax.findings.words import by_role, in_order, listed, matrices, numbers, percent, plain, share_of
+from polarax.findings.words import in_order, listed, matrices, numbers, percent, plain, share_of
 from polarax.loaders import short_name
 from polarax.metrics.relation import has_relation
 from polarax.metrics.status import Status, is_changed, is_meaningless, status_labels
@@ -33,6 +40,30 @@ class Answer(NamedTuple):
     def sentence(self) -> str:
         """Both."""
         return f"{self.question}: {self.text}."
+
+
+def answers_of(summaries: Mapping[str, Mapping]) -> list[str]:
+    """The answers of several runs, question by question: "How much, sft: the weights moved by 3.1% ...".
+
+    Args:
+        summaries: Label -> `Run.summary()`.
+    """
+    return [
+        Answer(f"{question}, {label}", summary["answers"][question]).sentence
+        for question in (HOW_MUCH, WHERE, MORE_THAN_CHANCE)
+        for label, summary in summaries.items()
+        if question in summary["answers"]
+    ]
+
+
+def details_of(summary: Mapping) -> list[str]:
+    """The sentences of a reading without its answers and thresholds.
+
+    Args:
+        summary: `Run.summary()`.
+    """
+    answered = {Answer(*answer).sentence for answer in summary["answers"].items()}
+    return [sentence for sentence in summary["reading"][:-1] if sentence not in answered]
 
 
 def moved(frame: pd.DataFrame) -> dict[str, float] | None:
@@ -68,7 +99,9 @@ def how_much(frame: pd.DataFrame) -> str:
     low, median, high = (percent(size[name]) for name in ("low", "median", "high"))
     count = matrices(int(size["matrices"]))
     if low == high:
-        return "; ".join([f"the weights moved by {median} ({'in ' if size['matrices'] == 1 else 'in each of '}{count})", *notes])
+        return "; ".join(
+            [f"the weights moved by {median} ({'in ' if size['matrices'] == 1 else 'in each of '}{count})", *notes]
+        )
     return "; ".join([f"the weights moved by {median} in the median ({low} to {high} over {count})", *notes])
 
 
@@ -97,19 +130,20 @@ def where(frame: pd.DataFrame) -> str:
     known = rows["role"] != "other"
     if not known.any():
         by_name = pd.Series(drift.to_numpy(), rows["name"].map(short_name))
-        return _most_and_least(by_name, percent) or f"alike in all {matrices(len(rows))} ({_within(by_name)})"
+        return _most_and_least(by_name) or f"alike in all {matrices(len(rows))} ({_within(by_name)})"
     of_role = drift.groupby(rows["role"]).median()
     of_role = of_role[in_order(of_role.index)]
     relative = drift / rows["role"].map(of_role)
     in_layers = rows["layer"].notna() & known & (drift > 0)
     of_layer = relative[in_layers].groupby(rows.loc[in_layers, "layer"].astype(int)).median()
     parts, alike = [], {}
-    for name, values in (("roles", of_role), ("layers", of_layer)):
-        if len(values) < 2:
-            continue
-        if said := _most_and_least(values, percent if name == "roles" else _times):
-            parts.append(said if name == "roles" else f"by layer {said} as much as the median of their roles")
-        else:
+    for name, values, said in (
+        ("roles", of_role, _most_and_least(of_role)),
+        ("layers", of_layer, _most_and_least_of_layers(of_layer)),
+    ):
+        if said:
+            parts.append(said)
+        elif len(values) > 1:
             alike[name] = values
     if alike:
         widest = max(alike.values(), key=lambda values: values.max() / values.min())
@@ -117,24 +151,33 @@ def where(frame: pd.DataFrame) -> str:
     return "; ".join(parts)
 
 
-def _most_and_least(values, form):
-    """The names with the most and the least, each with its value; "" where these are close."""
-    if not values.max() > _FACTOR * values.min():
+def _most_and_least(values):
+    """The names with the most and the least, each with its size; "" where these are close."""
+    if len(values) < 2 or not _differ(values):
         return ""
     values = values.sort_values(ascending=False, kind="stable")
     most = values[values * _CLOSE >= values.iloc[0]][:_NAMED]
     least = values[values <= _CLOSE * values.iloc[-1]][::-1][:_NAMED]
-    return f"most in {_each(most, form)}, least in {_each(least, form)}"
+    named = (listed([f"{name} ({percent(value)})" for name, value in some.items()]) for some in (most, least))
+    return "most in {}, least in {}".format(*named)
 
 
-def _each(values, form):
-    if form is _times:
-        return f"{numbers(values.index)} ({form(values.median())})"
-    return listed([f"{name} ({form(value)})" for name, value in values.items()])
+def _most_and_least_of_layers(values):
+    """The layers that moved most and least, as multiples of what is usual; "" where these are close."""
+    if len(values) < 2 or not _differ(values):
+        return ""
+    sides = {"most": values[values * _CLOSE >= values.max()], "least": values[values <= _CLOSE * values.min()]}
+    usual = [_CLOSE * value > 1 > value / _CLOSE for value in (values.max(), values.min())]
+    told = [
+        f"{which} in {numbers(some.index, 'layer')} ({plain(some.median())} times the median of their roles)"
+        for (which, some), is_usual in zip(sides.items(), usual, strict=True)
+        if not is_usual
+    ]
+    return ", ".join(told)
 
 
-def _times(factor):
-    return f"{plain(factor)} times"
+def _differ(values):
+    return values.max() > _FACTOR * values.min()
 
 
 def _within(values):
@@ -160,9 +203,12 @@ def more_than_chance(frame: pd.DataFrame, found: Found) -> str:
         who = "the one matrix does not show" if len(judged) == 1 else f"none of {len(judged)} matrices shows"
         return f"no, {who} {than}{limit}"
     if not named:
-        return f"only what {listed([one.name for one in found.explained])} explains, in {share_of(len(standing), len(judged))}{limit}"
+        causes = listed([one.name for one in found.explained])
+        return f"only what {causes} explains, in {share_of(len(standing), len(judged))}{limit}"
     counts = found.effects["kind"].value_counts()
     told = ", ".join(f"{kind} {counts[kind]}" for kind in kinds() if kind in counts)
-    explained = "".join(f"; {one.name} explains what else there is in {matrices(len(one.rows))}" for one in found.explained)
+    explained = "".join(
+        f"; {one.name} explains what else there is in {matrices(len(one.rows))}" for one in found.explained
+    )
     verb = "shows" if len(judged) == 1 else "show"
     return f"yes, {share_of(len(named), len(judged))} {verb} {than}{limit}: {told}{explained}"

@@ -4,8 +4,8 @@ An effect needs both: a size that matters, and a distance from its control that 
 matrices and metrics of a run. A trained change is far from isotropic: a few directions carry most of it, and what a
 random change of that spectrum shows spreads more than what isotropic noise shows. So distances rest on the sampled
 control of the change's own spectrum in random directions where there is one, and otherwise on the closed forms, whose
-deviations know that spectrum or are widened for its stable rank (docs/definitions.md, "Model level"). What an effect is stands with its metric
-in the catalogue.
+deviations know that spectrum or are widened for its stable rank (docs/definitions.md, "Model level"). What an effect
+is stands with its metric in the catalogue.
 """
 
 import functools

@@ -62,13 +62,13 @@ def read_first_look(frame: pd.DataFrame, top_k: int) -> Iterator[str]:
     lost = rows[is_lost(rows)]
     if len(lost):
         yield (
-            f"{matrices(len(lost))} did not converge ({by_role(lost, frame)}): their leading singular values are at least "
-            "those given, and of their alpha, overlaps and leading shares nothing is claimed; drift and the scale of "
+            f"{matrices(len(lost))} did not converge ({by_role(lost, frame)}): their leading singular values are at "
+            "least those given, and of their alpha, overlaps and leading shares nothing is claimed; drift and the scale of "
             "the entries hold."
         )
     vague = rows[~is_lost(rows) & ~(is_known(rows, "overlap_left") & is_known(rows, "overlap_right"))]
     if len(vague):
         yield (
-            f"In {matrices(len(vague))} ({by_role(vague, frame)}) the leading singular values are known and their subspaces "
-            "hardly, for want of a gap behind them: nothing is claimed of their overlap."
+            f"In {matrices(len(vague))} ({by_role(vague, frame)}) the leading singular values are known and their "
+            "subspaces hardly, for want of a gap behind them: nothing is claimed of their overlap."
         )

@@ -150,9 +150,10 @@ def _flagged(frame):
     if "rounding_share" in frame:
         quantised = changed & column(frame, "rounding_share").isna()
         if quantised.any():
+            which, count = by_role(frame[quantised], frame[changed]), share_of(int(quantised.sum()), int(changed.sum()))
             yield (
-                f"{by_role(frame[quantised], frame[changed])}: stored quantised ({_types(frame[quantised])}), in "
-                f"{share_of(int(quantised.sum()), int(changed.sum()))}: how much of the change is quantisation is unknown."
+                f"{which}: stored quantised ({_types(frame[quantised])}) in {count}: how much of the change is "
+                "quantisation is unknown."
             )
 
 

@@ -42,16 +42,16 @@ def summarise(
 
     Returns:
         matrices: how many; first_look: of a run that began as one, how many of them were not analysed in full, and how
-        many of these did not converge; status: how many of each; controls: how many are judged by which; skipped: how many for each reason; coverage: as given;
-        roles: role -> metric -> count, mean, std (population), min, median, max of those finite among its matrices,
-        with `matrices`, `out_of_range` (how many of them have a closed-form control that is only rough), `rounding`
-        (how many changed by little more than storage rounding) and `named` (how many have an effect that stands out, or
-        are not the base, trained); layers: layer -> the same of the headline metrics; flagged: counts of rows that are
-        mostly rounding, and of those whose nf has no control that holds; strangers: `summarise_strangers`; effects:
-        kind -> role -> how many matrices, without those that are explained; explained: by which known mechanical
-        effects, with their sentences; moved: the drift of the matrices; answers: the first questions of the reading, with
-        what is said to each; signature: `Signature` as a dict, or None; reading: sentences; thresholds:
-        what they rest on.
+        many of these did not converge; status: how many of each; controls: how many are judged by which; skipped: how
+        many for each reason; coverage: as given; roles: role -> metric -> count, mean, std (population), min, median,
+        max of those finite among its matrices, with `matrices`, `out_of_range` (how many of them have a closed-form
+        control that is only rough), `rounding` (how many changed by little more than storage rounding) and `named` (how
+        many have an effect that stands out and is not explained, or are not the base, trained); layers: layer -> the
+        same of the headline metrics; flagged: counts of rows that are mostly rounding, and of those whose nf has no
+        control that holds; strangers: `summarise_strangers`; effects: kind -> role -> how many matrices, without those
+        that are explained; explained: by which known mechanical effects, with their sentences; signature: `Signature`
+        as a dict, or None; moved: the drift of the matrices; answers: the first questions of the reading, with what is
+        said to each; reading: sentences; thresholds: what they rest on.
     """
     present = set(frame["role"])
     found = tell_apart(frame, draws)

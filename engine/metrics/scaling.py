@@ -140,7 +140,9 @@ register(
         Metric(
             "nss",
             "||s_post - s_base|| / ||s_base||",
-            Control(null="control of nss: what a random change moves singular values by, or more", kind=ControlKind.LAW),
+            Control(
+                null="control of nss: what a random change moves singular values by, or more", kind=ControlKind.LAW
+            ),
         ),
     ],
     read_scaling,

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def read_shape(pair: MatrixPair) -> Readings:
     """The columns of `SHAPE` but the ranks of base and post, which every run needs; and `s_change`, (..., r).
 
-    Of the rank of the change that which is numerically there: entries, whose rounding `read_change` knows, are not here.
+    Of the rank of the change that which is numerically there: `read_change` knows what rounding of entries makes of it.
     """
     spectra = pair.spectra
     assert spectra.s_change is not None
@@ -179,7 +179,12 @@ register(
             of_stored_dtype=True,
         ),
         Metric("stable_rank_base", "||W||^2 / s_1^2 of the base", quick=True),
-        Metric("stable_rank_post", "the same of the post", Control(null="control of stable_rank_post", kind=ControlKind.LAW), quick=True),
+        Metric(
+            "stable_rank_post",
+            "the same of the post",
+            Control(null="control of stable_rank_post", kind=ControlKind.LAW),
+            quick=True,
+        ),
         Metric(
             "stable_rank_change",
             "the same of the change",

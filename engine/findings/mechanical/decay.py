@@ -11,6 +11,7 @@ from polarax.findings.effects import DEVIATIONS, rows_that_count
 from polarax.findings.first_look import is_known
 from polarax.findings.mechanical.explanation import Explanation
 from polarax.findings.words import by_role, percent
+from polarax.metrics.budget import SHARE
 from polarax.metrics.tables import column
 
 # Matrices shrank alike where they differ by less than this share of the factor, beyond what chance gives each.
@@ -19,11 +20,13 @@ _ALIKE = 0.1
 _NEARLY_ALL = 0.9
 _MOST = 2 / 3
 _FEWEST = 3
+# Shares of the change on the diagonal, of which one factor for all values makes what is along the base, and no more.
+_DIAGONALS = ("budget_scaling", "leading_scaling")
 _LEAST = 1e-4  # a smaller factor is not worth a sentence
 _PURE = 0.99  # share of the change that the factor makes where there is nothing else
-# What a matrix that shrank has besides: the change that shrinks it neither turns vectors nor leaves the base's space.
-_FOLLOWS = frozenset({"scaled down", "symmetric", "inside", "turned alike"})
-_ON_THE_DIAGONAL = ("uneven", "leading uneven")
+# What a matrix that shrank has besides: the change that shrinks it is on the diagonal, where it neither turns vectors nor
+# leaves the base's space.
+_FOLLOWS = frozenset({"scaled down", "uneven", "leading uneven", "symmetric", "inside", "turned alike"})
 
 
 def read_decay(frame: pd.DataFrame) -> Explanation | None:
@@ -35,7 +38,11 @@ def read_decay(frame: pd.DataFrame) -> Explanation | None:
     if shrunk.sum() < _FEWEST or -factor < _LEAST:
         return None
     telling = chance < -factor / 2
-    alike = telling & ((by - factor).abs() <= _ALIKE * -factor + chance)
+    along = (by / column(rows, "drift")) ** 2  # share of the change
+    uneven = (
+        sum((column(rows, name) - column(rows, f"{name}_null")).fillna(0) - along > SHARE for name in _DIAGONALS) > 0
+    )
+    alike = telling & ~uneven & ((by - factor).abs() <= _ALIKE * -factor + chance)
     kept = telling & (by.abs() <= _ALIKE * -factor + chance)
     roles = pd.DataFrame({"telling": telling, "alike": alike, "kept": kept}).groupby(rows["role"]).sum()
     roles = roles[roles["telling"] > 0]
@@ -43,14 +50,12 @@ def read_decay(frame: pd.DataFrame) -> Explanation | None:
     spared = roles["kept"] >= _NEARLY_ALL * roles["telling"]
     if not (decayed | spared).all() or alike.sum() < max(_FEWEST, _MOST * telling.sum()):
         return None
-    along = (by / column(rows, "drift")) ** 2  # share of the change
     without = rows[telling & rows["role"].isin(roles.index[spared])]
     return Explanation(
         name="weight decay",
         sentence=_sentence(rows, alike, without, factor, bool((along[alike] > _PURE).all())),
         rows=frozenset(rows.index[alike]),
         kinds=_FOLLOWS,
-        at_most=dict.fromkeys(_ON_THE_DIAGONAL, (2 * along[alike]).to_dict()),
     )
 
 

@@ -1,7 +1,7 @@
 """Changes of one low rank, exact up to rounding, as adapters make them.
 
-LoRA (arXiv:2106.09685) adds B A, of rank k in every matrix that it adapts. The rank of a full fine-tune's change is that of
-the matrix, and where rounding hides its smaller singular values, how many are left differs from matrix to matrix.
+LoRA (arXiv:2106.09685) adds B A, of rank k in every matrix that it adapts. The rank of a full fine-tune's change is
+that of the matrix, and where rounding hides its smaller singular values, how many are left differs from matrix to matrix.
 """
 
 import numpy as np
@@ -43,7 +43,9 @@ def read_low_rank(frame: pd.DataFrame) -> Explanation | None:
     parts = [f"{by_role(rows, counted, whole='all ')}: changes of rank {rank}" for rank, rows in told.items()]
     made = f"a LoRA of rank {next(iter(told))} makes" if len(told) == 1 else "LoRAs of these ranks make"
     return Explanation(
-        name=f"a LoRA of rank {next(iter(told))}" if len(told) == 1 else f"LoRAs of ranks {listed(list(map(str, told)))}",
+        name=f"a LoRA of rank {next(iter(told))}"
+        if len(told) == 1
+        else f"LoRAs of ranks {listed(list(map(str, told)))}",
         sentence=f"{'; '.join(parts)}: as {made}.",
         rows=frozenset().union(*(rows.index for rows in told.values())),
         kinds=frozenset({"low rank", "one direction"}),

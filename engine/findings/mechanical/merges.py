@@ -1,8 +1,8 @@
 """Merges: a post whose change is a linear combination of the changes of other posts of the same base.
 
 The Gram matrix of the changes, from their sizes (`drift`) and the cosines between them (`change_cosine`), gives the
-combination of least squares and what it leaves, matrix by matrix, without any weight being read again. A soup of several
-models (arXiv:2203.05482), task vectors that were added (arXiv:2212.04089), and a post between the base and another
+combination of least squares and what it leaves, matrix by matrix, without any weight being read again. A soup of
+several models (arXiv:2203.05482), task vectors that were added (arXiv:2212.04089), and a post between the base and another
 one, or beyond it, leave nothing but rounding, with the same weights in every matrix.
 """
 
@@ -70,7 +70,9 @@ def find_merges(posts: Mapping[str, pd.DataFrame], between: Mapping[tuple[str, s
         ]
         for merge in sorted(several, key=_how_odd):
             labels = {merge.post, *merge.weights}
-            if all(not labels > {other.post, *other.weights} and labels != {other.post, *other.weights} for other in found):
+            if all(
+                not labels > {other.post, *other.weights} and labels != {other.post, *other.weights} for other in found
+            ):
                 found.append(merge)
     return found
 
@@ -113,7 +115,10 @@ def _merge(post, parts, grams, posts):
     weights = np.linalg.solve(cosines, (along / size)[..., None])[..., 0] / size
     left = np.sqrt(np.maximum(own - np.sum(weights * along, axis=1), 0) / own)
     rounding = [column(_by_name(posts[label]), "rounding_share").reindex(table.index).fillna(0) for label in labels]
-    noise = [share.to_numpy() ** 2 * grams[label, label].reindex(table.index).to_numpy() for share, label in zip(rounding, labels, strict=True)]
+    noise = [
+        share.to_numpy() ** 2 * grams[label, label].reindex(table.index).to_numpy()
+        for share, label in zip(rounding, labels, strict=True)
+    ]
     allowed = _LEFT + 2 * np.sqrt(np.sum(noise, axis=0) / own)
     typical = np.median(weights, axis=0)
     # A weight errs by what is left, over how long its part of the change is.
@@ -122,4 +127,10 @@ def _merge(post, parts, grams, posts):
     matters = (np.abs(typical) * np.median(size / np.sqrt(own)[:, None], axis=0) > _LEFT).all()
     if explained.sum() < max(_FEWEST, _NEARLY_ALL * len(table)) or not matters:
         return None
-    return Merge(post, dict(zip(parts, typical.tolist(), strict=True)), float(left[explained].max()), int(explained.sum()), len(table))
+    return Merge(
+        post,
+        dict(zip(parts, typical.tolist(), strict=True)),
+        float(left[explained].max()),
+        int(explained.sum()),
+        len(table),
+    )

@@ -79,7 +79,7 @@ def frames_of(pairs, **options):
 def test_on_noise_nothing_is_named(kind, seeds):
     for (_, seed), frame in frames_of({(kind, seed): noise(kind, seed) for seed in SEEDS[seeds]}).items():
         assert len(frame) == planted.LAYERS * len(planted.SHAPES)
-        quiet, signature, *rest, thresholds = read_frame(frame)
+        quiet, signature, *rest, thresholds = read_frame(frame).sentences
         assert quiet.startswith("q, k, v, o, up, down: no more than drift in all 24 matrices"), (
             seed,
             find_effects(frame).to_string(),
@@ -95,14 +95,14 @@ def test_what_is_planted_is_named_and_nothing_else(frames, kind):
     effects = find_effects(frame)
     assert set(effects["kind"]) == {expected}
     assert sorted(effects["row"]) == list(range(24))
-    signature, named, *rest = read_frame(frame)
+    signature, named, *rest = read_frame(frame).sentences
     assert signature.startswith("o against the other roles: no distinct scaling")
     assert re.match(r"q, k, v, o, up, down \(all 24\): ", named)
     assert all(one.startswith(("Thresholds: ", "nf can't be judged")) for one in rest)
 
 
 def test_the_factor_of_a_scaling_is_that_which_was_planted(frames):
-    sentences = " ".join(read_frame(frames["scaled"]))
+    sentences = " ".join(read_frame(frames["scaled"]).sentences)
     assert "scaled up (alpha 1.02 in the median; " in sentences
 
 
@@ -111,7 +111,7 @@ def test_o_scaled_alone(frames):
     effects = find_effects(frame)
     assert set(effects["kind"]) == {"scaled up"}
     assert set(frame.loc[effects["row"], "role"]) == {"o"} and len(effects) == 4
-    quiet, signature, named, thresholds = read_frame(frame)
+    quiet, signature, named, thresholds = read_frame(frame).sentences
     assert quiet == "q, k, v, up, down: no more than drift in 20 of 24 matrices."
     assert re.match(r"o: scaled 1\.[34]\d?% above the other roles of the same layers, ", signature)
     assert named.startswith("o: scaled up (alpha 1.01")
