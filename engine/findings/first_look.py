@@ -63,8 +63,8 @@ def read_first_look(frame: pd.DataFrame, top_k: int) -> Iterator[str]:
     if len(lost):
         yield (
             f"{matrices(len(lost))} did not converge ({by_role(lost, frame)}): their leading singular values are at "
-            "least those given, and of their alpha, overlaps and leading shares nothing is claimed; drift and the scale of "
-            "the entries hold."
+            "least those given, and of their alpha, overlaps and leading shares nothing is claimed; drift and the "
+            "scale of the entries hold."
         )
     vague = rows[~is_lost(rows) & ~(is_known(rows, "overlap_left") & is_known(rows, "overlap_right"))]
     if len(vague):

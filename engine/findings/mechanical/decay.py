@@ -24,8 +24,7 @@ _FEWEST = 3
 _DIAGONALS = ("budget_scaling", "leading_scaling")
 _LEAST = 1e-4  # a smaller factor is not worth a sentence
 _PURE = 0.99  # share of the change that the factor makes where there is nothing else
-# What a matrix that shrank has besides: the change that shrinks it is on the diagonal, where it neither turns vectors nor
-# leaves the base's space.
+# What a matrix that shrank has besides: what shrinks it is on the diagonal, turns no vectors and leaves no space.
 _FOLLOWS = frozenset({"scaled down", "uneven", "leading uneven", "symmetric", "inside", "turned alike"})
 
 
@@ -39,9 +38,8 @@ def read_decay(frame: pd.DataFrame) -> Explanation | None:
         return None
     telling = chance < -factor / 2
     along = (by / column(rows, "drift")) ** 2  # share of the change
-    uneven = (
-        sum((column(rows, name) - column(rows, f"{name}_null")).fillna(0) - along > SHARE for name in _DIAGONALS) > 0
-    )
+    beyond = [column(rows, name) - column(rows, f"{name}_null") - along for name in _DIAGONALS]
+    uneven = (beyond[0] > SHARE) | (beyond[1] > SHARE)
     alike = telling & ~uneven & ((by - factor).abs() <= _ALIKE * -factor + chance)
     kept = telling & (by.abs() <= _ALIKE * -factor + chance)
     roles = pd.DataFrame({"telling": telling, "alike": alike, "kept": kept}).groupby(rows["role"]).sum()

@@ -1,7 +1,8 @@
 """Changes of one low rank, exact up to rounding, as adapters make them.
 
 LoRA (arXiv:2106.09685) adds B A, of rank k in every matrix that it adapts. The rank of a full fine-tune's change is
-that of the matrix, and where rounding hides its smaller singular values, how many are left differs from matrix to matrix.
+that of the matrix, and where rounding hides its smaller singular values, how many are left differs from matrix to
+matrix.
 """
 
 import numpy as np

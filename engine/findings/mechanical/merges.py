@@ -2,8 +2,8 @@
 
 The Gram matrix of the changes, from their sizes (`drift`) and the cosines between them (`change_cosine`), gives the
 combination of least squares and what it leaves, matrix by matrix, without any weight being read again. A soup of
-several models (arXiv:2203.05482), task vectors that were added (arXiv:2212.04089), and a post between the base and another
-one, or beyond it, leave nothing but rounding, with the same weights in every matrix.
+several models (arXiv:2203.05482), task vectors that were added (arXiv:2212.04089), and a post between the base and
+another one, or beyond it, leave nothing but rounding, with the same weights in every matrix.
 """
 
 import itertools

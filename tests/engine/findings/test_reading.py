@@ -142,8 +142,8 @@ class TestHowMuchAndWhere:
             if (role, layer) != ("o", 2)
         ]
         assert answer(WHERE, *changes, count=13) == (
-            "most in o (5%), least in q (1%); most in layers 5 and 6 (3 times the median of their roles), least in layer "
-            "0 (0.4 times the median of their roles)"
+            "most in o (5%), least in q (1%); most in layers 5 and 6 (3 times the median of their roles), least in "
+            "layer 0 (0.4 times the median of their roles)"
         )
 
     def test_matrices_without_roles(self):
@@ -401,6 +401,6 @@ class TestWhatIsMissing:
     def test_quantisation_is_flagged(self):
         stored = {"rounding_share": np.nan, "dtype_base": "float32", "dtype_post": "q4_0"}
         assert read(stored)[-1] == (
-            "q (1 of 6): stored quantised (float32 to q4_0) in 1 of 6 matrices: how much of the change is quantisation is "
-            "unknown."
+            "q (1 of 6): stored quantised (float32 to q4_0) in 1 of 6 matrices: how much of the change is quantisation "
+            "is unknown."
         )
