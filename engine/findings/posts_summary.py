@@ -37,7 +37,7 @@ def summarise_posts(posts: Mapping[str, Compared], between: Mapping[tuple[str, s
     merges = find_merges(
         {label: post.frame for label, post in posts.items()}, {pair: one.frame for pair, one in between.items()}
     )
-    made_of = [{merge.post, *merge.weights} for merge in merges]
+    told = {frozenset((merge.post, label)) for merge in merges for label in merge.weights}
     sentences = [*answers_of(summaries), *(merge.sentence for merge in merges)]
     for label, summary in summaries.items():
         sentences += [f"{label}: {sentence}" for sentence in details_of(summary)]
@@ -46,14 +46,14 @@ def summarise_posts(posts: Mapping[str, Compared], between: Mapping[tuple[str, s
         name = f"{first} to {second}"
         cosine = summarise_cosine(pair.frame, posts[first].frame, posts[second].frame)
         pairs[name] = {**pair.summary, "cosine": cosine}
-        if not any(first in merge and second in merge for merge in made_of):
+        if frozenset((first, second)) not in told:
             sentences += _direction(first, second, cosine)
         sentences += [f"{name}: {sentence}" for sentence in pair.summary["reading"][:-1]]
     thresholds = [post.summary["reading"][-1] for post in posts.values() if post.summary["reading"]][:1]
     if thresholds and pairs:
         thresholds.append(f"Common direction: a cosine of {COSINE:g}, by {DEVIATIONS:g} standard deviations.")
-    told = [merge._asdict() for merge in merges]
-    return {"posts": summaries, "between": pairs, "merges": told, "reading": [*sentences, *thresholds]}
+    made = [merge._asdict() for merge in merges]
+    return {"posts": summaries, "between": pairs, "merges": made, "reading": [*sentences, *thresholds]}
 
 
 def summarise_cosine(between: pd.DataFrame, first: pd.DataFrame, second: pd.DataFrame) -> dict:

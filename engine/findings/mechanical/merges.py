@@ -35,6 +35,7 @@ class Merge(NamedTuple):
     left: float  # share of the change that they leave, the largest of the matrices
     matrices: int  # that they explain
     judged: int
+    alike: float  # largest cosine between the changes of two of its parts, in the median
 
     @property
     def sentence(self) -> str:
@@ -52,35 +53,32 @@ class Merge(NamedTuple):
 def find_merges(posts: Mapping[str, pd.DataFrame], between: Mapping[tuple[str, str], pd.DataFrame]) -> list[Merge]:
     """The posts that are combinations of others.
 
-    Of posts that depend on each other any is a combination of the rest: the one is told whose weights are positive and
-    smallest.
+    Of posts that depend on each other any is a combination of the rest: the one is told whose weights are positive,
+    whose parts have least in common, and whose weights are smallest. Of what is made of others nothing else is made.
 
     Args:
         posts: Label -> `Run.frame()`.
         between: The labels of two of them -> the same of the second against the first.
     """
     grams = _grams(posts, between)
-    found: list[Merge] = []
+    found: dict[str, Merge] = {}
     for count in range(1, min(len(posts) - 1, _MOST_PARTS) + 1):
-        several = [
-            merge
+        several = (
+            _merge(post, parts, grams, posts)
             for post in posts
             for parts in itertools.combinations([label for label in posts if label != post], count)
-            if (merge := _merge(post, parts, grams, posts)) is not None
-        ]
-        for merge in sorted(several, key=_how_odd):
-            labels = {merge.post, *merge.weights}
-            if all(
-                not labels > {other.post, *other.weights} and labels != {other.post, *other.weights} for other in found
-            ):
-                found.append(merge)
-    return found
+            if not found.keys() & {post, *parts}
+        )
+        for merge in sorted(filter(None, several), key=_how_odd):
+            if not found.keys() & {merge.post, *merge.weights}:
+                found[merge.post] = merge
+    return list(found.values())
 
 
 def _how_odd(merge):
-    """Merges come before what they were made of: weights are positive, and no larger than they must be."""
+    """Merges come before what they were made of: their weights are positive and small, their parts independent."""
     weights = list(merge.weights.values())
-    return min(weights) < 0, max(map(abs, weights))
+    return min(weights) < 0, round(merge.alike, 1), max(map(abs, weights))
 
 
 def _grams(posts, between):
@@ -127,10 +125,12 @@ def _merge(post, parts, grams, posts):
     matters = (np.abs(typical) * np.median(size / np.sqrt(own)[:, None], axis=0) > _LEFT).all()
     if explained.sum() < max(_FEWEST, _NEARLY_ALL * len(table)) or not matters:
         return None
+    between_parts = np.abs(cosines - np.eye(len(parts))).max(axis=(1, 2))
     return Merge(
-        post,
-        dict(zip(parts, typical.tolist(), strict=True)),
-        float(left[explained].max()),
-        int(explained.sum()),
-        len(table),
+        post=post,
+        weights=dict(zip(parts, typical.tolist(), strict=True)),
+        left=float(left[explained].max()),
+        matrices=int(explained.sum()),
+        judged=len(table),
+        alike=float(np.median(between_parts)),
     )
