@@ -210,5 +210,5 @@ def more_than_chance(frame: pd.DataFrame, found: Found) -> str:
     explained = "".join(
         f"; {one.name} explains what else there is in {matrices(len(one.rows))}" for one in found.explained
     )
-    verb = "shows" if len(judged) == 1 else "show"
+    verb = "shows" if len(named) == 1 else "show"
     return f"yes, {share_of(len(named), len(judged))} {verb} {than}{limit}: {told}{explained}"

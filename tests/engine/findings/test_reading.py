@@ -187,7 +187,7 @@ class TestEffects:
     )
     def test_one_matrix_that_stands_out_is_named_with_its_numbers(self, change, sentence):
         assert read({}, {}, change) == [f"Layer 2's q: {sentence}"]
-        assert answer(MORE_THAN_CHANCE, {}, {}, change).startswith(f"yes, 1 of 6 matrices show {THAN}: ")
+        assert answer(MORE_THAN_CHANCE, {}, {}, change).startswith(f"yes, 1 of 6 matrices shows {THAN}: ")
 
     def test_those_that_are_many_are_counted_by_role_with_the_farthest(self):
         shifts = [0.2, 0.9, 0.4, 0.15]
@@ -251,7 +251,7 @@ class TestWhatFollowsFromAnother:
     def test_two_effects_of_one_matrix_are_both_named(self):
         assert len(read({"alpha": 1.02, "coordination": 0.4})) == 2
         said = answer(MORE_THAN_CHANCE, {"alpha": 1.02, "coordination": 0.4})
-        assert said == f"yes, 1 of 6 matrices show {THAN}: scaled up 1, coordinated 1"
+        assert said == f"yes, 1 of 6 matrices shows {THAN}: scaled up 1, coordinated 1"
 
 
 class TestNotNamed:
@@ -323,7 +323,7 @@ class TestControlsThatDoNotHold:
     def test_some_of_them_are_counted_and_not_judged(self):
         named, rough = read(self.ROUGH, {"nf": 0.05})
         said = answer(MORE_THAN_CHANCE, self.ROUGH, {"nf": 0.05})
-        assert said == f"yes, 1 of 6 matrices show {THAN}, as far as it can be judged: turned apart 1"
+        assert said == f"yes, 1 of 6 matrices shows {THAN}, as far as it can be judged: turned apart 1"
         assert named.startswith("Layer 1's q: left and right vectors turned apart more")
         assert rough == (
             "nf can't be judged in 1 matrix (q): condition number times drift passes 1, where its first-order control "
