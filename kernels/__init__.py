@@ -31,7 +31,13 @@ from polarax.kernels.polar import POLAR_METHODS, Polar, polar, polar_by_products
 from polarax.kernels.polar_headlines import Headlines, PolarPair, headlines_of_frames, polar_pair
 from polarax.kernels.products import frobenius
 from polarax.kernels.random_changes import RANDOM_CHANGES, random_change
-from polarax.kernels.rounding import equal_entries, noise_spectral_norm, rounding_noise, unchanged_share
+from polarax.kernels.rounding import (
+    equal_entries,
+    noise_spectral_norm,
+    rank_beyond_noise,
+    rounding_noise,
+    unchanged_share,
+)
 from polarax.kernels.scaling import Scaling, scaling
 from polarax.kernels.sequential import after, one_at_a_time
 from polarax.kernels.spectrum_shape import PowerLaw, effective_rank, power_law, stable_rank
@@ -90,6 +96,7 @@ __all__ = [
     "polar_pair",
     "power_law",
     "random_change",
+    "rank_beyond_noise",
     "rotation_difference",
     "rounding_noise",
     "scaling",

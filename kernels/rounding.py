@@ -68,6 +68,28 @@ def noise_spectral_norm(norm: jax.Array, shape: Shape, /) -> jax.Array:
     return norm * ((root(rows) + root(cols)) / root(rows * cols))
 
 
+def rank_beyond_noise(values: jax.Array, noise: jax.Array, /, *, shape: Shape) -> jax.Array:
+    """The least rank of which a matrix is, but for noise: (...), int32; 0 for a zero matrix and for one with NaN.
+
+    That many singular values are more than twice the largest of the noise, and what is left is no longer than one and a
+    half times the noise: two sides that were rounded make the square root of 2 of one, and the noise of entries of
+    different sizes has larger singular values than that of equal ones. Where more is left, what is left is no noise,
+    and the rank is that of the numbers themselves.
+
+    Args:
+        values: Its singular values, (..., r), descending, as accurate as `Frames.s_change`.
+        noise: Expected Frobenius norm of the noise, (...).
+        shape: (m, n).
+    """
+    computed = values[..., 0] * (2 * jnp.finfo(values.dtype).eps ** 0.5)
+    largest = jnp.maximum(2 * noise_spectral_norm(noise, shape), computed)
+    beyond = (values > largest[..., None]) & (values > 0)
+    rest = frobenius(jnp.where(beyond, 0, values)[..., None, :])
+    explained = rest <= jnp.hypot(1.5 * noise, computed * values.shape[-1] ** 0.5)
+    rank = jnp.sum(beyond, axis=-1, dtype=jnp.int32)
+    return jnp.where(explained, rank, jnp.sum((values > computed[..., None]) & (values > 0), axis=-1, dtype=jnp.int32))
+
+
 def _noise(x, info):
     x = promote(x)
     of_x = jnp.finfo(x.dtype)

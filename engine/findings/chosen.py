@@ -54,7 +54,7 @@ def _distances(rows):
         else:
             ratio = column(rows, f"{metric.name}_excess") if control.excess else value / mean
             size, least = np.log(ratio.where((ratio > 0) & np.isfinite(ratio))).abs(), abs(math.log(effect.size))
-        if control.first_order:
+        if control.limited:
             size = size.mask(is_out_of_range(rows))
         z = rows.get(f"{metric.name}_spectrum_z", rows.get(f"{metric.name}_z"))
         outside = (size > least) & ((z.abs() > DEVIATIONS) if z is not None else True)

@@ -8,7 +8,9 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from polarax.findings.effects import find_effects, sizes_of
+from polarax.findings.effects import sizes_of
+from polarax.findings.mechanical import tell_apart
+from polarax.findings.words import capital, matrices
 from polarax.metrics.look import is_first
 from polarax.metrics.relation import Relation
 
@@ -30,16 +32,16 @@ class Closer(NamedTuple):
     @property
     def sentence(self) -> str:
         """What is to be looked at, in words that stand before the command."""
-        others = f"Beside {_matrices(self.seen)} that {_stand(self.seen)} out in full, " if self.seen else ""
+        others = f"Beside {matrices(self.seen)} that {_stand(self.seen)} out in full, " if self.seen else ""
         if not self.names:
-            return _capital(f"{others}no matrix stands out at the first look.")
+            return capital(f"{others}no matrix stands out at the first look.")
         which = "it" if self.found == 1 else "them"
         if len(self.names) < self.found:
             which = f"the {len(self.names)} that stand out most"
-        found = f"{others}{_matrices(self.found)} {_stand(self.found)} out at the first look."
+        found = f"{others}{matrices(self.found)} {_stand(self.found)} out at the first look."
         if not self.command:  # parameters in memory, or a folder that does not last
-            return _capital(f"{found} `closer().include` selects {which}.")
-        return _capital(f"{found} To look closer at {which}, in the same folder:")
+            return capital(f"{found} `closer().include` selects {which}.")
+        return capital(f"{found} To look closer at {which}, in the same folder:")
 
 
 def find_closer(frames: Iterable[pd.DataFrame], draws: int, as_typed: Sequence[str] | None, out: str | None) -> Closer:
@@ -75,7 +77,7 @@ def _standing_out(frame: pd.DataFrame, draws: int) -> Mapping[int, float]:
     """Row -> how many times its effect is the least that counts; of strangers, less than any effect."""
     strange = frame.index[frame["relation"].isin(_MORE_TO_SAY)] if "relation" in frame else []
     standing = dict.fromkeys(strange, 0.0)
-    effects = find_effects(frame, draws)
+    effects = tell_apart(frame, draws).effects
     for row, size in zip(effects["row"], sizes_of(effects), strict=True):
         standing[row] = max(standing.get(row, 0.0), size if np.isfinite(size) else 0.0)
     return standing
@@ -87,13 +89,5 @@ def _quoted(word):
     return f"{name}={shlex.quote(value)}" if equals and word.startswith("--") else shlex.quote(word)
 
 
-def _matrices(count):
-    return "1 matrix" if count == 1 else f"{count} matrices"
-
-
 def _stand(count):
     return "stands" if count == 1 else "stand"
-
-
-def _capital(text):
-    return text[:1].upper() + text[1:]

@@ -3,9 +3,9 @@
 An effect needs both: a size that matters, and a distance from its control that chance does not reach among all the
 matrices and metrics of a run. A trained change is far from isotropic: a few directions carry most of it, and what a
 random change of that spectrum shows spreads more than what isotropic noise shows. So distances rest on the sampled
-control of the change's own spectrum in random directions where there is one, and otherwise on the closed forms,
-widened for the stable rank of the change (docs/definitions.md, "Model level"). What an effect is stands with its metric
-in the catalogue.
+control of the change's own spectrum in random directions where there is one, and otherwise on the closed forms, whose
+deviations know that spectrum or are widened for its stable rank (docs/definitions.md, "Model level"). What an effect
+is stands with its metric in the catalogue.
 """
 
 import functools
@@ -147,14 +147,22 @@ def could_be_judged_by(frame: pd.DataFrame) -> list[str]:
 def without_control(frame: pd.DataFrame) -> pd.Series:
     """True for the rows that have a metric, of those judged, whose control does not hold for it."""
     lacking = constant(frame, 0.0) > 0
-    for metric in metrics_of_first_order():
-        lacking |= rows_that_count(frame) & column(frame, metric.name).notna() & _unjudged(frame, metric)
+    for _, rows in _lacking(frame):
+        lacking |= rows
     return lacking
 
 
-def metrics_of_first_order() -> list[Metric]:
-    """The metrics with effects whose closed-form control holds for small changes alone."""
-    return [metric for metric in effects_told() if metric.control is not None and metric.control.first_order]
+def lacking_control(frame: pd.DataFrame) -> list[str]:
+    """The metrics whose control does not hold for some rows that have them."""
+    return [name for name, rows in _lacking(frame) if rows.any()]
+
+
+def _lacking(frame):
+    """(metric, True for the rows without its control), of those with effects that are of first order in some runs."""
+    judged = rows_that_count(frame)
+    for metric in may_be_told(frame):
+        if metric.control is not None and metric.control.limited:
+            yield metric.name, judged & column(frame, metric.name).notna() & _unjudged(frame, metric)
 
 
 def _closed_form(frame: pd.DataFrame, metric: Metric) -> Chance:

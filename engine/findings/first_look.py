@@ -1,9 +1,10 @@
 """What is said of a first look: what was measured, and what is known of the matrices that did not converge."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pandas as pd
 
+from polarax.findings.words import by_role, matrices
 from polarax.metrics.catalogue import LEADING, OVERLAP
 from polarax.metrics.certificate import Convergence
 from polarax.metrics.look import is_first
@@ -42,13 +43,12 @@ def count_first_looks(frame: pd.DataFrame) -> dict[str, int]:
     return {"matrices": len(rows), **{name: int(counts.get(one.value, 0)) for name, one in named.items()}}
 
 
-def read_first_look(frame: pd.DataFrame, top_k: int, roles_of: Callable[[pd.DataFrame], str]) -> Iterator[str]:
+def read_first_look(frame: pd.DataFrame, top_k: int) -> Iterator[str]:
     """Sentences on what a first look measured, and on what did not converge.
 
     Args:
         frame: `Run.frame()`.
         top_k: Leading singular values that were asked for; 0 if it is not known.
-        roles_of: The roles of some rows, with how many of theirs where that is not all.
     """
     rows = frame[is_first(frame)]
     if rows.empty:
@@ -62,17 +62,13 @@ def read_first_look(frame: pd.DataFrame, top_k: int, roles_of: Callable[[pd.Data
     lost = rows[is_lost(rows)]
     if len(lost):
         yield (
-            f"{_matrices(len(lost))} did not converge ({roles_of(lost)}): their leading singular values are at least "
-            "those given, and of their alpha, overlaps and leading shares nothing is claimed; drift and the scale of "
-            "the entries hold."
+            f"{matrices(len(lost))} did not converge ({by_role(lost, frame)}): their leading singular values are at "
+            "least those given, and of their alpha, overlaps and leading shares nothing is claimed; drift and the "
+            "scale of the entries hold."
         )
     vague = rows[~is_lost(rows) & ~(is_known(rows, "overlap_left") & is_known(rows, "overlap_right"))]
     if len(vague):
         yield (
-            f"In {_matrices(len(vague))} ({roles_of(vague)}) the leading singular values are known and their subspaces "
-            "hardly, for want of a gap behind them: nothing is claimed of their overlap."
+            f"In {matrices(len(vague))} ({by_role(vague, frame)}) the leading singular values are known and their "
+            "subspaces hardly, for want of a gap behind them: nothing is claimed of their overlap."
         )
-
-
-def _matrices(count):
-    return "1 matrix" if count == 1 else f"{count} matrices"

@@ -2,9 +2,13 @@
 
 from collections.abc import Mapping
 
+from polarax.findings.answers import HOW_MUCH, answers_of, details_of
 from polarax.findings.coverage import not_compared, not_compared_of_steps
 from polarax.findings.effects import kinds
+from polarax.findings.words import percent
 from polarax.loaders import ROLES
+
+_BEFORE = 2  # steps whose size is told beside the last one's: of more, the first and the middle one
 
 
 def summarise_history(steps: Mapping[str, dict], unusable: Mapping[int | str, str]) -> dict:
@@ -16,8 +20,9 @@ def summarise_history(steps: Mapping[str, dict], unusable: Mapping[int | str, st
 
     Returns:
         steps: step -> `Run.summary`; effects: kind -> role -> step -> in how many matrices it was named, steps without
-        left out; unusable: step -> reason; reading: sentences on what was not compared, if it is much; on when effects
-        came and went, on the last step, on steps that could not be compared, and the thresholds they rest on.
+        left out; unusable: step -> reason; reading: sentences on what was not compared, if it is much; how much,
+        where and whether it is more than chance at the last step; on when effects came and went, on the last step, on
+        steps that could not be compared, and the thresholds they rest on.
     """
     effects: dict[str, dict[str, dict[str, int]]] = {}
     for step, summary in steps.items():
@@ -27,14 +32,25 @@ def summarise_history(steps: Mapping[str, dict], unusable: Mapping[int | str, st
     sentences = []
     if steps:
         sentences += not_compared_of_steps({step: summary.get("coverage") for step, summary in steps.items()})
-        sentences += _emergence(effects, steps)
         last, summary = list(steps.items())[-1]
+        sentences += [_over_steps(sentence, steps) for sentence in answers_of({f"step {last}": summary})]
+        sentences += _emergence(effects, steps)
         said = not_compared(summary.get("coverage"))
-        sentences += [f"Step {last}: {sentence}" for sentence in summary["reading"][:-1] if sentence != said]
+        sentences += [f"Step {last}: {sentence}" for sentence in details_of(summary) if sentence != said]
         sentences += [f"{step_in_words(step, 'Step')} was not compared: {why}" for step, why in unusable.items()]
         sentences += summary["reading"][-1:]
     left_out = {str(step): reason for step, reason in unusable.items()}
     return {"steps": dict(steps), "effects": effects, "unusable": left_out, "reading": sentences}
+
+
+def _over_steps(sentence, steps):
+    """The answer on how much the last step changed, and how much it was before."""
+    if not sentence.startswith(HOW_MUCH):
+        return sentence
+    moved = [(step, summary["moved"]["median"]) for step, summary in steps.items() if summary["moved"]][:-1]
+    chosen = moved if len(moved) <= _BEFORE else [moved[0], moved[len(moved) // 2]]
+    before = ", ".join(f"{percent(size)} at step {step}" for step, size in chosen)
+    return f"{sentence.removesuffix('.')}; before, {before} in the median." if before else sentence
 
 
 def step_in_words(step: int | str, word: str = "step") -> str:

@@ -5,7 +5,9 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from polarax.findings.effects import DEVIATIONS, mostly_rounding, rows_that_count
+from polarax.findings.answers import answers_of, details_of
+from polarax.findings.effects import DEVIATIONS, rows_that_count
+from polarax.findings.mechanical.merges import find_merges
 
 # Two changes are said to go the same way, or opposite ways, beyond this cosine and DEVIATIONS deviations.
 COSINE = 0.1
@@ -27,22 +29,31 @@ def summarise_posts(posts: Mapping[str, Compared], between: Mapping[tuple[str, s
 
     Returns:
         posts: label -> `Run.summary`; between: "A to B" -> the same of two posts, with `cosine` (see
-        `summarise_cosine`); reading: sentences on each post, on each two, and the thresholds they rest on.
+        `summarise_cosine`); merges: posts that are made of others, as `Merge` has them; reading: how much changed,
+        where, and whether it is more than chance, post by post; merges; sentences on each post, on each two, and the
+        thresholds they rest on.
     """
-    pairs, sentences = {}, []
-    for label, post in posts.items():
-        sentences += [f"{label}: {sentence}" for sentence in post.summary["reading"][:-1]]
+    summaries = {label: post.summary for label, post in posts.items()}
+    merges = find_merges(
+        {label: post.frame for label, post in posts.items()}, {pair: one.frame for pair, one in between.items()}
+    )
+    told = {frozenset((merge.post, label)) for merge in merges for label in merge.weights}
+    sentences = [*answers_of(summaries), *(merge.sentence for merge in merges)]
+    for label, summary in summaries.items():
+        sentences += [f"{label}: {sentence}" for sentence in details_of(summary)]
+    pairs = {}
     for (first, second), pair in between.items():
         name = f"{first} to {second}"
         cosine = summarise_cosine(pair.frame, posts[first].frame, posts[second].frame)
         pairs[name] = {**pair.summary, "cosine": cosine}
-        sentences += _direction(first, second, cosine)
+        if frozenset((first, second)) not in told:
+            sentences += _direction(first, second, cosine)
         sentences += [f"{name}: {sentence}" for sentence in pair.summary["reading"][:-1]]
     thresholds = [post.summary["reading"][-1] for post in posts.values() if post.summary["reading"]][:1]
     if thresholds and pairs:
         thresholds.append(f"Common direction: a cosine of {COSINE:g}, by {DEVIATIONS:g} standard deviations.")
-    summaries = {label: post.summary for label, post in posts.items()}
-    return {"posts": summaries, "between": pairs, "reading": [*sentences, *thresholds]}
+    made = [merge._asdict() for merge in merges]
+    return {"posts": summaries, "between": pairs, "merges": made, "reading": [*sentences, *thresholds]}
 
 
 def summarise_cosine(between: pd.DataFrame, first: pd.DataFrame, second: pd.DataFrame) -> dict:
@@ -60,7 +71,7 @@ def summarise_cosine(between: pd.DataFrame, first: pd.DataFrame, second: pd.Data
         ways, beyond `COSINE` and six standard deviations; median of the cosines, their largest magnitude, and the
         median of their standard deviation under the control, whose mean is 0.
     """
-    counted = [set(frame.loc[rows_that_count(frame) & ~mostly_rounding(frame), "name"]) for frame in (first, second)]
+    counted = [set(frame.loc[rows_that_count(frame), "name"]) for frame in (first, second)]
     rows = between[between["name"].isin(counted[0] & counted[1]) & between["change_cosine"].notna()]
     cosine, far = rows["change_cosine"], rows["change_cosine_z"].abs() > DEVIATIONS
     return {

@@ -58,7 +58,7 @@ def controls(rows: pd.DataFrame, metric: str) -> list[ControlOfRows]:
     control, std = record.control, rows.get(f"{metric}_null_std")
     if f"{metric}_null" in rows or (control is not None and control.zero and std is not None):
         mean = rows[f"{metric}_null"] if f"{metric}_null" in rows else pd.Series(0.0, rows.index)
-        rough = is_out_of_range(rows) if control is not None and control.first_order else never
+        rough = is_out_of_range(rows) if control is not None and control.limited else never
         shown.append(ControlOfRows("isotropic control", mean, std, rough))
     if f"{metric}_spectrum" in rows:
         spread = rows.get(f"{metric}_spectrum_std")

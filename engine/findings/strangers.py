@@ -1,10 +1,11 @@
 """What is said of posts that are not the base, trained: moved layers, permuted and turned matrices, unrelated ones."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
+from polarax.findings.words import at_start, by_role, possessive
 from polarax.metrics.relation import Relation, has_relation
 from polarax.metrics.tables import column
 
@@ -23,19 +24,12 @@ def summarise_strangers(frame: pd.DataFrame, layers: Mapping[str, Any] = NO_LAYE
     }
 
 
-def read_strangers(
-    frame: pd.DataFrame,
-    layers: Mapping[str, Any],
-    name_of: Callable[[pd.Series], str],
-    roles_of: Callable[[pd.DataFrame, pd.DataFrame], str],
-) -> Iterator[str]:
+def read_strangers(frame: pd.DataFrame, layers: Mapping[str, Any]) -> Iterator[str]:
     """Sentences on moved layers, then on every other relation.
 
     Args:
         frame: `Run.frame()`.
         layers: `Run.moved_layers()`.
-        name_of: The name of a row's matrix in a sentence.
-        roles_of: The roles of some rows, with how many of theirs where that is not all.
     """
     yield from _layers(layers)
     told = {(layer["post"], f"layer {layer['base']} of the base") for layer in layers["moved"]}
@@ -48,10 +42,10 @@ def read_strangers(
         drift = column(of_kind, "drift")
         if len(of_kind) <= _NAMED:
             for (_, row), size in zip(of_kind.iterrows(), drift, strict=True):
-                label = name_of(row)
-                yield f"{label.replace('layer ', 'Layer ', 1)}: {relation} (drift {size:.3g})."
+                label = possessive(row)
+                yield f"{at_start(label)}: {relation} (drift {size:.3g})."
         else:
-            roles = roles_of(of_kind, frame)
+            roles = by_role(of_kind, frame)
             yield f"{roles}: {relation}, in {len(of_kind)} matrices (drift {drift.median():.3g} in the median)."
 
 

@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from polarax.findings.effects import find_effects, mostly_rounding, thresholds, without_control, z_limit_of_draws
+from polarax.findings.answers import moved
+from polarax.findings.effects import mostly_rounding, thresholds, without_control, z_limit_of_draws
 from polarax.findings.first_look import count_first_looks
+from polarax.findings.mechanical import tell_apart
 from polarax.findings.reading import read_frame
 from polarax.findings.signature import output_signature
 from polarax.findings.strangers import NO_LAYERS, summarise_strangers
@@ -40,24 +42,29 @@ def summarise(
 
     Returns:
         matrices: how many; first_look: of a run that began as one, how many of them were not analysed in full, and how
-        many of these did not converge; status: how many of each; skipped: how many for each reason; coverage: as given;
-        roles: role -> metric -> count, mean, std (population), min, median, max of those finite among its matrices,
-        with `matrices`, `out_of_range` (how many of them have a closed-form control that is only rough), `rounding`
-        (how many changed by little more than storage rounding) and `named` (how many have an effect that stands out, or
-        are not the base, trained); layers: layer -> the same of the headline metrics; flagged: counts of rows that are
-        mostly rounding, and of those whose nf has no control that holds; strangers: `summarise_strangers`; effects:
-        kind -> role -> how many matrices; signature: `Signature` as a dict, or None; reading: sentences; thresholds:
-        what they rest on.
+        many of these did not converge; status: how many of each; controls: how many are judged by which; skipped: how
+        many for each reason; coverage: as given; roles: role -> metric -> count, mean, std (population), min, median,
+        max of those finite among its matrices, with `matrices`, `out_of_range` (how many of them have a closed-form
+        control that is only rough), `rounding` (how many changed by little more than storage rounding) and `named` (how
+        many have an effect that stands out and is not explained, or are not the base, trained); layers: layer -> the
+        same of the headline metrics; flagged: counts of rows that are mostly rounding, and of those whose nf has no
+        control that holds; strangers: `summarise_strangers`; effects: kind -> role -> how many matrices, without those
+        that are explained; explained: by which known mechanical effects, with their sentences; signature: `Signature`
+        as a dict, or None; moved: the drift of the matrices; answers: the first questions of the reading, with what is
+        said to each; reading: sentences; thresholds: what they rest on.
     """
     present = set(frame["role"])
-    effects = find_effects(frame, draws)
+    found = tell_apart(frame, draws)
+    effects = found.effects
     outstanding = frame.index.isin(effects["row"]) | has_relation(frame).to_numpy()
     signature = output_signature(frame, draws)
+    reading = read_frame(frame, draws, layers, coverage, top_k, found)
     limit = {"z_sampled": z_limit_of_draws(draws)} if draws else {}
     return {
         "matrices": len(frame),
         **({"first_look": count_first_looks(frame)} if LOOK in frame else {}),
         "status": dict(Counter(status_labels(frame))),
+        "controls": dict(Counter(frame["control"])),
         "skipped": dict(Counter(re.sub(r"\(.*", "", reason).strip() for reason in skipped["reason"])),
         "coverage": coverage,
         "roles": {
@@ -74,8 +81,14 @@ def summarise(
         "effects": {
             kind: dict(Counter(frame.loc[rows["row"], "role"])) for kind, rows in effects.groupby("kind", sort=False)
         },
+        "explained": [
+            {"by": one.name, "roles": dict(Counter(frame.loc[list(one.rows), "role"])), "sentence": one.sentence}
+            for one in found.explained
+        ],
         "signature": signature._asdict() if signature else None,
-        "reading": read_frame(frame, draws, layers, coverage, top_k),
+        "moved": moved(frame),
+        "answers": {answer.question: answer.text for answer in reading.answers},
+        "reading": reading.sentences,
         "thresholds": thresholds() | limit,
     }
 

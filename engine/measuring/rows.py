@@ -66,6 +66,7 @@ def make_row(pair: Pair, readings: Mapping[str, np.ndarray], index: int, measure
 
 def _judged_by(row: Mapping[str, Any], status: Status, measurement: Measurement) -> JudgedBy:
     if not measurement.quick:
-        return JudgedBy.of_reach(row["control_reach"], bool(measurement.draws))
-    # None of a first look's controls depends on the smallest singular value.
-    return JudgedBy.NONE if status.meaningless else JudgedBy.of_reach(0.0, bool(measurement.draws))
+        reach = row["control_reach"]
+    else:  # none of a first look's controls depends on the smallest singular value
+        reach = math.nan if status.meaningless else 0.0
+    return JudgedBy.of_reach(reach, drawn=bool(measurement.draws), by_products=measurement.by_products)

@@ -28,6 +28,7 @@ from polarax.metrics.catalogue import (
     SAMPLED_SUFFIXES,
     Chance,
     Control,
+    ControlKind,
     Effect,
     Group,
     Kind,
@@ -57,6 +58,7 @@ __all__ = [
     "TEXT_COLUMNS",
     "Chance",
     "Control",
+    "ControlKind",
     "Effect",
     "Group",
     "Kind",
@@ -92,8 +94,8 @@ IDENTITY_COLUMNS = (
 # Columns that every run has, at the end: they say how far the first-order controls can be trusted.
 CONTROL_COLUMNS = {
     "control_reach": "condition number of the base times drift",
-    "control": "'closed form'; 'out of range' where control_reach passes 1 and nf_null and ratio_cv_null are rough; "
-    "'sampled' where random changes were drawn",
+    "control": "'law'; 'draws' where random changes were drawn; by products alone 'first order', or 'out of range' "
+    "where control_reach passes 1",
 }
 
 # Columns of a run in which polar factors were iterated for: how good these are.

@@ -49,6 +49,14 @@ class Shown(enum.Flag):
     HEADLINE = ROLES | STEPS | PAGE | FACTS | LAYERS | OVER_LAYERS | OVER_POSTS | OVER_STEPS
 
 
+class ControlKind(enum.Enum):
+    """How what a random change shows is known, in the word that tables have for it."""
+
+    COUNTED = "counted"  # exactly, by counting degrees of freedom
+    LAW = "law"  # by the law of noise, at any drift and condition number
+    FIRST_ORDER = "first order"  # for changes that are small beside the smallest singular value
+
+
 @dataclasses.dataclass(frozen=True)
 class Control:
     """What a random change of the same size shows in place of a metric. Each text makes a column, with its meaning."""
@@ -57,7 +65,8 @@ class Control:
     std: str = ""  # NAME_null_std: the standard deviation of one matrix
     excess: str = ""  # NAME_excess: the metric over its control
     z: str = ""  # NAME_z: the distance from it in its standard deviations
-    first_order: bool = False  # rough where the base's condition number times drift passes 1
+    kind: ControlKind = ControlKind.COUNTED
+    limited: bool = False  # first order in runs that have no law: by products alone, and those written before
     sampled: bool = False  # can also be drawn (--control_draws)
     std_shown: bool = True  # beside the mean, in tables
 
@@ -93,6 +102,7 @@ class Effect:
     words: str  # how it is said at the end of the reading
     numbers: str  # the name of the value in a sentence
     format: str  # how it is written there
+    origin: float = 0.0  # what is taken from it there: 1 of a factor that is told by what it changes
     above: Kind | None = None
     below: Kind | None = None
     measure: str = "difference"  # from the control: "difference", "factor" (over it, or under) or "share" (below alone)

@@ -14,11 +14,15 @@ MOSTLY_ROUNDING = 0.5
 
 
 def read_change(pair: MatrixPair) -> Readings:
-    """The columns of `CHANGE`."""
+    """The columns of `CHANGE`, and where the change was decomposed its rank beyond rounding, a column of `SHAPE`."""
     entries, size = pair.entries, pair.spectra.change_norm
     assert entries is not None
     noise = jnp.maximum(entries.noise_base, entries.noise_post).astype(size.dtype)
+    values, rank = pair.spectra.s_change, {}
+    if values is not None:
+        rank = {"rank_change": kernels.rank_beyond_noise(values, noise, shape=pair.shape)}
     return {
+        **rank,
         "drift": size / kernels.frobenius(pair.spectra.s_base[..., None, :]),
         "unchanged": entries.equal / entry_count(pair.shape),
         "rounding_share": ratio_to(noise, size, size),

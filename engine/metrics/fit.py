@@ -1,7 +1,7 @@
 """What one rotation of both sides and one scale leave of the post: the framework's own model."""
 
 from polarax import kernels
-from polarax.metrics.catalogue import FIT, Control, Metric, Shown, register
+from polarax.metrics.catalogue import FIT, Control, ControlKind, Metric, Shown, register
 from polarax.metrics.controlled import controlled
 from polarax.metrics.matrix_pair import MatrixPair, Readings
 
@@ -25,6 +25,7 @@ register(
             Control(
                 null="control of fit_error, root mean square",
                 std="standard deviation of fit_error under the control",
+                kind=ControlKind.LAW,
                 sampled=True,
                 std_shown=False,
             ),

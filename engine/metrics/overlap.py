@@ -9,7 +9,7 @@ import numpy as np
 
 from polarax import kernels
 from polarax.kernels.noise_law import LeadingLaw
-from polarax.metrics.catalogue import OVERLAP, Chance, Control, Effect, Kind, Metric, Shown, register
+from polarax.metrics.catalogue import OVERLAP, Chance, Control, ControlKind, Effect, Kind, Metric, Shown, register
 from polarax.metrics.leading_pair import LeadingPair
 from polarax.metrics.matrix_pair import MatrixPair, Readings
 from polarax.metrics.tables import column, directions
@@ -108,7 +108,7 @@ register(
             Metric(
                 f"overlap_{side}",
                 f"overlap of the leading {side} subspaces, 1 for the same",
-                Control(null=f"control of overlap_{side}"),
+                Control(null=f"control of overlap_{side}", kind=ControlKind.LAW),
                 shown=Shown.FIRST_LOOK | Shown.STEPS | Shown.FACTS,
                 format="{:.4f}",
                 heading=f"overlap, {side}",

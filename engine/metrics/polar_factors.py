@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from polarax import kernels
-from polarax.metrics.catalogue import POLAR, Chance, Control, Effect, Kind, Metric, Shown, register
+from polarax.metrics.catalogue import POLAR, Chance, Control, ControlKind, Effect, Kind, Metric, Shown, register
 from polarax.metrics.controlled import controlled
 from polarax.metrics.matrix_pair import MatrixPair, Readings
 from polarax.metrics.tables import column, directions, spread_of
@@ -94,6 +94,8 @@ register(
                 null="control of nuclear_norm_ratio",
                 std="standard deviation of nuclear_norm_ratio under the control",
                 z="(nuclear_norm_ratio - control) / its standard deviation",
+                kind=ControlKind.LAW,
+                limited=True,
                 sampled=True,
             ),
             Shown.FACTS,

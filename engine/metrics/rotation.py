@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from polarax import kernels
-from polarax.metrics.catalogue import ROTATION, Chance, Control, Effect, Kind, Metric, Shown, register
+from polarax.metrics.catalogue import ROTATION, Chance, Control, ControlKind, Effect, Kind, Metric, Shown, register
 from polarax.metrics.controlled import controlled
 from polarax.metrics.matrix_pair import MatrixPair, Readings
-from polarax.metrics.status import JudgedBy
+from polarax.metrics.status import is_out_of_range
 from polarax.metrics.tables import column, directions, sides, spread_of
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def read_pictures(pair: MatrixPair) -> Readings:
 
 def _chance_of_nf(frame: "pd.DataFrame") -> Chance:
     """That of the change's own spectrum; where it was not measured, isotropic noise, wider for few directions."""
-    isotropic = column(frame, "nf_null").where(frame["control"] != JudgedBy.OUT_OF_RANGE.value)
+    isotropic = column(frame, "nf_null").where(~is_out_of_range(frame))
     mean = column(frame, "nf_spectrum").fillna(isotropic)
     mean = mean.where(mean > 0)
     _, short = sides(frame)
@@ -57,6 +57,8 @@ register(
                 std="standard deviation of nf under the control",
                 excess="nf over its control",
                 z="(nf - control) / its standard deviation",
+                kind=ControlKind.LAW,
+                limited=True,
                 sampled=True,
                 std_shown=False,
             ),

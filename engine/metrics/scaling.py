@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from polarax import kernels
-from polarax.metrics.catalogue import SCALING, Chance, Control, Effect, Kind, Metric, Shown, register
+from polarax.metrics.catalogue import SCALING, Chance, Control, ControlKind, Effect, Kind, Metric, Shown, register
 from polarax.metrics.controlled import controlled
 from polarax.metrics.leading_pair import LeadingPair
 from polarax.metrics.matrix_pair import MatrixPair, Readings
@@ -96,6 +96,7 @@ register(
                 null="control of alpha, 1 + drift^2 / 2",
                 std="standard deviation of alpha under the control",
                 z="(alpha - control) / its standard deviation",
+                kind=ControlKind.LAW,
                 sampled=True,
             ),
             Shown.HEADLINE | Shown.OVER_PAIRS,
@@ -110,7 +111,8 @@ register(
                 size=0.005,
                 words="alpha 0.5%",
                 numbers="alpha",
-                format="{:.5g}",
+                format="{:+.3%}",
+                origin=1.0,
                 above=Kind("scaled up", "scaled up"),
                 below=Kind("scaled down", "scaled down"),
                 chance=_chance_of_alpha,
@@ -136,6 +138,8 @@ register(
             Control(
                 null="control of ratio_cv, root mean square",
                 std="standard deviation of ratio_cv under the control",
+                kind=ControlKind.LAW,
+                limited=True,
                 sampled=True,
                 std_shown=False,
             ),
@@ -147,6 +151,7 @@ register(
             Control(
                 null="control of ratio_cv_energy, root mean square",
                 std="standard deviation of ratio_cv_energy under the control",
+                kind=ControlKind.LAW,
             ),
             shown=Shown.LAYERS,
         ),
@@ -156,6 +161,7 @@ register(
             Control(
                 null="control of nss, root mean square",
                 std="standard deviation of nss under the control",
+                kind=ControlKind.LAW,
             ),
         ),
     ],

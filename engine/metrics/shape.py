@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from polarax import kernels
 from polarax.kernels.sides import Shape, entry_count, longer_side, root, shorter_side
-from polarax.metrics.catalogue import SHAPE, Chance, Control, Effect, Kind, Metric, Shown, register
+from polarax.metrics.catalogue import SHAPE, Chance, Control, ControlKind, Effect, Kind, Metric, Shown, register
 from polarax.metrics.leading_pair import LeadingPair
 from polarax.metrics.matrix_pair import MatrixPair, Readings
 from polarax.metrics.tables import column, constant
@@ -21,7 +21,10 @@ _NODES = 128
 
 
 def read_shape(pair: MatrixPair) -> Readings:
-    """The columns of `SHAPE` but the ranks, which every run needs; and the singular values of the change, (..., r)."""
+    """The columns of `SHAPE` but the ranks of base and post, which every run needs; and `s_change`, (..., r).
+
+    Of the rank of the change that which is numerically there: `read_change` knows what rounding of entries makes of it.
+    """
     spectra = pair.spectra
     assert spectra.s_change is not None
     readings: Readings = {}
@@ -36,6 +39,7 @@ def read_shape(pair: MatrixPair) -> Readings:
         else:
             readings[f"power_law_{which}"] = kernels.power_law(values).exponent
     norm = kernels.frobenius(spectra.s_base[..., None, :])
+    readings["rank_change"] = kernels.rank_beyond_noise(spectra.s_change, jnp.zeros_like(norm), shape=pair.shape)
     readings["effective_rank_change_null"] = jnp.broadcast_to(
         random_effective_rank(pair.shape).astype(norm.dtype), norm.shape
     )
@@ -173,12 +177,22 @@ register(
     [
         Metric("rank_base", "numerical rank of the base"),
         Metric("rank_post", "numerical rank of the post"),
+        Metric(
+            "rank_change",
+            "rank of the change, up to the rounding of the stored types (metric change) and of what is computed",
+            of_stored_dtype=True,
+        ),
         Metric("stable_rank_base", "||W||^2 / s_1^2 of the base", quick=True),
-        Metric("stable_rank_post", "the same of the post", Control(null="control of stable_rank_post"), quick=True),
+        Metric(
+            "stable_rank_post",
+            "the same of the post",
+            Control(null="control of stable_rank_post", kind=ControlKind.LAW),
+            quick=True,
+        ),
         Metric(
             "stable_rank_change",
             "the same of the change",
-            Control(null="control of stable_rank_change"),
+            Control(null="control of stable_rank_change", kind=ControlKind.LAW),
             shown=Shown.FIRST_LOOK | Shown.FACTS,
             heading="stable rank, change",
             title="stable rank of the change",
@@ -200,13 +214,14 @@ register(
             Control(
                 null="control of spectral_norm_post",
                 std="standard deviation of spectral_norm_post under the control",
+                kind=ControlKind.LAW,
             ),
             quick=True,
         ),
         Metric(
             "spectral_norm_change",
             "the same of the change",
-            Control(null="control of spectral_norm_change"),
+            Control(null="control of spectral_norm_change", kind=ControlKind.LAW),
             quick=True,
         ),
         Metric("power_law_base", "power-law exponent of the tail of s^2 of the base"),

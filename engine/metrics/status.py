@@ -63,18 +63,30 @@ class JudgedBy(enum.Enum):
     """Which control a row is judged by: column `control`."""
 
     NONE = ""
-    CLOSED_FORM = "closed form"
+    LAW = "law"
+    FIRST_ORDER = "first order"
     OUT_OF_RANGE = "out of range"
+    DRAWS = "draws"
+    # Of runs that were written before there was a law, of first order both.
+    CLOSED_FORM = "closed form"
     SAMPLED = "sampled"
 
     @classmethod
-    def of_reach(cls, reach: float, sampled: bool) -> "JudgedBy":
-        """From the condition number times drift."""
+    def of_reach(cls, reach: float, *, drawn: bool, by_products: bool) -> "JudgedBy":
+        """Which one it is.
+
+        Args:
+            reach: The base's condition number times drift.
+            drawn: Whether random changes were drawn.
+            by_products: Whether nothing was decomposed, and so no spectrum is there for the law.
+        """
         if math.isnan(reach):
             return cls.NONE
-        if sampled:
-            return cls.SAMPLED
-        return cls.CLOSED_FORM if reach <= CONTROL_REACH_LIMIT else cls.OUT_OF_RANGE
+        if drawn:
+            return cls.DRAWS
+        if not by_products:
+            return cls.LAW
+        return cls.FIRST_ORDER if reach <= CONTROL_REACH_LIMIT else cls.OUT_OF_RANGE
 
 
 def status_labels(frame: "pd.DataFrame") -> "pd.Series":
@@ -95,7 +107,13 @@ def is_meaningless(frame: "pd.DataFrame") -> "pd.Series":
 
 
 def is_out_of_range(frame: "pd.DataFrame") -> "pd.Series":
-    """True for the rows for which the first-order closed forms are rough."""
+    """True for the rows whose closed forms are of first order, and rough."""
+    rough = frame["control"] == JudgedBy.OUT_OF_RANGE.value
     if "control_reach" in frame:
-        return frame["control_reach"] > CONTROL_REACH_LIMIT
-    return frame["control"] == JudgedBy.OUT_OF_RANGE.value
+        rough |= (frame["control"] == JudgedBy.SAMPLED.value) & (frame["control_reach"] > CONTROL_REACH_LIMIT)
+    return rough
+
+
+def is_by_law(frame: "pd.DataFrame") -> "pd.Series":
+    """True for the rows whose closed forms are those of the law, and whose deviations know the change's spectrum."""
+    return frame["control"].isin([JudgedBy.LAW.value, JudgedBy.DRAWS.value])

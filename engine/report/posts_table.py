@@ -23,7 +23,16 @@ def rows_of_posts(posts: Mapping[str, Mapping]) -> tuple[list[list[str]], list[s
     if not headers:
         return [["role", "post", "matrices"]], []
     header = max(headers, key=len)
-    of_post = {label: {row[0]: row[1:] for row in rows[1:]} for label, (rows, _) in tables.items() if rows[0] == header}
+    of_post = {
+        label: {row[0]: row[1:] for row in rows[1:]}
+        for label, (rows, _) in tables.items()
+        if _metrics(rows[0]) == _metrics(header)
+    }
     lines = [[role, label, *cells[role]] for role in ROLES for label, cells in of_post.items() if role in cells]
     notes = dict.fromkeys(note for _, found in tables.values() for note in found)
     return [[header[0], "post", *header[1:]], *lines], list(notes)
+
+
+def _metrics(header):
+    """Headings without what is said of controls: of a post of which nothing could be judged that is less."""
+    return [heading.partition(" (")[0] for heading in header]

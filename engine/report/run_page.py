@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from polarax.findings.chosen import choose_matrices
-from polarax.findings.reading import matrix_label
+from polarax.findings.words import matrix_label
 from polarax.loaders import short_name
 from polarax.metrics import Shown, shown_in
 from polarax.metrics.look import FIRST, LOOK

@@ -5,7 +5,7 @@ import pandas as pd
 from polarax.findings.rows import changed_rows, known_roles
 from polarax.metrics import Shown, shown_in
 from polarax.metrics.tables import column
-from polarax.report.table import CONTROL_HEADING, MEDIANS, align_rows
+from polarax.report.table import MEDIANS, align_rows, headings
 
 _MOST_STEPS = 12  # lines for a role; matrices.csv has all steps
 
@@ -22,11 +22,14 @@ def table_of_steps(frame: pd.DataFrame) -> str:
 def rows_of_steps(frame: pd.DataFrame) -> tuple[list[list[str]], list[str]]:
     """The cells of `table_of_steps`, headings first, and the notes below it."""
     shown = []  # heading, column, how its value is written
+    judged_by = set(frame["control"])
     for metric in shown_in(Shown.STEPS, measured=frame):
         if metric.name in frame:
-            shown.append((metric.heading or metric.name, metric.name, metric.format))
-            if metric.null is not None:  # one that is 0 needs no column
-                shown.append((CONTROL_HEADING, metric.null, metric.format))
+            drawn = f"{metric.name}_spectrum_std" in frame and bool(frame[f"{metric.name}_spectrum_std"].notna().any())
+            columns = [metric.name, f"{metric.name}_spectrum" if drawn else metric.null]
+            for heading, name in zip(headings(metric, judged_by, drawn), columns, strict=False):
+                if name is not None:  # a control that is 0 needs no column
+                    shown.append((heading, name, metric.format))
     steps = sorted(frame["step"].unique())
     chosen = spread_evenly(steps, _MOST_STEPS)
     lines = [["role", "step", "matrices", *(heading for heading, *_ in shown)]]

@@ -1,11 +1,16 @@
 """The table by role: each headline number beside its control."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 
-from polarax.metrics import Metric, Shown, shown_in
+from polarax.metrics import ControlKind, Metric, Shown, shown_in
+from polarax.metrics.status import JudgedBy
 
 MEDIANS = "Medians over a role's matrices; control: what a random change of the same size would show"
-CONTROL_HEADING = "control"
+# What stands behind each control is a word: counted, law, first order (ControlKind), or draws.
+_DRAWS = "draws"
+_OF_OLD = "closed form"  # of runs that were written before there was a law, where it is not of first order
+_BY_LAW = {JudgedBy.LAW.value, JudgedBy.DRAWS.value}
+_BEFORE_IT = {one.value for one in JudgedBy if one is not JudgedBy.NONE} - _BY_LAW
 
 
 def table_by_role(summary: Mapping) -> str:
@@ -30,21 +35,30 @@ def rows_by_role(summary: Mapping) -> tuple[list[list[str]], list[str]]:
     roles = summary["roles"]
     measured = {name for role in roles.values() for name in role}
     shown = [metric for metric in _shown(summary, measured) if metric.name in measured]
-    rows = [["role", "matrices", *(heading for metric in shown for heading in headings(metric)), "named"]]
+    judged_by = set(summary["controls"])
+    drawn = {metric.name for metric in shown if _is_drawn(metric, roles.values())}
+    rows = [["role", "matrices", *(text for m in shown for text in headings(m, judged_by, m.name in drawn)), "named"]]
     rough = False
     for name, role in roles.items():
         cells = [name, str(role["matrices"])]
         for metric in shown:
             cells.append(_number(role, metric.name, metric.format))
             if metric.control is not None:
-                mark = "~" if metric.control.first_order and role["out_of_range"] else ""
+                by_draws = metric.name in drawn
+                mark = "~" if metric.control.limited and role["out_of_range"] and not by_draws else ""
                 rough = rough or bool(mark)
-                cells.append(mark + _control(role, metric))
+                cells.append(mark + _control(role, metric, by_draws))
         rows.append([*cells, str(role["named"] or "-")])
     notes = [f"{MEDIANS}; named: matrices beyond it."]
     if rough:
         notes.append("~ rough for some of them: condition number times drift above 1 (column control_reach).")
     return rows, notes
+
+
+def _is_drawn(metric, roles):
+    """Whether the control was drawn, so that the reading judges by the draws of the change's own spectrum."""
+    spread = f"{metric.name}_spectrum_std"
+    return any(role.get(spread, {}).get("count") for role in roles)
 
 
 def _shown(summary, measured):
@@ -54,15 +68,33 @@ def _shown(summary, measured):
     return [metric for metric in shown_in(Shown.ROLES) if metric.quick] + shown_in(Shown.FIRST_LOOK)
 
 
-def headings(metric: Metric) -> list[str]:
-    """The headings of a metric and, if it has one, its control."""
+def headings(metric: Metric, judged_by: Set[str], drawn: bool = False) -> list[str]:
+    """The headings of a metric and, if it has one, its control.
+
+    Args:
+        metric: Its record.
+        judged_by: What rows have in column `control`.
+        drawn: Whether what is shown was drawn.
+    """
     heading = metric.heading or metric.name
-    return [heading] if metric.control is None else [heading, CONTROL_HEADING]
+    return [heading] if metric.control is None else [heading, f"control ({_word(metric.control, judged_by, drawn)})"]
 
 
-def _control(role, metric):
-    value = "0" if metric.null is None else _number(role, metric.null, metric.format)
-    spread = metric.null_std if metric.control.std_shown else None
+def _word(control, judged_by, drawn):
+    """What a control is, in a word."""
+    if drawn:
+        return _DRAWS
+    if control.kind is ControlKind.LAW and not judged_by & _BY_LAW and judged_by & _BEFORE_IT:
+        return ControlKind.FIRST_ORDER.value if control.limited else _OF_OLD
+    return control.kind.value
+
+
+def _control(role, metric, drawn):
+    if drawn:
+        value, spread = _number(role, f"{metric.name}_spectrum", metric.format), f"{metric.name}_spectrum_std"
+    else:
+        value = "0" if metric.null is None else _number(role, metric.null, metric.format)
+        spread = metric.null_std if metric.control.std_shown else None
     deviation = _number(role, spread, "{:.1g}") if spread else "-"
     return f"{value} ± {deviation}" if deviation != "-" else value
 

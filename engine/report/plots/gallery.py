@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 _BUDGET = "split into orthogonal parts in the base's own frame"
 _PARTS_END = "where the parts of a random change would end"
-_ROUGH = " Hollow: condition number times drift is above 1, and the control only rough."
+_ROUGH = " Hollow: condition number times drift is above 1, and a control of first order only rough."
 
 
 class Picture(NamedTuple):
@@ -252,7 +252,7 @@ def _drawn(pictures: Iterable[Picture], shown: Any) -> "dict[str, Figure]":
 
 
 def _over_layers(metric: Metric) -> Picture:
-    rough = metric.control is not None and metric.control.first_order
+    rough = metric.control is not None and metric.control.limited
     draw = functools.partial(plot_over_layers, metric=metric.name, title=_title(metric))
     return Picture(_name(metric), draw, _caption(metric) + (_ROUGH if rough else ""))
 

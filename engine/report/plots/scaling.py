@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import pandas as pd
 
-from polarax.findings.reading import matrix_label
 from polarax.findings.rows import changed_rows, known_roles, norm_of_base
+from polarax.findings.words import matrix_label
 from polarax.metrics.look import is_first
 from polarax.report.plots.style import each, new_figure, picture, printable
 

@@ -35,7 +35,7 @@ def looks_of(pairs):
 def test_on_noise_nothing_is_named(kind, seeds):
     for (_, seed), frame in looks_of({(kind, seed): noise(kind, seed) for seed in SEEDS[seeds]}).items():
         assert find_effects(frame).empty, (seed, find_effects(frame).to_string())
-        assert read_frame(frame)[0].startswith("A first look: ")
+        assert read_frame(frame).details[0].startswith("A first look: ")
 
 
 @pytest.fixture(scope="module")
@@ -54,14 +54,17 @@ def test_what_is_planted_is_named_and_nothing_else(frames, kind):
     effects = find_effects(frames[kind])
     assert set(effects["kind"]) == SEEN[kind], effects.to_string()
     assert sorted(effects["row"]) == list(range(24)), effects.to_string()
-    first, signature, named, thresholds = read_frame(frames[kind], top_k=16)
+    reading = read_frame(frames[kind], top_k=16)
+    first, *others = reading.details
     assert first == (
         "A first look: the 16 leading singular values and their subspaces, and norms; nf, the drift budget and the fit "
         "were not measured."
     )
+    explained, named = ([others[0]], []) if kind == "shrunk" else ([], [others[-1]])
+    (signature,) = (one for one in others if one not in explained + named)
     assert signature.startswith("o against the other roles: no distinct scaling")
-    assert re.match(r"q, k, v, o, up, down \(all 24\): ", named)
-    assert thresholds.startswith("Thresholds: ")
+    assert all(re.match(r"q, k, v, o, up, down \(all 24\): ", one) for one in named)
+    assert all("weight decay" in one for one in explained)
 
 
 class TestCertificates:
@@ -74,7 +77,7 @@ class TestCertificates:
     def test_what_did_not_converge_is_no_effect(self, frame):
         frame.loc[:3, "converged"] = "no"
         assert sorted(find_effects(frame)["row"]) == list(range(4, 24))
-        said = read_frame(frame)[1]
+        said = read_frame(frame).details[1]
         assert said.startswith("4 matrices did not converge (") and "nothing is claimed" in said
 
     def test_subspaces_that_are_hardly_known(self, frame):
@@ -82,14 +85,14 @@ class TestCertificates:
         assert len(find_effects(frame)) == 24  # which the base's frame alone tells
         frame.loc[:3, "angle_base"] = 0.5
         assert sorted(find_effects(frame)["row"]) == list(range(4, 24))
-        said = read_frame(frame)[1]
+        said = read_frame(frame).details[1]
         assert said.startswith("In 4 matrices (") and said.endswith("nothing is claimed of their overlap.")
 
     def test_rows_that_were_analysed_in_full_have_no_certificate(self, frame):
         frame.loc[:3, "converged"] = "no"
         frame.loc[:3, "look"] = "full"
-        assert read_frame(frame)[0].startswith("A first look at 20 of 24 matrices, the others in full: ")
-        assert not any("did not converge" in sentence for sentence in read_frame(frame))
+        assert read_frame(frame).details[0].startswith("A first look at 20 of 24 matrices, the others in full: ")
+        assert not any("did not converge" in sentence for sentence in read_frame(frame).sentences)
         assert sorted(find_effects(frame)["row"]) == list(range(4, 24))  # effects of first looks alone
 
 
@@ -110,5 +113,5 @@ def test_leading_vectors_of_one_side_turned_away():
     effects = find_effects(frame)
     assert effects["kind"].tolist() == ["leading left turned"] * planted.LAYERS
     assert "q (all 4): leading left vectors turned away from the base's more than by chance (overlap, left 0.85 in" in (
-        " ".join(read_frame(frame))
+        " ".join(read_frame(frame).sentences)
     )

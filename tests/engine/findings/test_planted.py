@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import polarax
+from polarax.findings.answers import HOW_MUCH
 from polarax.findings.effects import find_effects
 from polarax.findings.reading import read_frame
 from polarax.findings.signature import output_signature
@@ -30,6 +31,8 @@ PLANTED = {
     "uneven": (planted.uneven(0.05), "uneven"),
     "rank one": (planted.rank_one(0.02), "low rank"),
 }
+# Of these, what a known mechanical effect explains.
+EXPLAINED = {"shrunk": "weight decay", "rank one": "a LoRA of rank 1"}
 PARTIAL = {"o scaled": planted.output_scaled(1.013, 0.01), "outside": planted.outside(0.02)}
 CHANGES = {kind: change for kind, (change, _) in PLANTED.items()} | PARTIAL
 NOISES = ("gaussian", "concentrated")
@@ -79,14 +82,16 @@ def frames_of(pairs, **options):
 def test_on_noise_nothing_is_named(kind, seeds):
     for (_, seed), frame in frames_of({(kind, seed): noise(kind, seed) for seed in SEEDS[seeds]}).items():
         assert len(frame) == planted.LAYERS * len(planted.SHAPES)
-        quiet, signature, *rest, thresholds = read_frame(frame)
-        assert quiet.startswith("q, k, v, o, up, down: no more than drift in all 24 matrices"), (
+        reading = read_frame(frame)
+        much, where, chance = reading.answers
+        assert much.question == HOW_MUCH and where.text.startswith("alike in all roles and layers"), seed
+        assert chance.text.startswith("no, none of 24 matrices shows more than a random change of the same size"), (
             seed,
             find_effects(frame).to_string(),
         )
+        (signature,) = reading.details
         assert signature.startswith("o against the other roles: no distinct scaling"), seed
-        assert not rest or (len(rest) == 1 and rest[0].startswith("nf can't be judged in "))
-        assert thresholds.startswith("Thresholds: ")
+        assert reading.thresholds[0].startswith("Thresholds: ")
 
 
 @pytest.mark.parametrize("kind", PLANTED)
@@ -95,15 +100,22 @@ def test_what_is_planted_is_named_and_nothing_else(frames, kind):
     effects = find_effects(frame)
     assert set(effects["kind"]) == {expected}
     assert sorted(effects["row"]) == list(range(24))
-    signature, named, *rest = read_frame(frame)
+    reading = read_frame(frame)
+    chance = reading.answers[-1].text
+    *explained, signature = reading.details if kind in EXPLAINED else reading.details[:1]
     assert signature.startswith("o against the other roles: no distinct scaling")
-    assert re.match(r"q, k, v, o, up, down \(all 24\): ", named)
-    assert all(one.startswith(("Thresholds: ", "nf can't be judged")) for one in rest)
+    if kind in EXPLAINED:
+        assert chance.startswith(f"only what {EXPLAINED[kind]} explains, in all 24 matrices")
+        assert len(explained) == 1 and EXPLAINED[kind] in explained[0]
+    else:
+        (named,) = reading.details[1:]
+        assert re.match(r"q, k, v, o, up, down \(all 24\): ", named)
+        assert chance.startswith("yes, all 24 matrices show more than ") and chance.endswith(f": {expected} 24")
 
 
 def test_the_factor_of_a_scaling_is_that_which_was_planted(frames):
-    sentences = " ".join(read_frame(frames["scaled"]))
-    assert "scaled up (alpha 1.02 in the median; " in sentences
+    sentences = " ".join(read_frame(frames["scaled"]).details)
+    assert "scaled up (alpha +2% in the median; " in sentences
 
 
 def test_o_scaled_alone(frames):
@@ -111,10 +123,11 @@ def test_o_scaled_alone(frames):
     effects = find_effects(frame)
     assert set(effects["kind"]) == {"scaled up"}
     assert set(frame.loc[effects["row"], "role"]) == {"o"} and len(effects) == 4
-    quiet, signature, named, thresholds = read_frame(frame)
-    assert quiet == "q, k, v, up, down: no more than drift in 20 of 24 matrices."
+    reading = read_frame(frame)
+    signature, named = reading.details
+    assert reading.answers[-1].text.startswith("yes, 4 of 24 matrices show more than ")
     assert re.match(r"o: scaled 1\.[34]\d?% above the other roles of the same layers, ", signature)
-    assert named.startswith("o: scaled up (alpha 1.01")
+    assert named.startswith("o: scaled up (alpha +1.")
     # The same numbers from the weights, by SVDs of NumPy's.
     base, post = planted_pair("o scaled")
     excess = {}
@@ -147,7 +160,9 @@ def test_only_storage_rounding(dithered):
     base = {name: w.astype(np.float32) for name, w in weights.items()}
     post = planted.changed(rng, weights, planted.dithered if dithered else planted.rounded)
     summary = polarax.compare(base, post, metrics=GROUPS, progress=False).summary()
-    rounding, thresholds = summary["reading"]
+    much, where, chance, rounding, thresholds = summary["reading"]
+    assert much.startswith("How much: ") and where.startswith("Where: ")
+    assert chance == "More than chance: that can't be told from storage rounding."
     assert rounding == (
         "q, k, v, o, up, down: mostly storage rounding, and nothing else is claimed, in all 24 matrices."
     )

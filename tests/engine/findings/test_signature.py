@@ -34,7 +34,7 @@ def layers(output, others, *, drift=DRIFT, std=STD, experts=1):
 
 
 def sentence(frame):
-    (found,) = [one for one in read_frame(frame) if one.startswith("o against") or "above the other" in one]
+    (found,) = [one for one in read_frame(frame).sentences if one.startswith("o against") or "above the other" in one]
     return found
 
 
@@ -97,7 +97,8 @@ def test_below_the_others():
     found = output_signature(layers([0.98] * 4, [1.0] * 4))
     assert found.distinct and found.difference == pytest.approx(-0.02)
     assert any(
-        one.startswith("o: scaled 2% below the other roles") for one in read_frame(layers([0.98] * 4, [1.0] * 4))
+        one.startswith("o: scaled 2% below the other roles")
+        for one in read_frame(layers([0.98] * 4, [1.0] * 4)).sentences
     )
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import polarax
+from polarax.findings.answers import details_of
 
 NAME = "model.layers.{}.self_attn.q_proj.weight"
 SHAPE = (48, 32)
@@ -48,9 +49,8 @@ PLANTED = {
 
 
 def read(run):
-    """The sentences that are neither on thresholds nor on what was not compared."""
-    sentences = run.summary()["reading"]
-    return [one for one in sentences if not one.startswith("Thresholds: ") and "were not compared" not in one]
+    """The sentences that are neither answers, nor on thresholds, nor on what was not compared."""
+    return [sentence for sentence in details_of(run.summary()) if "were not compared" not in sentence]
 
 
 def compare(base, post, **options):

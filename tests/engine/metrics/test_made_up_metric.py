@@ -86,7 +86,7 @@ def along_of(base, post):
 
 
 GROUPS_ASKED = "--metrics=change,direction"  # the others would only take time to compile
-SENTENCE = "Layer 1's o: went the way the base points (along +1.00, control 0 ± 0.051)."
+SENTENCE = "Layer 1's o: went the way the base points (along +1.00, by chance 0 ± 0.051)."
 
 
 def test_of_one_post(checkpoints, capsys):

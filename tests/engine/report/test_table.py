@@ -2,6 +2,7 @@
 
 import numpy as np
 import pandas as pd
+import pytest
 
 from polarax.findings.summary import summarise
 from polarax.report.table import table_by_role
@@ -33,7 +34,7 @@ ROW = {
     "coordination_null_std": 0.0071,
     "coordination_z": 43.8,
     "control_reach": 0.5,
-    "control": "closed form",
+    "control": "law",
 }
 NO_SKIPPED = pd.DataFrame({"name": [], "reason": []}, dtype=str)
 
@@ -53,18 +54,44 @@ def test_each_headline_number_stands_beside_its_control():
         ("matrices", "1"),
         ("drift", "0.0123"),
         ("alpha", "1.00021"),
-        ("control", "1.00008 ± 0.0004"),
+        ("control (law)", "1.00008 ± 0.0004"),
         ("ratio_cv", "0.0345"),
-        ("control", "0.0321"),
+        ("control (law)", "0.0321"),
         ("nf", "0.0567"),
-        ("control", "0.0555"),
+        ("control (law)", "0.0555"),
         ("scaling share", "0.21%"),
-        ("control", "0.20%"),
+        ("control (counted)", "0.20%"),
         ("coordination", "+0.311"),
-        ("control", "0 ± 0.007"),
+        ("control (counted)", "0 ± 0.007"),
         ("named", "1"),
     ]
     assert note.startswith("Medians over a role's matrices; control: what a random change")
+
+
+def controls(*changes):
+    """Heading -> (the control's heading, its cell in the first row)."""
+    header, _, row, *_ = ([cell.strip() for cell in line.split("  ") if cell.strip()] for line in lines(*changes))
+    return {name: (header[at + 1], row[at + 1]) for at, name in enumerate(header[:-1])}
+
+
+@pytest.mark.parametrize("control", ["first order", "out of range", "closed form", "sampled"])
+def test_runs_without_a_law_have_controls_of_first_order(control):
+    """By products alone, and those written before there was one."""
+    words = {name: heading for name, (heading, _) in controls({"control": control}).items()}
+    assert words["nf"] == words["ratio_cv"] == "control (first order)"
+    assert words["alpha"] == "control (closed form)" and words["coordination"] == "control (counted)"
+
+
+def test_where_changes_were_drawn_the_table_shows_what_the_reading_judges_by():
+    drawn = {"control": "draws", "nf_spectrum": 0.0612, "nf_spectrum_std": 0.0031}
+    shown = controls(drawn)
+    assert shown["nf"] == ("control (draws)", "0.0612 ± 0.003")
+    assert shown["alpha"] == ("control (law)", "1.00008 ± 0.0004")
+
+
+def test_a_single_draw_has_no_spread_and_the_law_is_shown():
+    drawn = {"control": "draws", "nf_spectrum": 0.0612, "nf_spectrum_std": np.nan}
+    assert controls(drawn)["nf"] == ("control (law)", "0.0555")
 
 
 def test_columns_are_aligned():
