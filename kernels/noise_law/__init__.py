@@ -3,13 +3,16 @@
 from polarax.kernels.noise_law.moments import Moments, change_moments, isotropic_moments
 from polarax.kernels.noise_law.polar_law import PolarLaw, polar_law
 from polarax.kernels.noise_law.spreads import Spreads, spreads
+from polarax.kernels.noise_law.values_law import ValuesLaw, values_law
 
 __all__ = [
     "Moments",
     "PolarLaw",
     "Spreads",
+    "ValuesLaw",
     "change_moments",
     "isotropic_moments",
     "polar_law",
     "spreads",
+    "values_law",
 ]
