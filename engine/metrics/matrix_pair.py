@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from polarax import kernels
-from polarax.kernels.noise_law import Spreads, change_moments, spreads
+from polarax.kernels.noise_law import Spreads, ValuesLaw, change_moments, spreads, values_law
 from polarax.kernels.sides import Shape
 
 Readings = dict[str, jax.Array]
@@ -55,6 +55,11 @@ class MatrixPair:
         """What an isotropic random change of the same size would show, in closed form."""
         spectra = self.spectra
         return kernels.closed_form_controls(spectra.s_base, spectra.change_norm, shape=self.shape, top_k=self.top_k)
+
+    @functools.cached_property
+    def values_null(self) -> ValuesLaw:
+        """Where an isotropic random change of the same size puts each singular value of the post."""
+        return values_law(self.spectra.s_base, self.spectra.change_norm, shape=self.shape)
 
     @functools.cached_property
     def own_spreads(self) -> Spreads:
