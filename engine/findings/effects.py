@@ -19,7 +19,7 @@ from polarax.metrics.catalogue import DEVIATIONS
 from polarax.metrics.change import MOSTLY_ROUNDING
 from polarax.metrics.look import is_first
 from polarax.metrics.relation import has_relation
-from polarax.metrics.status import is_changed
+from polarax.metrics.status import is_changed, is_drawn
 from polarax.metrics.tables import column, constant, null_of
 
 _COLUMNS = ["row", "kind", "metric", "value", "control", "control_std", "z"]
@@ -64,7 +64,7 @@ def chance_of(frame: pd.DataFrame, metric: str) -> Chance:
     """
     closed = _closed_form(frame, metric_of(metric))
     mean, std = (column(frame, f"{metric}_spectrum{suffix}") for suffix in ("", "_std"))
-    sampled = mean.notna() & (std > 0)
+    sampled = is_drawn(frame) & mean.notna() & (std > 0)
     return Chance(
         mean.where(sampled, closed.low),
         mean.where(sampled, closed.high),
@@ -74,7 +74,8 @@ def chance_of(frame: pd.DataFrame, metric: str) -> Chance:
 
 def z_limit(frame: pd.DataFrame, metric: str, draws: int) -> pd.Series:
     """Standard deviations of its control that a metric must be away; more where they are estimated from few draws."""
-    return constant(frame, DEVIATIONS).mask(column(frame, f"{metric}_spectrum_std") > 0, z_limit_of_draws(draws))
+    sampled = is_drawn(frame) & (column(frame, f"{metric}_spectrum_std") > 0)
+    return constant(frame, DEVIATIONS).mask(sampled, z_limit_of_draws(draws))
 
 
 @functools.cache

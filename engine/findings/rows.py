@@ -51,7 +51,10 @@ def layered_rows(frame: pd.DataFrame, metric: str) -> pd.DataFrame:
 
 
 def controls(rows: pd.DataFrame, metric: str) -> list[ControlOfRows]:
-    """The controls that a run has: the closed form; if sampled, the change's own spectrum in random directions."""
+    """The controls that a run has: isotropic noise, then changes of this one's own spectrum in random directions.
+
+    Readings rest on the last.
+    """
     shown = []
     never = pd.Series(False, rows.index)
     record = metric_of(metric)
@@ -62,7 +65,7 @@ def controls(rows: pd.DataFrame, metric: str) -> list[ControlOfRows]:
         shown.append(ControlOfRows("isotropic control", mean, std, rough))
     if f"{metric}_spectrum" in rows:
         spread = rows.get(f"{metric}_spectrum_std")
-        shown.append(ControlOfRows("control with the change's spectrum", rows[f"{metric}_spectrum"], spread, never))
+        shown.append(ControlOfRows("same spectrum, random directions", rows[f"{metric}_spectrum"], spread, never))
     return shown
 
 

@@ -72,6 +72,11 @@ class MatrixPair:
         return spectrum_law(self.spectra.s_base, self.spectra.s_change, shape=self.shape)
 
     @functools.cached_property
+    def values_null(self) -> ValuesLaw:
+        """Where an isotropic random change of the same size puts each singular value of the post."""
+        return values_law(self.spectra.s_base, self.spectra.change_norm, shape=self.shape)
+
+    @functools.cached_property
     def own_spreads(self) -> Spreads:
         """Standard deviations over such changes."""
         assert self.spectra.s_change is not None
@@ -80,11 +85,6 @@ class MatrixPair:
     def _spreads(self, s_change: jax.Array | None) -> Spreads:
         given = self.spectra.s_base, self.spectra.change_norm, s_change
         return spreads_at_any_size(*given, shape=self.shape, top_k=self.top_k)[0]
-
-    @functools.cached_property
-    def values_law(self) -> ValuesLaw:
-        """The post's singular values under an isotropic change of the same size."""
-        return values_law(self.spectra.s_base, self.spectra.change_norm, shape=self.shape)
 
     @functools.cached_property
     def leading_law(self) -> LeadingLaw:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def read_scaling(pair: MatrixPair) -> Readings:
-    """The columns of `SCALING`."""
+    """The columns of `SCALING`; and mean and standard deviation of each value of the post under noise, (..., r)."""
     s_base, s_post, size, std = pair.spectra.s_base, pair.spectra.s_post, pair.spectra.change_norm, pair.control.std
     rank = jnp.minimum(*(kernels.numerical_rank(values, *pair.shape) for values in (s_base, s_post)))
     scaling = kernels.scaling(s_base, s_post, rank=rank)
@@ -25,6 +25,8 @@ def read_scaling(pair: MatrixPair) -> Readings:
     # 2 alpha = 1 + p^2 - nss^2 and 2 <W_b, W_p> / ||W_b||^2 = 1 + p^2 - drift^2, p being ||W_p|| / ||W_b||.
     entries = scaling.alpha + (scaling.nss**2 - drift**2) / 2
     return {
+        "s_post_null": pair.values_null.values,
+        "s_post_null_std": pair.values_null.std,
         **scaling._asdict(),
         **_entries_columns(entries, size, std.alpha_entries),
         **controlled("alpha", scaling.alpha, size, null=alpha_null(drift), std=std.alpha),

@@ -114,6 +114,6 @@ def is_out_of_range(frame: "pd.DataFrame") -> "pd.Series":
     return rough
 
 
-def is_by_law(frame: "pd.DataFrame") -> "pd.Series":
-    """True for the rows whose closed forms are those of the law, and whose deviations know the change's spectrum."""
-    return frame["control"].isin([JudgedBy.LAW.value, JudgedBy.DRAWS.value])
+def is_drawn(frame: "pd.DataFrame") -> "pd.Series":
+    """True for the rows for which random changes were drawn."""
+    return frame["control"].isin([JudgedBy.DRAWS.value, JudgedBy.SAMPLED.value])

@@ -174,7 +174,7 @@ def _solve_at(knots, noise):
     bounds = -anchor, 1 + top - anchor, zeros, zeros + 2 * top
     search = lax.while_loop(unfinished, advance, _Search(jnp.asarray(0), start, zeros + top, *bounds, zeros + jnp.inf))
     point = _evaluate(anchor, search.offset, search.v, target, noise)
-    return point.shift, jnp.sqrt(2) / (jnp.pi * point.density), jnp.maximum(jnp.abs(point.on_curve), jnp.abs(point.excess)), search
+    return point.shift, jnp.sqrt(2) / (jnp.pi * point.density), jnp.maximum(jnp.abs(point.on_curve), jnp.abs(point.excess))
 
 
 def _evaluate(anchor, offset, v, target, noise):

@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 _BUDGET = "split into orthogonal parts in the base's own frame"
 _PARTS_END = "where the parts of a random change would end"
-_ROUGH = " Hollow: condition number times drift is above 1, and a control of first order only rough."
 
 
 class Picture(NamedTuple):
@@ -83,9 +82,10 @@ _PARTS = (
                 "scaling",
                 plot_scaling,
                 "Ratios post / base of singular values of the same rank, a line for each matrix, or for each layer the "
-                "mean of its experts where there are many. Below each map, in the same colours: one standard deviation "
-                "above and below 1 of what a random change of the same size does to what is drawn (sd / s, median over "
-                "the lines). Colours that the control has too are no finding.",
+                "mean of its experts where there are many. Below each map, in the same colours: what isotropic noise of "
+                "the same size gives in its place, in the mean (the middle line) and one standard deviation above and "
+                "below it, medians over the lines. Noise lifts small singular values. Colours that it has too are no "
+                "finding.",
             ),
         ),
     ),
@@ -252,9 +252,8 @@ def _drawn(pictures: Iterable[Picture], shown: Any) -> "dict[str, Figure]":
 
 
 def _over_layers(metric: Metric) -> Picture:
-    rough = metric.control is not None and metric.control.limited
     draw = functools.partial(plot_over_layers, metric=metric.name, title=_title(metric))
-    return Picture(_name(metric), draw, _caption(metric) + (_ROUGH if rough else ""))
+    return Picture(_name(metric), draw, _caption(metric))
 
 
 def _over_posts(metric: Metric) -> Picture:

@@ -4,9 +4,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from polarax.findings.rows import norm_of_base
+from polarax.report.plots.noise import MEAN, STD, noisy_spectrum
 from polarax.report.plots.style import (
     BLUE,
+    INK,
     MUTED,
     VERMILION,
     each,
@@ -25,12 +26,16 @@ if TYPE_CHECKING:
 
 _POINTS = 200  # of a line on logarithmic axes
 _RATIO_QUANTILE = 0.95  # of the ratios drawn that fit between the limits; those of tiny singular values need not
-_BAND_DEVIATIONS = 2  # half the width of the control's band of the ratio
+_MARGIN = 1.3  # beyond them
+_BAND_DEVIATIONS = 2  # half the width of the band of the ratio under noise
+_SEEN = 0.02  # of the height of a panel: how far apart two lines are seen as two
 
 
 @picture
 def plot_spectra(run: "Run", name: str) -> "Figure | None":
-    """Singular values of base and post on logarithmic axes, and their ratio with what drift alone gives.
+    """Singular values of base and post on logarithmic axes, and their ratio beside what noise of the same size gives.
+
+    The spectrum that noise gives is drawn where it is visibly not the base's.
 
     None where they are not finite, or the run has none.
 
@@ -56,27 +61,40 @@ def plot_spectra(run: "Run", name: str) -> "Figure | None":
         above.loglog(index, shown[index - 1], ":", marker=marker, color=MUTED, label="change")
     plain_logarithmic_axis(above, "y")
     above.set_ylabel("singular value")
-    above.legend()
     above.set_title(printable(name))
+    noise = noisy_spectrum(row, base, *(_array(run, name, kind) for kind in (MEAN, STD)))
     with np.errstate(divide="ignore", invalid="ignore"):
-        ratio = np.where(base > 0, post / base, np.nan)[index - 1]
-        deviation = row.get("drift", np.nan) * norm_of_base(row, base) / np.sqrt(row["rows"] * row["cols"])
-        width = np.where(base > 0, _BAND_DEVIATIONS * deviation / base, np.nan)[index - 1]
+        ratio, mean, width = (
+            np.where(base > 0, values / base, np.nan)[index - 1]
+            for values in (post, noise.mean, _BAND_DEVIATIONS * noise.std)
+        )
+    height = np.log(np.divide(*above.get_ylim()[::-1]))
+    if np.any(np.abs(np.log(mean[mean > 0])) > _SEEN * height):
+        above.loglog(index, noise.mean[index - 1], "-", color=INK, lw=0.6, zorder=1.5, label="base with noise")
     below.axhline(1, color=MUTED, lw=0.6)
-    distances = np.abs(ratio - 1)[np.isfinite(ratio)]
-    widest = max(1.3 * float(np.quantile(distances, _RATIO_QUANTILE)) if distances.size else 0.0, 1e-9)
+    low, high = _limits(ratio, mean)
     if np.isfinite(width).any():
-        bounded = np.minimum(np.nan_to_num(width, nan=np.inf), 2 * widest)
-        label = f"control, ± {_BAND_DEVIATIONS} sd / s"
-        below.fill_between(index, 1 - bounded, 1 + bounded, color=MUTED, alpha=0.25, lw=0, label=label)
-        below.legend()
+        ends = (np.clip(end, 2 * low - high, 2 * high - low) for end in (mean - width, mean + width))
+        label = f"ratio under noise, ± {_BAND_DEVIATIONS} standard deviations"
+        below.fill_between(index, *ends, color=MUTED, alpha=0.25, lw=0, label=label)
+    above.legend(handles=[handle for axis in (above, below) for handle in axis.get_legend_handles_labels()[0]])
     below.semilogx(index, ratio, "-", marker=marker, color=BLUE)
-    below.set_ylim(1 - widest, 1 + widest)
+    below.set_ylim(low, high)
     below.ticklabel_format(axis="y", useOffset=False)
     plain_logarithmic_axis(below, "x")
     below.set_ylabel("post / base")
     below.set_xlabel("index of the singular value")
     return figure
+
+
+def _limits(*ratios):
+    """Ends of an axis around 1 that most of each of the ratios fit between."""
+    distances = [one[np.isfinite(one)] - 1 for one in ratios if np.isfinite(one).any()]
+    above, below = (
+        max([1e-9, *(_MARGIN * float(np.quantile(sign * one, (1 + _RATIO_QUANTILE) / 2)) for one in distances)])
+        for sign in (1, -1)
+    )
+    return 1 - max(below, above / 4), 1 + max(above, below / 4)
 
 
 @picture

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 CONTROL_DEVIATIONS = 3  # half the width of a control's band, in its standard deviations
 
-_CONTROL_STYLES = (("--", MUTED), (":", VERMILION))
 
 
 @picture
@@ -51,8 +50,7 @@ def plot_over_layers(run: "Run", metric: str, title: str = "", role: str | None 
     shown: dict[str, Artist] = {}  # legend: label -> handle
     for axis, name in each(axes, roles):
         rows = frame[frame["role"] == name]
-        for control, (style, colour) in zip(controls(rows, metric), _CONTROL_STYLES, strict=False):
-            _draw_control(axis, rows, control, style, colour, shown)
+        _draw_controls(axis, rows, controls(rows, metric), shown)
         layers, values = by_layer(rows, rows[metric])
         if len(rows) > len(layers):
             label = f"{BAND[0]:.0%} to {BAND[1]:.0%} of a layer's matrices"
@@ -71,20 +69,25 @@ def plot_over_layers(run: "Run", metric: str, title: str = "", role: str | None 
     return figure
 
 
-def _draw_control(axis, rows, control, style, colour, shown):
-    layers, means = by_layer(rows, control.mean)
-    middle = means["median"].to_numpy()
-    alone = len(layers) == 1  # a line of one point would not be seen
-    along, level = (layers[0] + np.array([-0.4, 0.4]), np.repeat(middle, 2)) if alone else (layers, middle)
-    (line,) = axis.plot(along, level, style, color=colour)
-    shown[control.label] = line
-    if control.std is not None:
-        _, spread = by_layer(rows, control.std)
-        width = CONTROL_DEVIATIONS * spread["median"].to_numpy()
-        label = f"{control.label}, ± {CONTROL_DEVIATIONS} standard deviations"
-        shown[label] = axis.fill_between(along, level - width, level + width, color=colour, alpha=0.25, lw=0)
-    rough = (by_layer(rows, control.rough)[1]["median"] > 0).to_numpy()
-    if rough.any():
-        shown[f"{control.label}, only rough there"] = axis.plot(
-            layers[rough], middle[rough], "o", markerfacecolor=PAPER, color=colour
-        )[0]
+def _draw_controls(axis, rows, found, shown):
+    """The first as a line in a band; what follows as the edges of its own, and a line where that is another."""
+    for place, control in enumerate(found):
+        layers, means = by_layer(rows, control.mean)
+        middle = means["median"].to_numpy()
+        alone = len(layers) == 1  # a line of one point would not be seen
+        along, level = (layers[0] + np.array([-0.4, 0.4]), np.repeat(middle, 2)) if alone else (layers, middle)
+        style, colour = ("-.", VERMILION) if place else ("--", MUTED)
+        if not place or not control.mean.equals(found[0].mean):
+            (shown[control.label],) = axis.plot(along, level, style, color=colour)
+        if control.std is not None:
+            width = CONTROL_DEVIATIONS * by_layer(rows, control.std)[1]["median"].to_numpy()
+            label = f"{control.label}, ± {CONTROL_DEVIATIONS} standard deviations"
+            if place:
+                for end in (level - width, level + width):
+                    (shown[label],) = axis.plot(along, end, ":", color=colour)
+            else:
+                shown[label] = axis.fill_between(along, level - width, level + width, color=colour, alpha=0.25, lw=0)
+        rough = (by_layer(rows, control.rough)[1]["median"] > 0).to_numpy()
+        if rough.any():
+            label = f"{control.label}, rough: condition number times drift above 1"
+            (shown[label],) = axis.plot(layers[rough], middle[rough], "o", markerfacecolor=PAPER, color=colour)

@@ -1,6 +1,6 @@
 """The scaling matrix of each role (He and Cao, arXiv:2509.17866): layers x singular values, post over base.
 
-Under each map stands its control in the same colours: how far drift alone moves what is drawn above it.
+Under each map stands its control in the same colours: what noise of the same size makes of what is drawn above it.
 """
 
 from typing import TYPE_CHECKING, NamedTuple
@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import pandas as pd
 
-from polarax.findings.rows import changed_rows, known_roles, norm_of_base
+from polarax.findings.rows import changed_rows, known_roles
 from polarax.findings.words import matrix_label
 from polarax.metrics.look import is_first
+from polarax.report.plots.noise import spectra_beside_noise
 from polarax.report.plots.style import each, new_figure, picture, printable
 
 if TYPE_CHECKING:
@@ -32,16 +33,22 @@ class ScalingMap(NamedTuple):
 
     labels: list[str]  # of the lines
     ratio: np.ndarray  # (lines, columns): means of post / base
-    control: np.ndarray  # (columns,): standard deviation of a line under the control, NaN if not known
+    null: np.ndarray  # (columns,): the line that noise is expected to give; NaN if not known
+    null_std: np.ndarray  # (columns,): its standard deviation
     end: str = "smallest"  # which singular value is the last
+
+    @property
+    def control(self) -> np.ndarray:
+        """(3, columns): one standard deviation above what is expected under noise, that itself, and one below it."""
+        return self.null + np.array([[1], [0], [-1]]) * self.null_std
 
 
 @picture
 def plot_scaling(run: "Run", role: str | None = None) -> "Figure | None":
     """The scaling matrices, in diverging colours centred on ratio 1; None if there is none.
 
-    The two lines below each map are its control: 1 plus and minus one standard deviation of a change of the same size
-    in random directions, sd / s_i, for the means that the map shows.
+    The three lines below each map are its control: what isotropic noise of the same size gives in place of what the
+    map shows, in the mean, and one standard deviation above and below that.
 
     Raises:
         UsageError: Unknown role, or matplotlib is not installed.
@@ -64,7 +71,7 @@ def plot_scaling(run: "Run", role: str | None = None) -> "Figure | None":
     figure.colorbar(
         image, ax=axes, label="singular value, post / base", extend="both", location="bottom", aspect=60, shrink=0.6
     )
-    figure.suptitle("Scaling of singular values; below each map, what ± one standard deviation of drift alone gives")
+    figure.suptitle("Scaling of singular values; below each map, what noise gives: mean ± one standard deviation")
     return figure
 
 
@@ -73,11 +80,11 @@ def _draw_map(axis, one, colours):
     how = {"aspect": "auto", "interpolation": "nearest", **colours}
     image = axis.imshow(one.ratio, extent=(0, 1, count - 0.5, -0.5), **how)
     # In units of lines: a gap, then the control.
-    start, end = count - 0.5 + max(0.3, 0.04 * count), count - 0.5 + max(0.9, 0.2 * count)
-    axis.imshow(np.stack([1 + one.control, 1 - one.control]), extent=(0, 1, end, start), **how)
+    start, end = count - 0.5 + max(0.3, 0.04 * count), count - 0.5 + max(1.2, 0.28 * count)
+    axis.imshow(one.control, extent=(0, 1, end, start), **how)
     axis.set_ylim(end, -0.5)
     step = -(-count // _LABELS)
-    axis.set_yticks([*range(0, count, step), (start + end) / 2], [*one.labels[::step], "control"])
+    axis.set_yticks([*range(0, count, step), (start + end) / 2], [*one.labels[::step], "noise ± sd"])
     axis.set_xticks([0, 1], ["largest", one.end])
     for side, label in zip(("left", "right"), axis.get_xticklabels(), strict=True):
         label.set_horizontalalignment(side)
@@ -100,34 +107,27 @@ def scaling_maps(run: "Run", role: str | None = None) -> dict[str, ScalingMap]:
             labels[name] = [printable(_short(matrix_label(row), name)) for _, row in rows.iterrows()]
             places |= {row: (name, line) for line, row in enumerate(rows["name"])}
     most = run.top_k if is_first(frame).any() else None  # of a first look all lines have as many
-    sums = _sums(run, frame, places, {name: len(lines) for name, lines in labels.items()}, most)
+    sums = _sums(run, frame.set_index("name"), places, {name: len(lines) for name, lines in labels.items()}, most)
     maps = {name: _map(labels[name], *sums[name]) for name in labels if name in sums}
     return maps if most is None else {name: one._replace(end=f"no. {one.ratio.shape[1]}") for name, one in maps.items()}
 
 
-def _sums(run, frame, places, lines, most):
-    """For each role the sums of ratios, their variances under the control and their numbers, each (lines, columns).
+def _sums(run, rows, places, lines, most):
+    """For each role sums of ratios, of those expected under noise, of the variances of these sums, and the numbers.
 
-    Of the leading `most` singular values, of all for None.
+    Each is (lines, columns). Of the leading `most` singular values, of all for None.
     """
-    rows = frame.set_index("name")
-    drift = rows["drift"] if "drift" in rows else pd.Series(np.nan, rows.index)
     sums: dict[str, list[np.ndarray]] = {}
-    post_of = run.arrays("s_post")
     widths: dict[str, int] = {}
     collected = []
-    for (name, base), (_, post) in zip(run.arrays("s_base"), post_of, strict=True):
-        if name not in places:
-            continue
+    for name, base, post, noise in spectra_beside_noise(run, rows.loc[list(places)]):
         role, line = places[name]
-        entries = rows.at[name, "rows"] * rows.at[name, "cols"]
-        deviation = drift[name] * norm_of_base(rows.loc[name], base) / np.sqrt(entries)
-        base, post = base[:most], post[:most]
-        positive = base > 0
-        ratio = np.divide(post, base, out=np.full_like(base, np.nan), where=positive)
-        variance = np.divide(deviation, base, out=np.full_like(base, np.nan), where=positive) ** 2
-        widths[role] = max(widths.get(role, 0), len(base))
-        collected.append((role, line, _binned(ratio), _binned(variance), _binned(np.isfinite(ratio).astype(float))))
+        ratio, null = (_over(values, base)[:most] for values in (post, noise.mean))
+        number = _binned(np.isfinite(ratio).astype(float))
+        neighbours = np.repeat(np.maximum(number, 1), np.diff(_starts(len(ratio)), append=len(ratio)))
+        variance = neighbours * _over(noise.std_of_means(neighbours), base[:most]) ** 2  # each one's share of a sum's
+        widths[role] = max(widths.get(role, 0), len(ratio))
+        collected.append((role, line, _binned(ratio), _binned(null), _binned(variance), number))
     for role, line, *values in collected:
         columns = min(_COLUMNS, widths[role])
         if role not in sums:
@@ -137,21 +137,30 @@ def _sums(run, frame, places, lines, most):
     return sums
 
 
+def _over(values, base):
+    """values / base, NaN where the base is 0."""
+    return np.divide(values, base, out=np.full_like(base, np.nan), where=base > 0)
+
+
 def _binned(values):
     """Sums over neighbours, (at most _COLUMNS,); NaN counts as nothing."""
-    values = np.nan_to_num(values)
-    columns = min(_COLUMNS, len(values))
-    return np.add.reduceat(values, np.arange(columns) * len(values) // columns)
+    return np.add.reduceat(np.nan_to_num(values), _starts(len(values)))
 
 
-def _map(labels, ratios, variances, numbers):
+def _starts(count):
+    """Where each bin begins."""
+    columns = min(_COLUMNS, count)
+    return np.arange(columns) * count // columns
+
+
+def _map(labels, ratios, nulls, variances, numbers):
     with np.errstate(divide="ignore", invalid="ignore"):
-        ratio = np.where(numbers > 0, ratios / numbers, np.nan)
-        variance = np.where(numbers > 0, variances / numbers**2, np.nan)
-    known = np.isfinite(variance).any(axis=0) & (variances.sum(axis=0) > 0)
-    control = np.full(ratio.shape[1], np.nan)
-    control[known] = np.sqrt(np.nanmedian(variance[:, known], axis=0))
-    return ScalingMap(labels, ratio, control)
+        ratio, null = (np.where(numbers > 0, sums / numbers, np.nan) for sums in (ratios, nulls))
+        std = np.where(variances > 0, np.sqrt(variances) / numbers, np.nan)
+    known = np.isfinite(std).any(axis=0)
+    control = np.full((2, ratio.shape[1]), np.nan)
+    control[:, known] = [np.nanmedian(np.where(np.isfinite(std), x, np.nan)[:, known], axis=0) for x in (null, std)]
+    return ScalingMap(labels, ratio, *control)
 
 
 def _short(label, role):
