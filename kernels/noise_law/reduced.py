@@ -38,9 +38,11 @@ from polarax.kernels.noise_law.units import (
 from polarax.kernels.sequential import one_at_a_time
 from polarax.kernels.sides import Shape, longer_side, shorter_side
 
-# Values of the small problem, directions of a change that are drawn as such, and draws: a deviation is known to
-# 1 / sqrt(2 * 32) = 13%, at a cost of 32 SVDs of 48 x 48, or 112 x 48.
-_VALUES, _DIRECTIONS, _DRAWS = 48, 16, 32
+# Values of the small problem, and directions of a change that are drawn as such.
+_VALUES, _DIRECTIONS = 48, 16
+# Draws of a square matrix's, 48 x 48, and of any other's, 112 x 48, which take as long. From N normal numbers a
+# deviation is known to 1 / sqrt(2 N): 7% and 13%. Square ones have longer tails: their determinant changes its sign.
+_DRAWS_OF_SQUARE, _DRAWS = 96, 32
 # Values count as covered below so many deviations of what the values below them turn them by.
 _COVERED = 4
 
@@ -116,8 +118,10 @@ def spreads_at_any_size(
         def drawn(numbers):
             return _drawn(base, own, _small(base, covered, d, shape), numbers, known)
 
-        square = numbers._replace(outside=numbers.outside[:, :0])
-        branches = [lambda: known, lambda: drawn(square), lambda: drawn(numbers)]
+        none = jnp.zeros((_DRAWS_OF_SQUARE, 0, numbers.outside.shape[-1]), s.dtype)
+        square = numbers._replace(outside=none, lengths=none[..., 0])
+        tall = jax.tree.map(lambda x: x[:_DRAWS], numbers)
+        branches = [lambda: known, lambda: drawn(square), lambda: drawn(tall)]
         return lax.switch(kind, branches), jnp.minimum(kind, 1)
 
     operands = (s_base, change_norm, change, moments, first)
@@ -143,16 +147,17 @@ class _Numbers(NamedTuple):
     inside: jax.Array  # (N, L, L)
     left: jax.Array  # (N, L, K)
     right: jax.Array  # (N, L, K)
+    rest: jax.Array  # (N, 2, K), for what either side of a direction has elsewhere
     outside: jax.Array  # (N, L + K, L + K), the triangular factor of what is outside
     lengths: jax.Array  # (N, L + K), for its diagonal
-    rest: jax.Array  # (N, 2, K), for what either side of a direction has elsewhere
 
 
 def _numbers(values, directions, dtype):
     width = values + directions
-    shapes = (values, values), (values, directions), (values, directions), (width, width), (width,), (2, directions)
+    of_all = (values, values), (values, directions), (values, directions), (2, directions)
+    shapes = [*((_DRAWS_OF_SQUARE, *x) for x in of_all), (_DRAWS, width, width), (_DRAWS, width)]
     keys = jax.random.split(jax.random.key(0, impl="threefry2x32"), len(shapes))
-    return _Numbers(*(jax.random.normal(key, (_DRAWS, *x), dtype) for key, x in zip(keys, shapes, strict=True)))
+    return _Numbers(*(jax.random.normal(key, x, dtype) for key, x in zip(keys, shapes, strict=True)))
 
 
 def _small(base, covered, change, shape):
