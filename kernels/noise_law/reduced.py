@@ -171,6 +171,7 @@ def _small(base, covered, change, shape):
     values = jnp.where(inside, jnp.interp(from_below, jnp.arange(r), ascending), 1)
     norm_square = base.sd**2 * entries
     if change.size:
+        change = change / jnp.where(change[0] > 0, change[0], 1)  # free of the unit, so that squares stay in range
         length = jnp.sqrt(jnp.sum(change**2))
         change = change * jnp.sqrt(norm_square) / jnp.where(length > 0, length, 1)
         places = jnp.arange(min(_DIRECTIONS, change.size)) * weight
