@@ -113,16 +113,11 @@ def spreads_at_any_size(
         s, norm, d, own, known = operands
         base = in_units(s, norm, shape)
         covered = _covered(base, own)
-        kind = jnp.where(covered == 0, 0, jnp.where(base.free > 0, 2, 1))
 
-        def drawn(numbers):
+        def drawn():
             return _drawn(base, own, _small(base, covered, d, shape), numbers, known)
 
-        none = jnp.zeros((_DRAWS_OF_SQUARE, 0, numbers.outside.shape[-1]), s.dtype)
-        square = numbers._replace(outside=none, lengths=none[..., 0])
-        tall = jax.tree.map(lambda x: x[:_DRAWS], numbers)
-        branches = [lambda: known, lambda: drawn(square), lambda: drawn(tall)]
-        return lax.switch(kind, branches), jnp.minimum(kind, 1)
+        return lax.cond(covered > 0, drawn, lambda: known), covered > 0
 
     operands = (s_base, change_norm, change, moments, first)
     flat = jax.tree.map(lambda x: x.reshape((math.prod(batch), *x.shape[len(batch) :])), operands)
@@ -193,7 +188,7 @@ def _small(base, covered, change, shape):
 
 
 def _drawn(base, moments, small, numbers, known):
-    sums = _sums_of_draws(small, numbers)
+    sums = lax.cond(small.rows > 0, _sums_of_tall, _sums_of_square, small, numbers)
     # Each value stands for `weight` of the base's; a sum over these has as much variance as one over those.
     means = jax.tree.map(lambda x: jnp.mean(x), sums)
     drawn = jax.tree.map(lambda x, mean: x + (small.weight - 1) * mean, sums, means)
@@ -261,6 +256,17 @@ def _variances(base, draws, spread):
         others = sum(jnp.where(v > 0, slope**2 * v, 0) for slope, v in zip(slopes[name], spread, strict=True))
         variances[name] = jnp.var(reading) + others
     return variances
+
+
+def _sums_of_square(small, numbers):
+    none = jnp.zeros((_DRAWS_OF_SQUARE, 0, numbers.outside.shape[-1]), small.values.dtype)
+    return _sums_of_draws(small, numbers._replace(outside=none, lengths=none[..., 0]))
+
+
+def _sums_of_tall(small, numbers):
+    """Fewer draws, repeated: their mean and variance stay."""
+    sums = _sums_of_draws(small, jax.tree.map(lambda x: x[:_DRAWS], numbers))
+    return jax.tree.map(lambda x: jnp.tile(x, _DRAWS_OF_SQUARE // _DRAWS), sums)
 
 
 def _sums_of_draws(small, numbers):

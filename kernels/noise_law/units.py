@@ -43,7 +43,7 @@ class PairSums(NamedTuple):
 
 
 def std_of_root(mean: jax.Array, variance: jax.Array) -> jax.Array:
-    """The standard deviation of sqrt(x) for x >= 0 with this mean and variance, within 0.4% for multiples of chi-squares.
+    """The standard deviation of sqrt(x), x >= 0 with this mean and variance; of chi-squares it is within 0.4%.
 
     For a gamma distribution of shape k = mean^2 / variance the variance of sqrt(x) is mean t / (k + t), where
     t = (Gamma(k + 1) / Gamma(k + 1/2))^2 - k falls from 1 / pi to 1/4 (Watson 1959).
