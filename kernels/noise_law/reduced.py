@@ -174,7 +174,6 @@ def _small(base, covered, change, shape):
         norm_square = jnp.sum(jnp.where(jnp.arange(change.size) < places.size * weight, 0, change**2))
     else:
         directions = change
-    far = (base.rank / weight - size, shorter_side(shape) / weight - size)
     return _Small(
         values,
         inside,
@@ -183,7 +182,7 @@ def _small(base, covered, change, shape):
         jnp.sqrt(weight * norm_square / entries),
         directions,
         base.free / weight,
-        tuple(jnp.maximum(x, 0) for x in far),
+        (jnp.maximum(base.rank / weight - size, 0), jnp.maximum(shorter_side(shape) / weight - size, 0)),
     )
 
 

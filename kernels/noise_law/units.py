@@ -97,8 +97,8 @@ def pair_sums(base: Base, weights_of: Callable[..., tuple[jax.Array, ...]], memb
         own = jnp.minimum(start + jnp.arange(rows), r - 1)  # beyond the last row it stands again, and is cut off
         values, taken = (jnp.take(x, own, axis=-1)[..., None] for x in (base.values, members))
         pairs = taken & members[..., None, :] & (own[:, None] != jnp.arange(r))
-        weights = weights_of(values, base.values[..., None, :], base.sd[..., None, None])
-        weights = [jnp.where(pairs, weight, 0) for weight in weights]
+        of_all = weights_of(values, base.values[..., None, :], base.sd[..., None, None])
+        weights = [jnp.where(pairs, weight, 0) for weight in of_all]
         return [(jnp.sum(weight, axis=-1), jnp.sum(weight**2, axis=-1)) for weight in weights]
 
     def joined(x):
