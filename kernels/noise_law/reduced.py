@@ -11,6 +11,7 @@ as isotropic noise. The same numbers are drawn for every matrix, so that neighbo
 """
 
 import enum
+import itertools
 import math
 from typing import NamedTuple
 
@@ -151,8 +152,10 @@ def _numbers(values, directions, dtype):
     width = values + directions
     of_all = (values, values), (values, directions), (values, directions), (2, directions)
     shapes = [*((_DRAWS_OF_SQUARE, *x) for x in of_all), (_DRAWS, width, width), (_DRAWS, width)]
-    keys = jax.random.split(jax.random.key(0, impl="threefry2x32"), len(shapes))
-    return _Numbers(*(jax.random.normal(key, x, dtype) for key, x in zip(keys, shapes, strict=True)))
+    # Of one call: each takes a while to compile.
+    ends = list(itertools.accumulate(math.prod(shape) for shape in shapes))
+    normal = jax.random.normal(jax.random.key(0, impl="threefry2x32"), ends[-1:], dtype)
+    return _Numbers(*(x.reshape(shape) for x, shape in zip(jnp.split(normal, ends[:-1]), shapes, strict=True)))
 
 
 def _small(base, covered, change, shape):
