@@ -11,6 +11,7 @@ as isotropic noise. The same numbers are drawn for every matrix, so that neighbo
 """
 
 import enum
+import itertools
 import math
 from typing import NamedTuple
 
@@ -38,9 +39,11 @@ from polarax.kernels.noise_law.units import (
 from polarax.kernels.sequential import one_at_a_time
 from polarax.kernels.sides import Shape, longer_side, shorter_side
 
-# Values of the small problem, directions of a change that are drawn as such, and draws: a deviation is known to
-# 1 / sqrt(2 * 32) = 13%, at a cost of 32 SVDs of 48 x 48, or 112 x 48.
-_VALUES, _DIRECTIONS, _DRAWS = 48, 16, 32
+# Values of the small problem, and directions of a change that are drawn as such.
+_VALUES, _DIRECTIONS = 48, 16
+# Draws of a square matrix's, 48 x 48, and of any other's, 112 x 48, which take as long. From N normal numbers a
+# deviation is known to 1 / sqrt(2 N): 7% and 13%. Square ones have longer tails: their determinant changes its sign.
+_DRAWS_OF_SQUARE, _DRAWS = 96, 32
 # Values count as covered below so many deviations of what the values below them turn them by.
 _COVERED = 4
 
@@ -111,14 +114,11 @@ def spreads_at_any_size(
         s, norm, d, own, known = operands
         base = in_units(s, norm, shape)
         covered = _covered(base, own)
-        kind = jnp.where(covered == 0, 0, jnp.where(base.free > 0, 2, 1))
 
-        def drawn(numbers):
+        def drawn():
             return _drawn(base, own, _small(base, covered, d, shape), numbers, known)
 
-        square = numbers._replace(outside=numbers.outside[:, :0])
-        branches = [lambda: known, lambda: drawn(square), lambda: drawn(numbers)]
-        return lax.switch(kind, branches), jnp.minimum(kind, 1)
+        return lax.cond(covered > 0, drawn, lambda: known), covered > 0
 
     operands = (s_base, change_norm, change, moments, first)
     flat = jax.tree.map(lambda x: x.reshape((math.prod(batch), *x.shape[len(batch) :])), operands)
@@ -143,16 +143,19 @@ class _Numbers(NamedTuple):
     inside: jax.Array  # (N, L, L)
     left: jax.Array  # (N, L, K)
     right: jax.Array  # (N, L, K)
+    rest: jax.Array  # (N, 2, K), for what either side of a direction has elsewhere
     outside: jax.Array  # (N, L + K, L + K), the triangular factor of what is outside
     lengths: jax.Array  # (N, L + K), for its diagonal
-    rest: jax.Array  # (N, 2, K), for what either side of a direction has elsewhere
 
 
 def _numbers(values, directions, dtype):
     width = values + directions
-    shapes = (values, values), (values, directions), (values, directions), (width, width), (width,), (2, directions)
-    keys = jax.random.split(jax.random.key(0, impl="threefry2x32"), len(shapes))
-    return _Numbers(*(jax.random.normal(key, (_DRAWS, *x), dtype) for key, x in zip(keys, shapes, strict=True)))
+    of_all = (values, values), (values, directions), (values, directions), (2, directions)
+    shapes = [*((_DRAWS_OF_SQUARE, *x) for x in of_all), (_DRAWS, width, width), (_DRAWS, width)]
+    # Of one call: each takes a while to compile.
+    ends = list(itertools.accumulate(math.prod(shape) for shape in shapes))
+    normal = jax.random.normal(jax.random.key(0, impl="threefry2x32"), ends[-1:], dtype)
+    return _Numbers(*(x.reshape(shape) for x, shape in zip(jnp.split(normal, ends[:-1]), shapes, strict=True)))
 
 
 def _small(base, covered, change, shape):
@@ -166,6 +169,7 @@ def _small(base, covered, change, shape):
     values = jnp.where(inside, jnp.interp(from_below, jnp.arange(r), ascending), 1)
     norm_square = base.sd**2 * entries
     if change.size:
+        change = change / jnp.where(change[0] > 0, change[0], 1)  # free of the unit, so that squares stay in range
         length = jnp.sqrt(jnp.sum(change**2))
         change = change * jnp.sqrt(norm_square) / jnp.where(length > 0, length, 1)
         places = jnp.arange(min(_DIRECTIONS, change.size)) * weight
@@ -173,7 +177,6 @@ def _small(base, covered, change, shape):
         norm_square = jnp.sum(jnp.where(jnp.arange(change.size) < places.size * weight, 0, change**2))
     else:
         directions = change
-    far = (base.rank / weight - size, shorter_side(shape) / weight - size)
     return _Small(
         values,
         inside,
@@ -182,12 +185,12 @@ def _small(base, covered, change, shape):
         jnp.sqrt(weight * norm_square / entries),
         directions,
         base.free / weight,
-        tuple(jnp.maximum(x, 0) for x in far),
+        (jnp.maximum(base.rank / weight - size, 0), jnp.maximum(shorter_side(shape) / weight - size, 0)),
     )
 
 
 def _drawn(base, moments, small, numbers, known):
-    sums = _sums_of_draws(small, numbers)
+    sums = lax.cond(small.rows > 0, _sums_of_tall, _sums_of_square, small, numbers)
     # Each value stands for `weight` of the base's; a sum over these has as much variance as one over those.
     means = jax.tree.map(lambda x: jnp.mean(x), sums)
     drawn = jax.tree.map(lambda x, mean: x + (small.weight - 1) * mean, sums, means)
@@ -255,6 +258,17 @@ def _variances(base, draws, spread):
         others = sum(jnp.where(v > 0, slope**2 * v, 0) for slope, v in zip(slopes[name], spread, strict=True))
         variances[name] = jnp.var(reading) + others
     return variances
+
+
+def _sums_of_square(small, numbers):
+    none = jnp.zeros((_DRAWS_OF_SQUARE, 0, numbers.outside.shape[-1]), small.values.dtype)
+    return _sums_of_draws(small, numbers._replace(outside=none, lengths=none[..., 0]))
+
+
+def _sums_of_tall(small, numbers):
+    """Fewer draws, repeated: their mean and variance stay."""
+    sums = _sums_of_draws(small, jax.tree.map(lambda x: x[:_DRAWS], numbers))
+    return jax.tree.map(lambda x: jnp.tile(x, _DRAWS_OF_SQUARE // _DRAWS), sums)
 
 
 def _sums_of_draws(small, numbers):

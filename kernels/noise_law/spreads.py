@@ -132,11 +132,22 @@ def _variance_of_lengthening(base, moments, shape):
 
 
 def _of_ratios(base, moments, weights, growth, *, centred):
-    """Standard deviation of the root of sum_i q_i (ratio_i - c)^2, c being their weighted mean, or 1."""
+    """Standard deviation of the root of sum_i q_i (ratio_i - c)^2, c being their weighted mean, or 1.
+
+    With z_i = E_ii / s_i it is a quadratic form in the diagonal, of matrix S^-1 (diag q - q q^T) S^-1, and where the
+    part outside lengthens values unevenly also linear in z and in the lengths outside.
+
+    Args:
+        base: Of r values.
+        moments: Of the change.
+        weights: q, (..., r), of sum 1.
+        growth: Of the ratios by what is outside, over sd^2, (..., r).
+        centred: Whether c is the mean.
+    """
     q, squares = weights, jnp.where(base.inside, 1 / base.values**2, 0)
     kept = 1 - q if centred else jnp.ones_like(q)
-    mean_growth = jnp.sum(q * growth, axis=-1, keepdims=True) if centred else 0
-    uneven = growth - mean_growth
+    mean_growth = jnp.sum(q * growth, axis=-1) if centred else jnp.zeros_like(base.sd)
+    uneven = growth - mean_growth[..., None]
     diagonal = q * kept * squares
     of_mean = jnp.sum(q**2 * squares, axis=-1) ** 2 - 2 * jnp.sum(q**3 * squares**2, axis=-1) if centred else 0
     trace, square_norm = jnp.sum(diagonal, axis=-1), jnp.sum((q * squares) ** 2, axis=-1) + of_mean
@@ -149,8 +160,7 @@ def _of_ratios(base, moments, weights, growth, *, centred):
     together = moments.excess * trace * total + 2 * moments.crossed * jnp.sum(diagonal * response, axis=-1)
     variance += 2 * base.free * together
     mean = trace + base.sd**2 * jnp.sum(q * uneven**2, axis=-1)
-    scale = 1 + base.sd**2 * mean_growth[..., 0] if centred else 1
-    return base.sd / scale * std_of_root(mean, variance)
+    return base.sd / (1 + base.sd**2 * mean_growth) * std_of_root(mean, variance)
 
 
 def _fit_error(base, moments, absorbed, shape):

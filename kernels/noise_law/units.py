@@ -43,7 +43,7 @@ class PairSums(NamedTuple):
 
 
 def std_of_root(mean: jax.Array, variance: jax.Array) -> jax.Array:
-    """The standard deviation of sqrt(x) for x >= 0 with this mean and variance, exact for multiples of chi-squares.
+    """The standard deviation of sqrt(x), x >= 0 with this mean and variance; of chi-squares it is within 0.4%.
 
     For a gamma distribution of shape k = mean^2 / variance the variance of sqrt(x) is mean t / (k + t), where
     t = (Gamma(k + 1) / Gamma(k + 1/2))^2 - k falls from 1 / pi to 1/4 (Watson 1959).
@@ -97,8 +97,8 @@ def pair_sums(base: Base, weights_of: Callable[..., tuple[jax.Array, ...]], memb
         own = jnp.minimum(start + jnp.arange(rows), r - 1)  # beyond the last row it stands again, and is cut off
         values, taken = (jnp.take(x, own, axis=-1)[..., None] for x in (base.values, members))
         pairs = taken & members[..., None, :] & (own[:, None] != jnp.arange(r))
-        weights = weights_of(values, base.values[..., None, :], base.sd[..., None, None])
-        weights = [jnp.where(pairs, weight, 0) for weight in weights]
+        of_all = weights_of(values, base.values[..., None, :], base.sd[..., None, None])
+        weights = [jnp.where(pairs, weight, 0) for weight in of_all]
         return [(jnp.sum(weight, axis=-1), jnp.sum(weight**2, axis=-1)) for weight in weights]
 
     def joined(x):
