@@ -168,5 +168,5 @@ def _law(s, d, rank, longer):
     turned = jnp.sum(width * (2 * turned_trace - correction / 2)) / jnp.pi
     seen = point.base.seen[0]
     lost = jnp.where(free > 0, free * seen / (seen + free), 0)
-    nf = jnp.sqrt(jnp.maximum(2 * turned - lost + size - rank, 0) / size)
+    nf = jnp.sqrt(jnp.maximum(2 * turned - lost + (size - rank), 0) / size)
     return jnp.where((rank > 0) & jnp.isfinite(energy), jnp.where(changed, nf, 0), jnp.nan)
