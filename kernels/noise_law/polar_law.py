@@ -161,12 +161,12 @@ def _sums(s, smallest, variance, delta):
 
 
 def _isolated(sums, s, variance, free):
-    """The law mended where a single smallest value, alone and of the size of the noise, rules: nf_squared, turned, lost.
+    """Mends the law where a single smallest value of the size of the noise rules: nf_squared, turned, lost.
 
     Its direction may flip its sign, a rare event that no expansion in 1/r knows. The values far from it only
-    renormalise the noise, sd^2 / x_far with x_far = 1 - sd^2 sum_far 1 / s^2: what a matrix of one column shows, exactly,
-    takes the place of what the law says of that column. Values next to it count by (1 - C)^(3/2), C = sd^2 sum 1 / s^2,
-    which was found by drawing: those that noise mixes with each other the law has already.
+    renormalise the noise, sd^2 / x_far with x_far = 1 - sd^2 sum_far 1 / s^2. What a matrix of one column shows,
+    exactly, takes the place of what the law says of that column. Values next to it count by (1 - C)^(3/2),
+    C = sd^2 sum 1 / s^2, which was found by drawing: those that noise mixes with each other the law has already.
     """
     count = min(_TRAILING, s.shape[-1])
     tail = s[-count:]

@@ -21,7 +21,6 @@ _NODES = 64
 # Where the nodes begin and end beyond the scales of the spectra: integrands fall by y below and by y^-3 above, and what
 # is left out below is a geometric series, which is added.
 _BELOW, _ABOVE = 11.0, 6.0
-_CLOSE = 1.0
 _STEPS = 60  # bracketed Newton steps at most; 6 to 12 are usual
 
 
@@ -95,7 +94,7 @@ def _solve(base_squares, change_squares, y, free):
 
     def unfinished(state):
         step, _, _, _, moved = state
-        return (step < _STEPS) & jnp.any(moved > _CLOSE * jnp.finfo(y.dtype).eps ** 0.75)
+        return (step < _STEPS) & jnp.any(moved > jnp.finfo(y.dtype).eps ** 0.75)
 
     def newton(state):
         step, log_t, low, high, _ = state
@@ -125,9 +124,7 @@ def _log_determinant(point, y, free):
     small += jnp.log1p(base.slope * over_base + change.slope * over_change - base.slope * change.slope * crossed)
     held_base, held_change = 1 - base.slope * inverse_base, 1 - change.slope * inverse_change
     large = jnp.log(common / base.seen) + jnp.log((common + free) / (base.seen + free))
-    large += jnp.log(
-        held_base * held_change + inverse * (base.slope * held_change + change.slope * held_base)
-    )
+    large += jnp.log(held_base * held_change + inverse * (base.slope * held_change + change.slope * held_base))
     ends = jnp.log1p(-change.rest / size) + jnp.log1p(-change.rest / (size + free))
     return jnp.where(change.rest < base.seen / 2, small, large) - ends
 

@@ -110,9 +110,16 @@ def test_pure_noise(rows):
     assert found.residual < 1e-12
 
 
-@pytest.mark.parametrize("rows, name, drift", [
-    (32, "geometric", 0.02), (32, "bulk", 1e-3), (38, "bulk", 0.1), (128, "clustered", 0.1), (32, "flat", 1),
-])
+@pytest.mark.parametrize(
+    "rows, name, drift",
+    [
+        (32, "geometric", 0.02),
+        (32, "bulk", 1e-3),
+        (38, "bulk", 0.1),
+        (128, "clustered", 0.1),
+        (32, "flat", 1),
+    ],
+)
 def test_isotropic_noise_drawn(rows, name, drift):
     s = SPECTRA[name]
     norm = drift * np.linalg.norm(s)
@@ -162,9 +169,17 @@ def test_lower_rank_drawn():
     np.testing.assert_allclose(law(s, norm, 30).nf, nf, rtol=0.02)
 
 
-@pytest.mark.parametrize("rows, rank, drift", [
-    (32, 1, 0.5), (32, 4, 0.05), (32, 32, 1), (40, 8, 0.2), (128, 4, 0.5), (128, 32, 0.02),
-])
+@pytest.mark.parametrize(
+    "rows, rank, drift",
+    [
+        (32, 1, 0.5),
+        (32, 4, 0.05),
+        (32, 32, 1),
+        (40, 8, 0.2),
+        (128, 4, 0.5),
+        (128, 32, 0.02),
+    ],
+)
 def test_random_directions_drawn(rows, rank, drift):
     s = SPECTRA["geometric"]
     d = np.linspace(1, 0.5, rank) * drift * np.linalg.norm(s) / np.linalg.norm(np.linspace(1, 0.5, rank))
