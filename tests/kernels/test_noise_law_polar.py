@@ -72,11 +72,12 @@ def test_small_noise_is_the_first_order_form(name, rows):
     s = SPECTRA[name]
     sd = 1e-7
     pairs = 2 * sd**2 / (s[:, None] + s) ** 2
-    first = math.sqrt((pairs.sum() - np.trace(pairs)) / len(s))
+    shortened = 1 - s / np.sqrt(s**2 + sd**2 * (rows - len(s)))
+    first = math.sqrt((pairs.sum() - np.trace(pairs) + np.sum(shortened**2)) / len(s))
     found = law(s, sd * math.sqrt(rows * len(s)), rows)
     np.testing.assert_allclose(found.nf, first, rtol=1e-5)
     second = sd**2 * (np.sum(1 / (s[:, None] + s)) / 2 - np.sum(1 / (4 * s)) + (rows - len(s)) * np.sum(1 / (2 * s)))
-    # The ratio is 1 and some 1e-14 to 1e-9 here: what it loses to rounding is a few units of 2e-16.
+    # The ratio is 1 and little more: it is good to a few units of rounding.
     np.testing.assert_allclose(found.nuclear_norm_ratio - 1, second / s.sum(), rtol=1e-4, atol=1e-15)
 
 
