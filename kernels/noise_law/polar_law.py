@@ -58,7 +58,7 @@ def polar_law(s_base: jax.Array, change_norm: jax.typing.ArrayLike, *, shape: Sh
     unit = jnp.where(s[..., 0] > 0, s[..., 0], jnp.nan)
     sd = norm / unit / root(entry_count(shape))
     flat = (s / unit[..., None]).reshape(-1, s.shape[-1]), sd.reshape(-1), numerical_rank(s, *shape).reshape(-1)
-    law = lax.map(lambda x: _law(*x, jnp.asarray(longer, s.dtype)), flat)
+    law = lax.map(lambda x: _law(x[0], x[1], x[2], jnp.asarray(longer, s.dtype)), flat)
     return PolarLaw(*(x.reshape(s.shape[:-1] + x.shape[1:]) for x in law))
 
 

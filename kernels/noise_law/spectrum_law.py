@@ -41,7 +41,7 @@ def spectrum_law(s_base: jax.Array, s_change: jax.Array, *, shape: Shape) -> jax
     unit = jnp.where(s[..., :1] > 0, s[..., :1], jnp.nan)
     rank = numerical_rank(s, *shape)
     flat = (s / unit).reshape(-1, s.shape[-1]), (d / unit).reshape(-1, s.shape[-1]), rank.reshape(-1)
-    return lax.map(lambda x: _law(*x, longer), flat).reshape(rank.shape)
+    return lax.map(lambda x: _law(x[0], x[1], x[2], longer), flat).reshape(rank.shape)
 
 
 class _Spectrum(NamedTuple):
