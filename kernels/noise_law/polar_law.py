@@ -58,7 +58,7 @@ def polar_law(s_base: jax.Array, change_norm: jax.typing.ArrayLike, *, shape: Sh
     unit = jnp.where(s[..., 0] > 0, s[..., 0], jnp.nan)
     sd = norm / unit / root(entry_count(shape))
     flat = (s / unit[..., None]).reshape(-1, s.shape[-1]), sd.reshape(-1), numerical_rank(s, *shape).reshape(-1)
-    law = lax.map(lambda x: _law(*x, jnp.asarray(longer, s.dtype)), flat)
+    law = lax.map(lambda x: _law(x[0], x[1], x[2], jnp.asarray(longer, s.dtype)), flat)
     return PolarLaw(*(x.reshape(s.shape[:-1] + x.shape[1:]) for x in law))
 
 
@@ -88,7 +88,7 @@ def _law(s, sd, rank, longer):
     nf_squared, turned, lost = _isolated(sums, s, variance, free)
     turned, lost = (jnp.where(inside, x, 0) for x in (turned, lost))
     nf_squared = jnp.where(rank < size, 2 * jnp.sum(turned) - jnp.sum(lost) - sums.lost_more, nf_squared)
-    nf = jnp.sqrt(jnp.maximum(nf_squared + size - rank, 0) / size)
+    nf = jnp.sqrt(jnp.maximum(nf_squared + (size - rank), 0) / size)
     defined = (rank > 0) & jnp.isfinite(sd)
 
     def noised(value, still):
@@ -127,7 +127,7 @@ def _sums(s, smallest, variance, delta):
     curvature = 2 * jnp.sum(variance * inverse * inverse**2, axis=1)  # -x''
     f = ahead * (x_start + variance * t * (inverse @ inverse_start))
     x = (f + delta) / t
-    y = jnp.sqrt(x * f)
+    y = jnp.sqrt(x) * jnp.sqrt(f)  # not the root of a product that may leave float32
     h = 2 * f + delta
     growth = x**2 + slope * h  # D = dq / dt
 
@@ -137,7 +137,7 @@ def _sums(s, smallest, variance, delta):
     turned = 2 / jnp.pi * _segment(angle)
     gain = 2 / jnp.pi * width * apart / (jnp.sqrt(t) + y)
     # Less the correction, (1 / 4 pi) times the integral of Q' D / y with Q = 2 sd^2 h B / D, B = s / (t + s^2)^2.
-    v = y / f  # sqrt(x / f)
+    v = jnp.sqrt(x) / jnp.sqrt(f)
     h_over_y = 2 / v + delta / x * v
     of_squares = 2 * x / growth * (x * v - slope / v) + curvature * (h / growth) * h_over_y
     correction = variance / (2 * jnp.pi) * below
@@ -152,8 +152,8 @@ def _sums(s, smallest, variance, delta):
     lost_more = jnp.where(delta > 0, delta * x_start * bend_start / pull**2, 0)
 
     # The nuclear norm grows by (1 / pi) times the integral over y of a log-potential; here by parts.
-    shift = apart * jnp.sum(inverse / ((x * f)[:, None] + squares), axis=1)
-    potential = x * f * shift - f * trace * c
+    seen = jnp.where(squares > 0, (y**2)[:, None] / ((y**2)[:, None] + squares), 1)
+    potential = apart * jnp.sum(seen * inverse, axis=1) - f * trace * c
     bend = 4 * x * variance * (inverse**3 @ squares) + 2 * t * slope**2 + delta * curvature
     grown = jnp.sum(above * (potential * growth / y - y * bend / growth / 2)) / jnp.pi
 
@@ -161,12 +161,12 @@ def _sums(s, smallest, variance, delta):
 
 
 def _isolated(sums, s, variance, free):
-    """The law mended where a single smallest value, alone and of the size of the noise, rules: nf_squared, turned, lost.
+    """Mends the law where a single smallest value of the size of the noise rules: nf_squared, turned, lost.
 
     Its direction may flip its sign, a rare event that no expansion in 1/r knows. The values far from it only
-    renormalise the noise, sd^2 / x_far with x_far = 1 - sd^2 sum_far 1 / s^2: what a matrix of one column shows, exactly,
-    takes the place of what the law says of that column. Values next to it count by (1 - C)^(3/2), C = sd^2 sum 1 / s^2,
-    which was found by drawing: those that noise mixes with each other the law has already.
+    renormalise the noise, sd^2 / x_far with x_far = 1 - sd^2 sum_far 1 / s^2. What a matrix of one column shows,
+    exactly, takes the place of what the law says of that column. Values next to it count by (1 - C)^(3/2),
+    C = sd^2 sum 1 / s^2, which was found by drawing: those that noise mixes with each other the law has already.
     """
     count = min(_TRAILING, s.shape[-1])
     tail = s[-count:]

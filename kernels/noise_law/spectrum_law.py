@@ -21,12 +21,15 @@ _NODES = 64
 # Where the nodes begin and end beyond the scales of the spectra: integrands fall by y below and by y^-3 above, and what
 # is left out below is a geometric series, which is added.
 _BELOW, _ABOVE = 11.0, 6.0
-_CLOSE = 1.0
 _STEPS = 60  # bracketed Newton steps at most; 6 to 12 are usual
 
 
 def spectrum_law(s_base: jax.Array, s_change: jax.Array, *, shape: Shape) -> jax.Array:
     """Root mean square of nf for changes with the singular values `s_change` in random directions.
+
+    Two things are left out. For m = n it doesn't know the rare sign flip of a single smallest value of the size of the
+    change's entries, as `polar_law` does: there nf is up to 45% too small. For m > n the correction of what is lost
+    outside is missing: nf is up to 8% too small for changes of low rank on bases with a few tiny values.
 
     Args:
         s_base: (..., r), descending.
@@ -42,7 +45,7 @@ def spectrum_law(s_base: jax.Array, s_change: jax.Array, *, shape: Shape) -> jax
     unit = jnp.where(s[..., :1] > 0, s[..., :1], jnp.nan)
     rank = numerical_rank(s, *shape)
     flat = (s / unit).reshape(-1, s.shape[-1]), (d / unit).reshape(-1, s.shape[-1]), rank.reshape(-1)
-    return lax.map(lambda x: _law(*x, longer), flat).reshape(rank.shape)
+    return lax.map(lambda x: _law(x[0], x[1], x[2], longer), flat).reshape(rank.shape)
 
 
 class _Spectrum(NamedTuple):
@@ -95,7 +98,7 @@ def _solve(base_squares, change_squares, y, free):
 
     def unfinished(state):
         step, _, _, _, moved = state
-        return (step < _STEPS) & jnp.any(moved > _CLOSE * jnp.finfo(y.dtype).eps ** 0.75)
+        return (step < _STEPS) & jnp.any(moved > jnp.finfo(y.dtype).eps ** 0.75)
 
     def newton(state):
         step, log_t, low, high, _ = state
@@ -125,9 +128,7 @@ def _log_determinant(point, y, free):
     small += jnp.log1p(base.slope * over_base + change.slope * over_change - base.slope * change.slope * crossed)
     held_base, held_change = 1 - base.slope * inverse_base, 1 - change.slope * inverse_change
     large = jnp.log(common / base.seen) + jnp.log((common + free) / (base.seen + free))
-    large += jnp.log(
-        held_base * held_change + inverse * (base.slope * held_change + change.slope * held_base)
-    )
+    large += jnp.log(held_base * held_change + inverse * (base.slope * held_change + change.slope * held_base))
     ends = jnp.log1p(-change.rest / size) + jnp.log1p(-change.rest / (size + free))
     return jnp.where(change.rest < base.seen / 2, small, large) - ends
 
@@ -168,5 +169,5 @@ def _law(s, d, rank, longer):
     turned = jnp.sum(width * (2 * turned_trace - correction / 2)) / jnp.pi
     seen = point.base.seen[0]
     lost = jnp.where(free > 0, free * seen / (seen + free), 0)
-    nf = jnp.sqrt(jnp.maximum(2 * turned - lost + size - rank, 0) / size)
+    nf = jnp.sqrt(jnp.maximum(2 * turned - lost + (size - rank), 0) / size)
     return jnp.where((rank > 0) & jnp.isfinite(energy), jnp.where(changed, nf, 0), jnp.nan)
