@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from polarax.kernels.noise_law.finite_size import finite_size
 from polarax.kernels.sides import Shape, entry_count, longer_side, root
 
 # Values that are solved for; the others lie between. Of them at each end of the spectrum, and at its widest gaps:
@@ -174,7 +175,10 @@ def _solve_at(knots, noise):
     bounds = -anchor, 1 + top - anchor, zeros, zeros + 2 * top
     search = lax.while_loop(unfinished, advance, _Search(jnp.asarray(0), start, zeros + top, *bounds, zeros + jnp.inf))
     point = _evaluate(anchor, search.offset, search.v, target, noise)
-    return point.shift, jnp.sqrt(2) / (jnp.pi * point.density), jnp.maximum(jnp.abs(point.on_curve), jnp.abs(point.excess)), search
+    residual = jnp.maximum(jnp.abs(point.on_curve), jnp.abs(point.excess))
+    crowd = jnp.sum(1 / (1 + ((anchor[:, None] - s + search.offset[:, None]) / search.v[:, None]) ** 2), axis=-1)
+    longer, spread = finite_size(crowd, (anchor + point.shift) * point.density)
+    return point.shift + (anchor + point.shift) * longer, spread / point.density, residual
 
 
 def _evaluate(anchor, offset, v, target, noise):
