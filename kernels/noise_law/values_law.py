@@ -176,7 +176,7 @@ def _solve_at(knots, noise):
     search = lax.while_loop(unfinished, advance, _Search(jnp.asarray(0), start, zeros + top, *bounds, zeros + jnp.inf))
     point = _evaluate(anchor, search.offset, search.v, target, noise)
     residual = jnp.maximum(jnp.abs(point.on_curve), jnp.abs(point.excess))
-    crowd = jnp.sum(1 / (1 + ((anchor[:, None] - s + search.offset[:, None]) / search.v[:, None]) ** 2) ** 2, axis=-1)
+    crowd = jnp.sum(1 / (1 + ((anchor[:, None] - s + search.offset[:, None]) / search.v[:, None]) ** 2) ** 3, axis=-1)
     longer, spread = finite_size(crowd, (anchor + point.shift) * point.density)
     return point.shift + (anchor + point.shift) * longer, spread / point.density, residual
 
