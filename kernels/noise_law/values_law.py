@@ -105,6 +105,8 @@ def _solve(noise):
     if size > _KNOTS:
         index = jnp.arange(size)
         shift, std = (jnp.interp(index, knots, x) for x in (shift, std))
+        values = noise.s + shift
+        shift = shift + (lax.cummin(values) - values)  # 0 but where interpolation put two in the wrong order
     return shift, std, jnp.max(residual)
 
 
@@ -136,14 +138,16 @@ def _solve_at(knots, noise):
         point = _evaluate(anchor, offset, v, target, noise)
         f, excess = point.on_curve, point.excess
         in_gap = (f > 0) & (v < floor)
-        near = (jnp.abs(f) < _NEAR) & ~in_gap
-        agreed = (jnp.abs(f) < _NEAR / 20) & (jnp.abs(excess) > 0.02) & (point.step.real * excess > 0)
+        # Beside a small u the curve is steep in N: there a step must start closer to it, and at most halve u.
+        halved = -(anchor + offset) / 2
+        near = (jnp.abs(f) < jnp.where(point.step.real * v < halved, _NEAR / 200, _NEAR)) & ~in_gap
+        agreed = (jnp.abs(excess) > 0.02 + size * jnp.abs(f)) & (point.step.real * excess > 0)
         decided = in_gap | agreed
         low = jnp.where(decided & (excess > 0), offset, low)
         high = jnp.where(decided & (excess < 0), offset, high)
         # Both equations at once, by no more than the height of the curve at a time ...
         step = jnp.where(jnp.abs(point.step) <= 1, point.step, jnp.sign(excess) / 2) * v
-        moved = jnp.where(in_gap, jnp.sign(excess) * jnp.inf, offset + step.real)
+        moved = jnp.where(in_gap, jnp.sign(excess) * jnp.inf, offset + jnp.maximum(step.real, halved))
         outside = (near | in_gap) & ~((moved > low) & (moved < high))
         bound = jnp.where(moved > low, high, low)
         # ... or up or down to the curve ...
