@@ -174,7 +174,9 @@ def _solve_at(knots, noise):
 
     # Far below the noise u is that of a base of zeros, nearly.
     below = (size - target) / size
-    start = jnp.maximum(anchor, sd * jnp.maximum(below * size**0.5, below ** (1 / 3) * (size * extra) ** 0.25 / 2)) - anchor
+    start = (
+        jnp.maximum(anchor, sd * jnp.maximum(below * size**0.5, below ** (1 / 3) * (size * extra) ** 0.25 / 2)) - anchor
+    )
     zeros = jnp.zeros_like(anchor)
     bounds = -anchor, 1 + top - anchor, zeros, zeros + 2 * top
     search = lax.while_loop(unfinished, advance, _Search(jnp.asarray(0), start, zeros + top, *bounds, zeros + jnp.inf))
