@@ -75,7 +75,9 @@ def _ratio_cv(change, spread, weight):
     The expectation of a quotient, var(ratios) / mean(ratios)^2: where one or two values far below the noise rule both,
     it is taken over what these can be, |a + b g| with g normal, and over the others in numerator and denominator.
     """
-    weight = weight / jnp.sum(weight, axis=-1, keepdims=True)
+    total = jnp.sum(weight, axis=-1, keepdims=True)
+    defined = total[..., 0] > 0
+    weight = weight / jnp.where(total > 0, total, 1)
     index = jnp.argsort(weight * spread, axis=-1)[..., -2:]
     chosen = jnp.any(jnp.arange(weight.shape[-1]) == index[..., None], axis=-2)
     rest, noisy = jnp.where(chosen, 0, weight), spread**2
@@ -92,7 +94,7 @@ def _ratio_cv(change, spread, weight):
         second = second + part[..., None, None] * values**2
     grid = share[:, None] * share[None, :]
     squares = (second - first**2 - mean_spread) / ((1 + first) ** 2 + mean_spread)
-    return jnp.sqrt(jnp.maximum(jnp.sum(grid * squares, axis=(-2, -1)), 0))
+    return jnp.where(defined, jnp.sqrt(jnp.maximum(jnp.sum(grid * squares, axis=(-2, -1)), 0)), jnp.nan)
 
 
 def _folded(change, spread, g):

@@ -89,7 +89,7 @@ def values_law(s_base: jax.Array, change_norm: jax.Array, *, shape: Shape) -> Va
     solvable = (sd > 0) & jnp.isfinite(sd)
     relative = s / largest[..., None]
     flat = jnp.where(solvable[..., None], relative, 1).reshape((-1, size)), jnp.where(solvable, sd, 1).reshape(-1)
-    shift, std, residual = lax.map(lambda one: _solve(_Noise(*one, extra)), flat)
+    shift, std, residual = lax.map(lambda one: _solve(_Noise(one[0], one[1], extra)), flat)
     shift, std = (x.reshape(s.shape) * largest[..., None] for x in (shift, std))
     unmoved = jnp.where(sd == 0, 0, jnp.nan)  # no noise, or none that is a number
     shift, std = (jnp.where(solvable[..., None], x, unmoved[..., None]) for x in (shift, std))
