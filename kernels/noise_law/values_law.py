@@ -141,7 +141,8 @@ def _solve_at(knots, noise):
         # Beside a small u the curve is steep in N: there a step must start closer to it, and at most halve u.
         halved = -(anchor + offset) / 2
         near = (jnp.abs(f) < jnp.where(point.step.real * v < halved, _NEAR / 200, _NEAR)) & ~in_gap
-        agreed = (jnp.abs(excess) > 0.02 + size * jnp.abs(f)) & (point.step.real * excess > 0)
+        certain = (jnp.abs(f) < _NEAR / 20) & (jnp.abs(excess) > 0.02 + size * jnp.abs(f))
+        agreed = certain & (point.step.real * excess > 0)
         decided = in_gap | agreed
         low = jnp.where(decided & (excess > 0), offset, low)
         high = jnp.where(decided & (excess < 0), offset, high)
