@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from polarax.kernels.noise_law.finite_size import finite_size
 from polarax.kernels.sides import Shape, entry_count, longer_side, root
 
 # Values that are solved for; the others lie between. Of them at each end of the spectrum, and at its widest gaps:
@@ -88,7 +89,7 @@ def values_law(s_base: jax.Array, change_norm: jax.Array, *, shape: Shape) -> Va
     solvable = (sd > 0) & jnp.isfinite(sd)
     relative = s / largest[..., None]
     flat = jnp.where(solvable[..., None], relative, 1).reshape((-1, size)), jnp.where(solvable, sd, 1).reshape(-1)
-    shift, std, residual = lax.map(lambda one: _solve(_Noise(*one, extra)), flat)
+    shift, std, residual = lax.map(lambda one: _solve(_Noise(one[0], one[1], extra)), flat)
     shift, std = (x.reshape(s.shape) * largest[..., None] for x in (shift, std))
     unmoved = jnp.where(sd == 0, 0, jnp.nan)  # no noise, or none that is a number
     shift, std = (jnp.where(solvable[..., None], x, unmoved[..., None]) for x in (shift, std))
@@ -104,6 +105,8 @@ def _solve(noise):
     if size > _KNOTS:
         index = jnp.arange(size)
         shift, std = (jnp.interp(index, knots, x) for x in (shift, std))
+        values = noise.s + shift
+        shift = shift + (lax.cummin(values) - values)  # 0 but where interpolation put two in the wrong order
     return shift, std, jnp.max(residual)
 
 
@@ -135,14 +138,17 @@ def _solve_at(knots, noise):
         point = _evaluate(anchor, offset, v, target, noise)
         f, excess = point.on_curve, point.excess
         in_gap = (f > 0) & (v < floor)
-        near = (jnp.abs(f) < _NEAR) & ~in_gap
-        agreed = (jnp.abs(f) < _NEAR / 20) & (jnp.abs(excess) > 0.02) & (point.step.real * excess > 0)
+        # Beside a small u the curve is steep in N: there a step must start closer to it, and at most halve u.
+        halved = -(anchor + offset) / 2
+        near = (jnp.abs(f) < jnp.where(point.step.real * v < halved, _NEAR / 200, _NEAR)) & ~in_gap
+        certain = (jnp.abs(f) < _NEAR / 20) & (jnp.abs(excess) > 0.02 + size * jnp.abs(f))
+        agreed = certain & (point.step.real * excess > 0)
         decided = in_gap | agreed
         low = jnp.where(decided & (excess > 0), offset, low)
         high = jnp.where(decided & (excess < 0), offset, high)
         # Both equations at once, by no more than the height of the curve at a time ...
         step = jnp.where(jnp.abs(point.step) <= 1, point.step, jnp.sign(excess) / 2) * v
-        moved = jnp.where(in_gap, jnp.sign(excess) * jnp.inf, offset + step.real)
+        moved = jnp.where(in_gap, jnp.sign(excess) * jnp.inf, offset + jnp.maximum(step.real, halved))
         outside = (near | in_gap) & ~((moved > low) & (moved < high))
         bound = jnp.where(moved > low, high, low)
         # ... or up or down to the curve ...
@@ -169,12 +175,17 @@ def _solve_at(knots, noise):
 
     # Far below the noise u is that of a base of zeros, nearly.
     below = (size - target) / size
-    start = jnp.maximum(anchor, sd * jnp.maximum(below * size**0.5, below ** (1 / 3) * (size * extra) ** 0.25 / 2)) - anchor
+    start = (
+        jnp.maximum(anchor, sd * jnp.maximum(below * size**0.5, below ** (1 / 3) * (size * extra) ** 0.25 / 2)) - anchor
+    )
     zeros = jnp.zeros_like(anchor)
     bounds = -anchor, 1 + top - anchor, zeros, zeros + 2 * top
     search = lax.while_loop(unfinished, advance, _Search(jnp.asarray(0), start, zeros + top, *bounds, zeros + jnp.inf))
     point = _evaluate(anchor, search.offset, search.v, target, noise)
-    return point.shift, jnp.sqrt(2) / (jnp.pi * point.density), jnp.maximum(jnp.abs(point.on_curve), jnp.abs(point.excess))
+    residual = jnp.maximum(jnp.abs(point.on_curve), jnp.abs(point.excess))
+    crowd = jnp.sum(1 / (1 + ((anchor[:, None] - s + search.offset[:, None]) / search.v[:, None]) ** 2) ** 3, axis=-1)
+    longer, spread = finite_size(crowd, (anchor + point.shift) * point.density)
+    return point.shift + (anchor + point.shift) * longer, spread / point.density, residual
 
 
 def _evaluate(anchor, offset, v, target, noise):
