@@ -92,10 +92,11 @@ def leading_law(
         found = jax.tree.map(lambda x: x[None], of_matrix(tuple(x[0] for x in flat)))
     else:
         found = lax.map(of_matrix, flat, batch_size=_AT_ONCE)
-    law = LeadingLaw(*(x.reshape(batch + x.shape[1:]) for x in found))
+    law = LeadingLaw._make(x.reshape(batch + x.shape[1:]) for x in found)
     if is_tall(shape):
         return law
-    return LeadingLaw(*(x for pair in zip(law[1:8:2], law[0:8:2], strict=True) for x in pair), law.spectral_norm)
+    swapped = [x for pair in zip(law[1:8:2], law[0:8:2], strict=True) for x in pair]
+    return LeadingLaw._make([*swapped, law.spectral_norm])
 
 
 def _of_matrix(s, change, tail, rows, cols, others, k):
@@ -117,8 +118,8 @@ def _of_matrix(s, change, tail, rows, cols, others, k):
     determined = jnp.arange(near) < numerical_rank(s, rows, cols)
     profile = profile._replace(longer=profile.longer * determined, shorter=profile.shorter * determined)
     law = _read(profile, k)
-    at_rest = LeadingLaw(*(jnp.ones_like(x) for x in law[:6]), *(jnp.zeros_like(x) for x in law[6:8]), s[0] / unit)
-    law = jax.tree.map(lambda x, still: jnp.where(change == 0, still, x), law, at_rest)
+    at_rest = [*map(jnp.ones_like, law[:6]), *map(jnp.zeros_like, law[6:8]), s[0] / unit]
+    law = LeadingLaw._make(jnp.where(change == 0, still, x) for x, still in zip(law, at_rest, strict=True))
     law = law._replace(spectral_norm=law.spectral_norm * unit)
     return jax.tree.map(lambda x: jnp.where(valid, x, jnp.nan), law)
 
@@ -137,7 +138,7 @@ def _read(profile: LeadingProfile, k: int) -> LeadingLaw:
         own = jnp.diagonal(shares)
         tried = min(count, INTRUDER_COUNT)
         readings.append((overlap, cosines, own, _intruders(shares[:tried], normal[:_DRAWS, :tried])))
-    return LeadingLaw(*(x for pair in zip(*readings, strict=True) for x in pair), profile.values[0])
+    return LeadingLaw._make([*(x for pair in zip(*readings, strict=True) for x in pair), profile.values[0]])
 
 
 def _cosines(shares, inside, overlap, normal):

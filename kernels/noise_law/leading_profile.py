@@ -58,23 +58,23 @@ def leading_profile(
         near: How many leading base vectors.
     """
     values = jnp.sqrt(squares)
-    grouped = _grouped(squares, counts, near)
+    squares, counts = _grouped(squares, counts, near)
     total = jnp.sum(counts)
     targets = jnp.arange(count, dtype=sd.dtype) + 0.5
 
     def halve(_, bounds):
         low, high = bounds
         u = (low + high) / 2
-        v = _on_curve(u, _STEPS, *grouped, sd, free)
-        more = _count_above(_at(u, v, *grouped, sd, free), *grouped, sd, free) > targets
+        v = _on_curve(u, _STEPS, squares, counts, sd, free)
+        more = _count_above(_at(u, v, squares, counts, sd, free), squares, counts, sd, free) > targets
         return jnp.where(more, u, low), jnp.where(more, high, u)
 
     top = values[0] + 2 * sd * (jnp.sqrt(total + free) + jnp.sqrt(total))
     bounds = jnp.zeros(count, sd.dtype), jnp.broadcast_to(top, (count,))
     low, high = lax.fori_loop(0, _HALVINGS, halve, bounds)
     u = (low + high) / 2
-    v = jnp.maximum(_on_curve(u, _LAST_STEPS, *grouped, sd, free), _LEAST * sd)
-    point = _at(u, v, *grouped, sd, free)
+    v = jnp.maximum(_on_curve(u, _LAST_STEPS, squares, counts, sd, free), _LEAST * sd)
+    point = _at(u, v, squares, counts, sd, free)
     z = jnp.sqrt(jnp.maximum(point.z_squared.real, jnp.finfo(sd.dtype).tiny))
     w1 = z / point.x
     a, b = point.real[:, :near], point.imag[:, None]
@@ -82,7 +82,7 @@ def leading_profile(
     w = jnp.stack([w1 * point.t / (w1 * w1), w1])[..., None]
     spread = jnp.abs(w.imag * a - w.real * b) / (a**2 + b**2)
     a, q = point.real, 1 / (point.real**2 + b**2)
-    inside = jnp.sum(jnp.abs(w.imag * a - w.real * b) * q * grouped[1], axis=-1)
+    inside = jnp.sum(jnp.abs(w.imag * a - w.real * b) * q * counts, axis=-1)
     outside = jnp.stack([free * jnp.abs((1 / w1).imag), jnp.zeros_like(z)])
     longer, shorter = spread / (inside + outside)[..., None]
     inside_longer, inside_shorter = inside / (inside + outside)

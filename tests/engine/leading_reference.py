@@ -5,9 +5,16 @@ There is no polarax in it but the noise law of the leading subspaces, which has 
 
 import math
 
+import jax
 import numpy as np
 
 from polarax.kernels.noise_law import leading_law
+
+
+def leading_controls(spectrum, norm, *, shape, k):
+    """The law in float64."""
+    with jax.enable_x64(True):
+        return jax.device_get(leading_law(spectrum, np.asarray(norm), shape=shape, k=k))
 
 
 def leading_reference(base, post, *, k, known):
@@ -48,7 +55,7 @@ def leading_reference(base, post, *, k, known):
     spectrum = s_base.copy()
     if known < rank:
         spectrum[known:] = math.sqrt(np.mean(s_base[known:] ** 2))
-    law = leading_law(spectrum, norm, shape=(rows, cols), k=k)
+    law = leading_controls(spectrum, norm, shape=(rows, cols), k=k)
     readings["spectral_norm_post_null"] = float(law.spectral_norm)
     readings["spectral_norm_post_null_std"] = sd
     readings["stable_rank_post_null"] = (norm_base**2 + norm**2) / readings["spectral_norm_post_null"] ** 2

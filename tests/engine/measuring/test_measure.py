@@ -12,8 +12,9 @@ import scipy.stats
 import polarax
 from polarax.measuring.program import measure_stack
 from polarax.metrics import IDENTITY_COLUMNS
+from polarax.metrics.shape import random_effective_rank
 from polarax.planning.measurement import Measurement
-from tests.engine.leading_reference import leading_reference
+from tests.engine.leading_reference import leading_controls, leading_reference
 
 # Of bfloat16: bits after the leading one, and the exponent of the smallest normal number.
 BFLOAT16_FRACTION_BITS = 7
@@ -121,6 +122,10 @@ def reference(base, post, k=16):
         }
     signs = np.sign(np.diag(q_left) + np.diag(q_right))
     readings["rotation_difference"] = np.abs(q_left * signs - q_right * signs)
+    law = leading_controls(s_base, norm, shape=(rows, cols), k=k)
+    for name in ("cosines_left", "cosines_right", "intruders_left", "intruders_right"):
+        readings[f"{name}_null"] = getattr(law, name)
+    readings["effective_rank_change_null"] = float(random_effective_rank((rows, cols)))
 
     # Shape.
     for which, values in (("base", s_base), ("post", s_post), ("change", s_change)):
