@@ -63,6 +63,8 @@ def find_merges(posts: Mapping[str, pd.DataFrame], between: Mapping[tuple[str, s
         between: The labels of two of them -> the same of the second against the first.
     """
     labels = list(posts)
+    if len(labels) < 2 or not between:
+        return []
     changes = _changes(posts, between)
     found: dict[str, Merge] = {}
     for count in range(1, min(len(posts) - 1, _MOST_PARTS) + 1):
