@@ -110,12 +110,10 @@ def _notes(frame):
     if unchanged := int((status_labels(frame) == Status.UNCHANGED.label).sum()):
         if unchanged < len(frame):
             yield f"{matrices(unchanged)} did not change at all"
+        elif unchanged == 1:
+            yield "the one matrix did not change at all"
         else:
-            yield (
-                "the one matrix did not change at all"
-                if unchanged == 1
-                else f"none of {unchanged} matrices changed at all"
-            )
+            yield f"none of {unchanged} matrices changed at all"
     if broken := int(is_meaningless(frame).sum()):
         yield f"{matrices(broken)} could not be read (zero, NaN or Inf)"
     if strange := int((changed & has_relation(frame)).sum()):
