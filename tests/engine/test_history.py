@@ -86,8 +86,8 @@ class TestNumbers:
         reading = history.summary()["reading"]
         assert [one.split(", ")[0] for one in reading[:3]] == ["How much", "Where", "More than chance"]
         moved = re.fullmatch(
-            r"How much, step 100: the weights moved by .* over 6 matrices\); before, (.*)% at step 5, (.*)% at step 10 in "
-            r"the median\.",
+            r"How much, step 100: the weights moved by .* over 6 matrices\); before, (.*)% at step 5, (.*)% at step 10 "
+            r"in the median\.",
             reading[0],
         )
         medians = [100 * history.at(step).frame()["drift"].median() for step in (5, 10)]
