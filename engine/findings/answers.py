@@ -108,7 +108,12 @@ def how_much(frame: pd.DataFrame) -> str:
 def _notes(frame):
     changed = is_changed(frame)
     if unchanged := int((status_labels(frame) == Status.UNCHANGED.label).sum()):
-        yield f"{matrices(unchanged)} did not change at all" if unchanged < len(frame) else "nothing changed at all"
+        if unchanged < len(frame):
+            yield f"{matrices(unchanged)} did not change at all"
+        elif unchanged == 1:
+            yield "the one matrix did not change at all"
+        else:
+            yield f"none of {unchanged} matrices changed at all"
     if broken := int(is_meaningless(frame).sum()):
         yield f"{matrices(broken)} could not be read (zero, NaN or Inf)"
     if strange := int((changed & has_relation(frame)).sum()):

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from polarax.findings.answers import answers_of, details_of
+from polarax.findings.answers import MORE_THAN_CHANCE, Answer, answers_of, details_of
 from polarax.findings.effects import DEVIATIONS, rows_that_count
 from polarax.findings.mechanical.merges import find_merges
 
@@ -48,7 +48,9 @@ def summarise_posts(posts: Mapping[str, Compared], between: Mapping[tuple[str, s
         pairs[name] = {**pair.summary, "cosine": cosine}
         if frozenset((first, second)) not in told:
             sentences += _direction(first, second, cosine)
-        sentences += [f"{name}: {sentence}" for sentence in pair.summary["reading"][:-1]]
+        chance = [Answer(*one) for one in pair.summary["answers"].items() if one[0] == MORE_THAN_CHANCE]
+        said = [*(answer.sentence for answer in chance), *details_of(pair.summary)]
+        sentences += [f"{name}: {sentence}" for sentence in said]
     thresholds = [post.summary["reading"][-1] for post in posts.values() if post.summary["reading"]][:1]
     if thresholds and pairs:
         thresholds.append(f"Common direction: a cosine of {COSINE:g}, by {DEVIATIONS:g} standard deviations.")

@@ -90,6 +90,7 @@ def _word(control, judged_by, drawn):
 
 
 def _control(role, metric, drawn):
+    spread: str | None
     if drawn:
         value, spread = _number(role, f"{metric.name}_spectrum", metric.format), f"{metric.name}_spectrum_std"
     else:

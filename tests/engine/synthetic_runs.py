@@ -114,7 +114,7 @@ def _numbers(rng, count, r, m, arrays):
     for part in ("scaling", "coordinated", "discordant", "outside"):
         readings[f"budget_{part}_null"] = readings[f"budget_{part}"]
     readings = {name: values.tolist() for name, values in readings.items()}
-    readings["control"] = ["closed form" if reach <= 1 else "out of range" for reach in readings["control_reach"]]
+    readings["control"] = ["first order" if reach <= 1 else "out of range" for reach in readings["control_reach"]]
     cosines = -np.sort(-rng.uniform(0.95, 1, (2, count, 8)))
     turned = np.abs(np.eye(64) + 0.02 * rng.normal(size=(count, 64, 64))).astype(np.float32)
     made = {

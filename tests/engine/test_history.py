@@ -84,6 +84,14 @@ class TestNumbers:
 
     def test_the_reading_says_when_an_effect_came(self, history):
         reading = history.summary()["reading"]
+        assert [one.split(", ")[0] for one in reading[:3]] == ["How much", "Where", "More than chance"]
+        moved = re.fullmatch(
+            r"How much, step 100: the weights moved by .* over 6 matrices\); before, (.*)% at step 5, (.*)% at step 10 "
+            r"in the median\.",
+            reading[0],
+        )
+        medians = [100 * history.at(step).frame()["drift"].median() for step in (5, 10)]
+        np.testing.assert_allclose([float(size) for size in moved.groups()], medians, rtol=0.06)
         assert "k: scaled up from step 10 on, in 3 of 3 matrices at the end." in reading
         assert [s for s in reading if s.startswith("Step 100: ")] and "Thresholds" in reading[-1]
 

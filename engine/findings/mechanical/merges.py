@@ -7,6 +7,7 @@ another one, or beyond it, leave nothing but rounding, with the same weights in 
 """
 
 import itertools
+import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -24,7 +25,8 @@ _ALIKE = 0.01
 # So many of the matrices must be a combination; of fewer than this, nothing is said.
 _NEARLY_ALL = 0.9
 _FEWEST = 3
-_MOST_PARTS = 4  # of a merge: more posts than that are seldom merged, and their combinations many
+_MOST_PARTS = 4  # of a merge: more posts are seldom merged
+_MOST_TRIED = 3000  # combinations: of many posts, those of fewer parts alone
 
 
 class Merge(NamedTuple):
@@ -60,13 +62,18 @@ def find_merges(posts: Mapping[str, pd.DataFrame], between: Mapping[tuple[str, s
         posts: Label -> `Run.frame()`.
         between: The labels of two of them -> the same of the second against the first.
     """
-    grams = _grams(posts, between)
+    labels = list(posts)
+    if len(labels) < 2 or not between:
+        return []
+    changes = _changes(posts, between)
     found: dict[str, Merge] = {}
     for count in range(1, min(len(posts) - 1, _MOST_PARTS) + 1):
+        if len(posts) * math.comb(len(posts) - 1, count) > _MOST_TRIED:
+            break
         several = (
-            _merge(post, parts, grams, posts)
-            for post in posts
-            for parts in itertools.combinations([label for label in posts if label != post], count)
+            _merge(labels, changes, post, parts)
+            for post in labels
+            for parts in itertools.combinations([label for label in labels if label != post], count)
             if not found.keys() & {post, *parts}
         )
         for merge in sorted(filter(None, several), key=_how_odd):
@@ -81,30 +88,39 @@ def _how_odd(merge):
     return min(weights) < 0, round(merge.alike, 1), max(map(abs, weights))
 
 
-def _grams(posts, between):
-    """Label, label -> inner product of their changes over the squared norm of the base, matrix by matrix."""
-    drift = {label: column(_by_name(frame[rows_that_count(frame)]), "drift") for label, frame in posts.items()}
-    grams = {(label, label): values**2 for label, values in drift.items()}
+class _Changes(NamedTuple):
+    """What is known of the changes of all posts, matrix by matrix; NaN where that is nothing."""
+
+    grams: np.ndarray  # inner products over the squared norm of the base, (matrices, posts, posts)
+    noise: np.ndarray  # squared norm of what rounding makes of each, in the same unit, (matrices, posts)
+
+
+def _changes(posts, between):
+    frames = {label: _by_name(frame[rows_that_count(frame)]) for label, frame in posts.items()}
+    names = pd.Index([]).append([frame.index for frame in frames.values()]).unique()
+    place = {label: i for i, label in enumerate(posts)}
+    drift = np.stack([column(frame, "drift").reindex(names) for frame in frames.values()], axis=1)
+    rounded = np.stack([column(frame, "rounding_share").reindex(names).fillna(0) for frame in frames.values()], axis=1)
+    cosines = np.full((len(names), len(posts), len(posts)), np.nan)
+    cosines[:, range(len(posts)), range(len(posts))] = 1
     for (first, second), frame in between.items():
-        if "change_cosine" in frame and {first, second} <= set(drift):
-            cosine = column(_by_name(frame), "change_cosine")
-            grams[first, second] = grams[second, first] = cosine * drift[first] * drift[second]
-    return grams
+        cosine = column(_by_name(frame), "change_cosine").reindex(names)
+        cosines[:, place[first], place[second]] = cosines[:, place[second], place[first]] = cosine
+    return _Changes(cosines * drift[:, :, None] * drift[:, None, :], (rounded * drift) ** 2)
 
 
 def _by_name(frame):
     return frame.drop_duplicates("name").set_index("name")
 
 
-def _merge(post, parts, grams, posts):
+def _merge(labels, changes, post, parts):
     """The post as a combination of these parts; None where it is not."""
-    labels = (*parts, post)
-    if not set(itertools.product(labels, labels)) <= set(grams):
+    chosen = [*map(labels.index, parts), labels.index(post)]
+    gram = changes.grams[:, chosen][:, :, chosen]
+    known = ~np.isnan(gram).any(axis=(1, 2))
+    if known.sum() < _FEWEST:
         return None
-    table = pd.DataFrame({(i, j): grams[a, b] for i, a in enumerate(labels) for j, b in enumerate(labels)}).dropna()
-    if len(table) < _FEWEST:
-        return None
-    gram = table.to_numpy().reshape(len(table), len(labels), len(labels))
+    gram, noise = gram[known], changes.noise[known][:, chosen]
     among, along, own = gram[:, :-1, :-1], gram[:, :-1, -1], gram[:, -1, -1]
     size = np.sqrt(np.diagonal(among, axis1=1, axis2=2))
     cosines = among / (size[:, :, None] * size[:, None, :])
@@ -112,18 +128,13 @@ def _merge(post, parts, grams, posts):
         return None
     weights = np.linalg.solve(cosines, (along / size)[..., None])[..., 0] / size
     left = np.sqrt(np.maximum(own - np.sum(weights * along, axis=1), 0) / own)
-    rounding = [column(_by_name(posts[label]), "rounding_share").reindex(table.index).fillna(0) for label in labels]
-    noise = [
-        share.to_numpy() ** 2 * grams[label, label].reindex(table.index).to_numpy()
-        for share, label in zip(rounding, labels, strict=True)
-    ]
-    allowed = _LEFT + 2 * np.sqrt(np.sum(noise, axis=0) / own)
+    allowed = _LEFT + 2 * np.sqrt(np.sum(noise, axis=1) / own)
     typical = np.median(weights, axis=0)
     # A weight errs by what is left, over how long its part of the change is.
     unlike = np.abs(weights - typical) * size / np.sqrt(own)[:, None]
     explained = (left <= allowed) & (unlike <= (_ALIKE + 3 * left)[:, None]).all(axis=1)
     matters = (np.abs(typical) * np.median(size / np.sqrt(own)[:, None], axis=0) > _LEFT).all()
-    if explained.sum() < max(_FEWEST, _NEARLY_ALL * len(table)) or not matters:
+    if explained.sum() < max(_FEWEST, _NEARLY_ALL * len(gram)) or not matters:
         return None
     between_parts = np.abs(cosines - np.eye(len(parts))).max(axis=(1, 2))
     return Merge(
@@ -131,6 +142,6 @@ def _merge(post, parts, grams, posts):
         weights=dict(zip(parts, typical.tolist(), strict=True)),
         left=float(left[explained].max()),
         matrices=int(explained.sum()),
-        judged=len(table),
+        judged=len(gram),
         alike=float(np.median(between_parts)),
     )

@@ -196,6 +196,12 @@ def test_the_direction_that_a_merge_explains_is_not_told_again(merged):
     assert any(one.startswith("a and b changed in unrelated directions") for one in reading)
 
 
+def test_the_three_answers_of_every_post_come_first(merged):
+    labels = merged.labels
+    leading = [one.split(": ")[0] for one in merged.summary()["reading"][: 2 * len(labels)]]
+    assert leading == [f"{question}, {label}" for question in ("How much", "Where") for label in labels]
+
+
 def test_the_same_change_twice(merged):
     assert any(one.startswith("other changed as again did, ") for one in merged.summary()["reading"])
 

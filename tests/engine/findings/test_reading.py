@@ -380,7 +380,7 @@ class TestWhatIsMissing:
 
     def test_nothing_but_rows_that_say_nothing(self):
         reading = read_frame(table(*[{"status": "unchanged"}] * 6))
-        assert [one.sentence for one in reading.answers] == ["How much: nothing changed at all."]
+        assert [one.sentence for one in reading.answers] == ["How much: none of 6 matrices changed at all."]
         assert not reading.details
 
     def test_rank_deficient_rows_are_judged(self):

@@ -76,7 +76,7 @@ def test_matrices_whose_control_is_rough_are_counted():
 def test_the_reading_comes_with_what_it_rests_on():
     summary = summarise(frame(status=["unchanged"]), skipped())
     assert summary["thresholds"] == thresholds()
-    assert summary["reading"][0] == "How much: nothing changed at all."
+    assert summary["reading"][0] == "How much: the one matrix did not change at all."
 
 
 def test_layers_have_the_headline_metrics():

@@ -138,7 +138,7 @@ def test_a_run_has_the_quick_columns_alone():
     quick = set(columns(quick_groups(), quick=True))
     assert quick <= set(frame.columns) and quick - set(CERTIFICATE) < set(columns(GROUPS))
     assert not set(frame.columns) & (set(columns(GROUPS)) - quick)
-    assert frame.status[0] == "ok" and frame.control[0] == "closed form" and frame.converged[0] == "yes"
+    assert frame.status[0] == "ok" and frame.control[0] == "law" and frame.converged[0] == "yes"
     assert frame[[*(quick - {*IDENTITY_COLUMNS, *CONTROL_COLUMNS})]].notna().all(axis=None)
 
 

@@ -131,7 +131,7 @@ def test_mean_deviation_and_z_are_those_of_the_draws(planted, frame, name, kind)
 
 
 def test_rows_say_that_they_are_sampled(frame):
-    expected = dict.fromkeys(frame.index, "sampled") | {"not_finite": "", "zero": ""}
+    expected = dict.fromkeys(frame.index, "draws") | {"not_finite": "", "zero": ""}
     assert frame["control"].to_dict() == expected
 
 
@@ -185,7 +185,7 @@ def test_one_draw_has_no_deviation(compared):
 def test_what_is_not_measured_is_not_sampled(compared):
     found = compared("noise", metrics="change,shape")
     assert not [column for column in found if column.startswith(("nf_spectrum", "alpha_"))]
-    assert found.loc["noise", "control"] == "closed form"
+    assert found.loc["noise", "control"] == "law"
 
 
 def test_planted_changes_stand_out_and_noise_does_not(compared):
