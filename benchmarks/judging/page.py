@@ -1,0 +1,73 @@
+"""The results as a page: what was named of pure noise, and from which size on planted effects are."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from benchmarks.judging.judge import merged, spread
+from benchmarks.judging.noise import KINDS
+from benchmarks.steps import Problem
+
+# Of what was named wrongly of one kind of noise.
+_SHOWN = 5
+
+
+def page(records: Sequence[dict[str, Any]], problems: Sequence[Problem]) -> str:
+    """The page as Markdown."""
+    alarms = [record for record in records if record["part"] == "false_alarms"]
+    parts = [*(_false_alarms(alarms) if alarms else [])]
+    if problems:
+        parts += ["## Not measured", *(f"- {p.suite}: {p.case}: {p.what}" for p in problems)]
+    return "\n".join(parts) + "\n"
+
+
+def by_kind(records: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Kind of noise -> what was counted of all its batches."""
+    return {
+        kind: merged(batches)
+        for kind in KINDS
+        if (batches := [record for record in records if record["kind"] == kind])
+    }
+
+
+def _false_alarms(records):
+    kinds = by_kind(records)
+    yield "## False alarms"
+    yield ""
+    yield "| noise | matrices | judged | named wrongly | named |"
+    yield "|---|---:|---:|---:|---|"
+    for kind, found in kinds.items():
+        said = [f"{count} {name}" for name, count in {**found["named"], **found["relations"]}.items()]
+        if found["signature"]:
+            said.append(f"{found['signature']} distinct output projections")
+        yield (
+            f"| {kind} | {found['matrices']} | {found['judged']} | {found['wrongly']} | {', '.join(said)} |"
+        )
+    for field, title in (
+        ("z", "Distances from the control in its standard deviations: standard deviation, largest"),
+        ("beyond", "Outside of what the reading takes for chance: standard deviation, largest"),
+    ):
+        metrics = list(dict.fromkeys(name for found in kinds.values() for name in found[field]))
+        yield ""
+        yield f"### {title}"
+        yield ""
+        yield f"| noise | {' | '.join(metrics)} |"
+        yield f"|---|{'---:|' * len(metrics)}"
+        for kind, found in kinds.items():
+            yield f"| {kind} | {' | '.join(_cell(found[field].get(name)) for name in metrics)} |"
+    shown = [(kind, alarm) for kind, found in kinds.items() for alarm in found["alarms"][:_SHOWN]]
+    if shown:
+        yield ""
+        yield "### What was named"
+        yield ""
+    for kind, alarm in shown:
+        numbers = ", ".join(
+            f"{name} {alarm[name]:.4g}" for name in ("value", "control", "control_std", "z") if alarm.get(name) is not None
+        )
+        yield f"- {kind}: {alarm['about']}: {alarm['kind']} ({alarm['metric']}: {numbers})"
+    yield ""
+
+
+def _cell(sums):
+    if sums is None:
+        return ""
+    return f"{spread(sums)[1]:.2f}, {sums['largest']:.1f}"
