@@ -35,7 +35,9 @@ def main(arguments: list[str]) -> int:
 
 def _parser():
     parser = argparse.ArgumentParser(prog="python -m benchmarks.judging", description=__doc__.partition("\n")[0])
-    parser.add_argument("--out", required=True, type=pathlib.Path, help="folder for the results; one that is there is continued")
+    parser.add_argument(
+        "--out", required=True, type=pathlib.Path, help="folder for the results; one that is there is continued"
+    )
     parser.add_argument(
         "--pair", action="append", default=[], metavar="BASE,POST",
         help="checkpoints that spectra are taken of, again and again; the demo's by default",
@@ -102,6 +104,10 @@ def _write(request, records, problems):
     content = {"key": request.key(), "records": records, "problems": [problem._asdict() for problem in problems]}
     (request.out / "results.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     text = page(records, problems)
+    if planted := [record for record in records if record["part"] == "power"]:
+        from benchmarks.judging.picture import power_picture
+
+        (request.out / "power.png").write_bytes(power_picture(planted))
     (request.out / "results.md").write_text(text, encoding="utf-8")
     return text
 

@@ -14,14 +14,10 @@ _BATCH = 500
 
 
 def cases(request: Request) -> list[Case]:
-    """A case for each batch of each kind: first one of all kinds, then the next."""
+    """A case for each batch of each kind: first one of all kinds, then the next; whole matrices last."""
     batches = math.ceil(request.matrices / _BATCH)
-    planned = [
-        (kind, number)
-        for number in range(batches)
-        for kind in noise.KINDS.values()
-        if number < (1 if kind.whole else batches)
-    ]
+    small, whole = ([kind for kind in noise.KINDS.values() if kind.whole == which] for which in (False, True))
+    planned = [*((kind, number) for number in range(batches) for kind in small), *((kind, 0) for kind in whole)]
     labelled = [(f"{kind.name}, batch {number + 1}", kind, number) for kind, number in planned]
     return [
         Case(label, lambda label=label, kind=kind, number=number: _run(request, label, kind, number))
@@ -36,4 +32,12 @@ def _run(request, label, kind, number) -> list[Record]:
     count = min(_BATCH, request.matrices - number * _BATCH)
     chosen = [among[i % len(among)] for i in range(len(among) if kind.whole else count)]
     trials = kind.make(chosen, number, None if kind.whole else request.size, rng)
-    return [{"label": label, "part": "false_alarms", "kind": kind.name, "batch": number, **judge.judge(trials, kind.expected)}]
+    return [
+        {
+            "label": label,
+            "part": "false_alarms",
+            "kind": kind.name,
+            "batch": number,
+            **judge.judge(trials, kind.expected),
+        }
+    ]

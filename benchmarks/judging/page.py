@@ -5,6 +5,8 @@ from typing import Any
 
 from benchmarks.judging.judge import merged, spread
 from benchmarks.judging.noise import KINDS
+from benchmarks.judging.picture import curves
+from benchmarks.judging.plants import PLANTS
 from benchmarks.steps import Problem
 
 # Of what was named wrongly of one kind of noise.
@@ -14,7 +16,8 @@ _SHOWN = 5
 def page(records: Sequence[dict[str, Any]], problems: Sequence[Problem]) -> str:
     """The page as Markdown."""
     alarms = [record for record in records if record["part"] == "false_alarms"]
-    parts = [*(_false_alarms(alarms) if alarms else [])]
+    planted = [record for record in records if record["part"] == "power"]
+    parts = [*(_false_alarms(alarms) if alarms else []), *(_power(planted) if planted else [])]
     if problems:
         parts += ["## Not measured", *(f"- {p.suite}: {p.case}: {p.what}" for p in problems)]
     return "\n".join(parts) + "\n"
@@ -23,9 +26,7 @@ def page(records: Sequence[dict[str, Any]], problems: Sequence[Problem]) -> str:
 def by_kind(records: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Kind of noise -> what was counted of all its batches."""
     return {
-        kind: merged(batches)
-        for kind in KINDS
-        if (batches := [record for record in records if record["kind"] == kind])
+        kind: merged(batches) for kind in KINDS if (batches := [record for record in records if record["kind"] == kind])
     }
 
 
@@ -39,9 +40,7 @@ def _false_alarms(records):
         said = [f"{count} {name}" for name, count in {**found["named"], **found["relations"]}.items()]
         if found["signature"]:
             said.append(f"{found['signature']} distinct output projections")
-        yield (
-            f"| {kind} | {found['matrices']} | {found['judged']} | {found['wrongly']} | {', '.join(said)} |"
-        )
+        yield (f"| {kind} | {found['matrices']} | {found['judged']} | {found['wrongly']} | {', '.join(said)} |")
     for field, title in (
         ("z", "Distances from the control in its standard deviations: standard deviation, largest"),
         ("beyond", "Outside of what the reading takes for chance: standard deviation, largest"),
@@ -61,9 +60,29 @@ def _false_alarms(records):
         yield ""
     for kind, alarm in shown:
         numbers = ", ".join(
-            f"{name} {alarm[name]:.4g}" for name in ("value", "control", "control_std", "z") if alarm.get(name) is not None
+            f"{name} {alarm[name]:.4g}"
+            for name in ("value", "control", "control_std", "z")
+            if alarm.get(name) is not None
         )
         yield f"- {kind}: {alarm['about']}: {alarm['kind']} ({alarm['metric']}: {numbers})"
+    yield ""
+
+
+def _power(records):
+    yield "## Power"
+    for plant in PLANTS.values():
+        found = curves(records, plant)
+        if not found:
+            continue
+        yield ""
+        yield f"### {plant.name.capitalize()}: share named {plant.told}, by {plant.axis}"
+        yield ""
+        yield f"| | {' | '.join(f'{size:.3g}' for size in plant.sizes)} |"
+        yield f"|---|{'---:|' * len(plant.sizes)}"
+        for (r, line), points in found.items():
+            shares = {size: share for size, share, _ in points}
+            cells = [f"{shares[size]:.0%}" if size in shares else "" for size in plant.sizes]
+            yield f"| r {r}, {plant.line.format(line)} | {' | '.join(cells)} |"
     yield ""
 
 
