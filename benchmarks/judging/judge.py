@@ -14,7 +14,8 @@ import polarax
 from benchmarks.judging.noise import Trial
 from polarax.findings.effects import chance_of, find_effects, may_be_told, rows_that_count
 from polarax.metrics import every_metric
-from polarax.metrics.relation import Relation
+from polarax.metrics.relation import has_relation
+from polarax.metrics.status import is_changed
 from polarax.metrics.tables import column, null_of
 
 # Roles in which trials are laid out, so that what is said of roles and layers is judged as well.
@@ -26,35 +27,34 @@ _MODULES = (
 _MOST_ALARMS = 20
 
 
-def judge(trials: Sequence[Trial], expected: Collection[str] = (), metrics: str | None = None) -> dict[str, Any]:
+def judge(trials: Sequence[Trial], expected: Collection[str] = ()) -> dict[str, Any]:
     """Compares a batch as two checkpoints in memory, and counts what is named.
 
     Args:
         trials: One matrix each.
         expected: Kinds of effects that are so.
-        metrics: Groups to measure; all by default.
 
     Returns:
-        matrices, judged; named, by kind of effect; `wrongly`, how many for a kind that was not expected; relations other than a trained post; `signature`, how
-        often output projections are said to be scaled distinctly; `z`, the distances of each metric from its control in
-        the control's standard deviations, as sums; `beyond`, the same of what the reading rests on; the farthest `alarms`,
-        what was named wrongly, with their numbers; and the reading's sentences.
+        matrices, judged: How many.
+        named: Kind of effect -> matrices.
+        wrongly: Matrices that are named for a kind that was not expected.
+        relations: What posts are said to be but the base, trained -> matrices.
+        signature: Whether output projections are said to be scaled distinctly.
+        z: Metric -> sums of its distances from its control, in the control's standard deviations.
+        beyond: The same of how far it is outside of what the reading takes for chance.
+        alarms: What was named wrongly, the farthest first, with the numbers behind it.
+        reading: Its sentences.
     """
-    names = [f"model.layers.{i // len(_MODULES)}.{_MODULES[i % len(_MODULES)]}.weight" for i in range(len(trials))]
-    sides = ({name: trial[side] for name, trial in zip(names, trials, strict=True)} for side in (0, 1))
-    run = polarax.compare(*sides, metrics=metrics, progress=False)
-    frame, summary = run.frame(), run.summary()
-    frame.index = pd.Index([names.index(name) for name in frame["name"]])
-    effects = find_effects(frame)
+    frame, effects, run = _compared(trials)
+    summary = run.summary()
     counts = rows_that_count(frame)
-    related = frame.loc[~frame["relation"].isin(["", Relation.TRAINED.value]) & frame["relation"].notna(), "relation"]
-    named = {kind: int(rows["row"].nunique()) for kind, rows in effects.groupby("kind")}
     alarms = effects[~effects["kind"].isin(expected)]
     alarms = alarms.loc[alarms["z"].abs().sort_values(ascending=False, kind="stable").index]
+    related = frame.loc[is_changed(frame) & has_relation(frame), "relation"]
     return {
         "matrices": len(frame),
         "judged": int(counts.sum()),
-        "named": named,
+        "named": {kind: int(rows["row"].nunique()) for kind, rows in effects.groupby("kind")},
         "wrongly": int(alarms["row"].nunique()),
         "relations": {name: int(count) for name, count in related.value_counts().items()},
         "signature": int(bool((summary["signature"] or {}).get("distinct"))),
@@ -66,6 +66,23 @@ def judge(trials: Sequence[Trial], expected: Collection[str] = (), metrics: str 
         ][:_MOST_ALARMS],
         "reading": summary["reading"],
     }
+
+
+def named(trials: Sequence[Trial]) -> list[set[str]]:
+    """The kinds of effects that each matrix of a batch is named for."""
+    _, effects, _ = _compared(trials)
+    return [set(effects.loc[effects["row"] == index, "kind"]) for index in range(len(trials))]
+
+
+def _compared(trials):
+    """The table of a comparison with its rows labelled by trial, the effects in it, and the run."""
+    names = [f"model.layers.{i // len(_MODULES)}.{_MODULES[i % len(_MODULES)]}.weight" for i in range(len(trials))]
+    sides = ({name: trial[side] for name, trial in zip(names, trials, strict=True)} for side in (0, 1))
+    run = polarax.compare(*sides, progress=False)
+    places = {name: index for index, name in enumerate(names)}
+    frame = run.frame()
+    frame.index = pd.Index([places[name] for name in frame["name"]])
+    return frame, find_effects(frame), run
 
 
 def merged(batches: Iterable[dict[str, Any]]) -> dict[str, Any]:

@@ -45,7 +45,7 @@ def curves(records: Sequence[dict[str, Any]], plant: Plant) -> dict[tuple[int, f
     for record in records:
         if record["plant"] == plant.name:
             count = counted.setdefault((record["r"], record["line"], record["size"]), [0, 0])
-            count[0] += record["told"]
+            count[0] += record["named"].get(plant.told, 0)
             count[1] += record["matrices"]
     found: dict[tuple[int, float], list[tuple[float, float, int]]] = {}
     for (r, line, size), (told, matrices) in sorted(counted.items()):

@@ -6,7 +6,6 @@ but its singular values, so that the reduced matrix is as real to it as the whol
 depend on entries: for them there are blocks as they stand in the weights.
 """
 
-import dataclasses
 import functools
 import importlib.util
 import json
