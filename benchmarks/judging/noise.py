@@ -117,30 +117,38 @@ def _stored(dtype, quantised):
     return lambda block: quantised(block).astype(dtype)
 
 
-def _entries(name, altered, **options):
-    return Noise(name, functools.partial(_of_entries, altered=altered, **options))
-
-
 def _kinds():
+    real, low_rank = changes.REAL, ("low rank",)
     yield Noise("isotropic", functools.partial(_random, spectrum="isotropic"))
     yield Noise("isotropic, both stored in bf16", functools.partial(_random, spectrum="isotropic", stored=_BF16))
-    for name in (changes.REAL, *changes.SPECTRA):
-        # Which it is: that is no false alarm, and says nothing of directions.
-        expected = ("low rank",) if name.startswith("rank") else ()
+    for name in (real, *changes.SPECTRA):
+        # That it is of low rank says nothing of directions; so are some real changes.
+        expected = low_rank if name == real or name.startswith("rank") else ()
         yield Noise(f"own spectrum: {name}", functools.partial(_random, spectrum=name), expected=expected)
-    yield Noise("isotropic, whole matrices", functools.partial(_random, spectrum="isotropic"), whole=True)
-    real = functools.partial(_random, spectrum=changes.REAL)
-    yield Noise(f"own spectrum: {changes.REAL}, whole matrices", real, whole=True)
-    yield _entries("bf16 rounding", _stored(_BF16, np.asarray))
-    yield _entries("bf16 rounding, saved as float32", lambda block: block.astype(_BF16).astype(np.float32))
-    yield _entries("fp8 rounding", _stored(_FP8, np.asarray))
-    yield _entries("fp8 rounding with a scale, saved as bf16", _stored(_BF16, to_fp8), base=_BF16)
+    alterations = {
+        "bf16 rounding": (_BF16, np.asarray, _FLOAT32),
+        "bf16 rounding, saved as float32": (_FLOAT32, lambda block: block.astype(_BF16).astype(np.float32), _FLOAT32),
+        "fp8 rounding": (_FP8, np.asarray, _FLOAT32),
+        "fp8 rounding with a scale, saved as bf16": (_BF16, to_fp8, _BF16),
+        "int8, saved as float32": (_FLOAT32, to_int8, _FLOAT32),
+        "int8, both saved as bf16": (_BF16, to_int8, _BF16),
+        "int4, saved as float32": (_FLOAT32, to_int4, _FLOAT32),
+        "int4, both saved as bf16": (_BF16, to_int4, _BF16),
+    }
+    altered = {
+        name: functools.partial(_of_entries, altered=_stored(post, alter), base=base)
+        for name, (post, alter, base) in alterations.items()
+    }
+    for name, make in altered.items():
+        yield Noise(name, make)
     for stored in (_FLOAT32, _BF16):
         decayed = functools.partial(_decayed, stored=stored)
         yield Noise(f"weight decay, {stored.name}", decayed, expected=("scaled down", "weight decay"))
-    for name, quantised in (("int8", to_int8), ("int4", to_int4)):
-        yield _entries(f"{name}, saved as float32", quantised)
-        yield _entries(f"{name}, both saved as bf16", _stored(_BF16, quantised), base=_BF16)
+    yield Noise("isotropic, whole matrices", functools.partial(_random, spectrum="isotropic"), whole=True)
+    whole = functools.partial(_random, spectrum=real)
+    yield Noise(f"own spectrum: {real}, whole matrices", whole, whole=True, expected=low_rank)
+    for name in ("fp8 rounding with a scale, saved as bf16", "int4, both saved as bf16"):
+        yield Noise(f"{name}, whole matrices", altered[name], whole=True)
 
 
 KINDS = {kind.name: kind for kind in _kinds()}

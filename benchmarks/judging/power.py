@@ -12,7 +12,7 @@ from benchmarks.judging.spectra import subjects
 
 # r -> how many seeds are in a case. At the largest, where a matrix takes a third of a second, only the middle line and
 # the middle half of the sizes are measured.
-_SEEDS_OF_CASE = {64: 100, 256: 100, 768: 25}
+_SEEDS_OF_CASE = {64: 100, 256: 25, 768: 10}
 _ALL_UP_TO = 256
 
 
