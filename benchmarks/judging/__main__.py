@@ -8,6 +8,7 @@ import dataclasses
 import json
 import math
 import pathlib
+import signal
 import sys
 import time
 
@@ -20,6 +21,7 @@ _MODULES = {part: f"benchmarks.judging.{part}" for part in PARTS}
 def main(arguments: list[str]) -> int:
     """Runs what was asked for; returns the exit code."""
     given = _parser().parse_args(arguments)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the process of a case is ended too
     environment.set_threads(given.threads)
     try:
         request = _request(given)
