@@ -4,6 +4,7 @@ Exit codes: 0 all that there was time for was done, 1 something failed or hung, 
 """
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import math
@@ -22,13 +23,13 @@ def main(arguments: list[str]) -> int:
     """Runs what was asked for; returns the exit code."""
     given = _parser().parse_args(arguments)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the process of a case is ended too
-    environment.set_threads(given.threads)
     try:
         request = _request(given)
         records = _earlier(request)
     except (OSError, ValueError) as error:
         print(f"judging: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    environment.set_threads(given.threads)  # of the processes that the cases run in
     request = dataclasses.replace(request, done=frozenset(record["label"] for record in records))
     problems = _measure(request, records, time.monotonic() + given.seconds)
     print(_write(request, records, problems))
@@ -80,7 +81,13 @@ def _earlier(request):
     first, *rest = lines.read_text(encoding="utf-8").splitlines()
     if json.loads(first).get("key") != request.key():
         raise ValueError(f"{request.out} has results of other weights, flags or code. Name another --out.")
-    return [json.loads(line) for line in rest if line.endswith("}")]
+    records = []
+    for line in rest:
+        with contextlib.suppress(ValueError):  # the last one may have been cut off
+            records.append(json.loads(line))
+    kept = [first, *(json.dumps(record) for record in records)]
+    lines.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+    return records
 
 
 def _measure(request, records, deadline):

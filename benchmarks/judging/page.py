@@ -1,5 +1,6 @@
 """The results as a page: what was named of pure noise, and from which size on planted effects are."""
 
+import collections
 from collections.abc import Sequence
 from typing import Any
 
@@ -83,6 +84,15 @@ def _power(records):
             shares = {size: share for size, share, _ in points}
             cells = [f"{shares[size]:.0%}" if size in shares else "" for size in plant.sizes]
             yield f"| r {r}, {plant.line.format(line)} | {' | '.join(cells)} |"
+        others: collections.Counter[str] = collections.Counter()
+        matrices = 0
+        for record in records:
+            if record["plant"] == plant.name:
+                matrices += record["matrices"]
+                others.update({kind: count for kind, count in record["named"].items() if kind != plant.told})
+        if others:
+            yield ""
+            yield f"Named otherwise, of {matrices}: {', '.join(f'{count} {kind}' for kind, count in others.items())}."
     yield ""
 
 

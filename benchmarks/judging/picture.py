@@ -69,4 +69,5 @@ def _panel(axis: "Axes", plant: Plant, records: Sequence[dict[str, Any]], sizes:
         Line2D([], [], color=style.INK, linestyle=drawn, label=plant.line.format(line))
         for line, drawn in zip(plant.lines, _LINES, strict=True)
     ]
-    axis.legend(handles=handles, loc="center right" if plant.name == "low rank" else "lower right")
+    # Where no curve is: of low rank is what has a small size.
+    axis.legend(handles=handles, loc="lower left" if plant.name == "low rank" else "upper left")
