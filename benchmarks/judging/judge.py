@@ -14,6 +14,7 @@ import polarax
 from benchmarks.judging.noise import Trial
 from polarax.findings.effects import chance_of, find_effects, may_be_told, rows_that_count
 from polarax.metrics import every_metric
+from polarax.metrics.catalogue import DEVIATIONS
 from polarax.metrics.relation import has_relation
 from polarax.metrics.status import is_changed
 from polarax.metrics.tables import column, null_of
@@ -132,8 +133,14 @@ def _finite(values):
 
 
 def _sums(values):
-    largest = float(np.abs(values).max())
-    return {"count": len(values), "sum": float(values.sum()), "squares": float(values @ values), "largest": largest}
+    sizes = np.abs(values)
+    return {
+        "count": len(values),
+        "far": int((sizes > DEVIATIONS).sum()),
+        "sum": float(values.sum()),
+        "squares": float(values @ values),
+        "largest": float(sizes.max()),
+    }
 
 
 def _added(first, second):

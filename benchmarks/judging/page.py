@@ -43,8 +43,8 @@ def _false_alarms(records):
             said.append(f"{found['signature']} distinct output projections")
         yield (f"| {kind} | {found['matrices']} | {found['judged']} | {found['wrongly']} | {', '.join(said)} |")
     for field, title in (
-        ("z", "Distances from the control in its standard deviations: standard deviation, largest"),
-        ("beyond", "Outside of what the reading takes for chance: standard deviation, largest"),
+        ("z", "Distances from the control in its standard deviations: spread, largest (how many beyond 6)"),
+        ("beyond", "Outside of what the reading takes for chance: spread, largest (how many beyond 6)"),
     ):
         metrics = list(dict.fromkeys(name for found in kinds.values() for name in found[field]))
         yield ""
@@ -99,4 +99,5 @@ def _power(records):
 def _cell(sums):
     if sums is None:
         return ""
-    return f"{spread(sums)[1]:.2f}, {sums['largest']:.1f}"
+    far = f" ({sums['far']})" if sums["far"] else ""
+    return f"{spread(sums)[1]:.2f}, {sums['largest']:.1f}{far}"

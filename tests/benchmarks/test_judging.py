@@ -183,7 +183,7 @@ def test_what_is_named_is_counted():
 
 
 def test_sums_of_batches_are_those_of_all():
-    values = [np.array([1.0, -5.0]), np.array([2.0, 3.0, 4.0])]
+    values = [np.array([1.0, -7.0]), np.array([2.0, 3.0, 4.0])]
     batches = [
         {**dict.fromkeys(("matrices", "judged", "wrongly", "signature"), len(x)), "named": {}, "relations": {}}
         | {"z": {"alpha": judge._sums(x)}, "beyond": {}, "alarms": []}
@@ -192,7 +192,8 @@ def test_sums_of_batches_are_those_of_all():
     total = judge.merged(batches)
     together = np.concatenate(values)
     assert judge.spread(total["z"]["alpha"]) == pytest.approx((together.mean(), together.std()))
-    assert total["z"]["alpha"]["largest"] == 5
+    assert total["z"]["alpha"]["largest"] == 7
+    assert total["z"]["alpha"]["far"] == 1
 
 
 # The command.
@@ -240,7 +241,7 @@ def test_bad_flags_are_one_line(tmp_path, capsys, flags, said):
 
 
 def test_the_page_says_what_was_named_and_from_which_size_on():
-    sums = {"count": 2, "sum": 0.0, "squares": 8.0, "largest": 2.5}
+    sums = {"count": 2, "far": 0, "sum": 0.0, "squares": 8.0, "largest": 2.5}
     alarm = {"about": "w, drift 0.1", "kind": "uneven", "metric": "budget_scaling", "value": 0.5, "z": 9.0}
     noisy = {
         "part": "false_alarms", "kind": "isotropic", "matrices": 2, "judged": 2, "wrongly": 1, "signature": 0,
