@@ -16,7 +16,7 @@ from polarax.findings.effects import chance_of, find_effects, may_be_told, rows_
 from polarax.metrics import every_metric
 from polarax.metrics.catalogue import DEVIATIONS
 from polarax.metrics.relation import has_relation
-from polarax.metrics.status import is_changed
+from polarax.metrics.status import JudgedBy, is_changed
 from polarax.metrics.tables import column, null_of
 
 # Roles in which trials are laid out, so that what is said of roles and layers is judged as well.
@@ -111,10 +111,12 @@ def spread(sums: dict[str, float]) -> tuple[float, float]:
 
 
 def _distances(frame):
-    """Each metric with a control that has a deviation, and its distances from it."""
+    """Each metric with a control that has a deviation, and its distances from it where that control holds."""
     for metric in every_metric():
         if metric.null_std is not None and metric.name in frame:
             std = column(frame, metric.null_std)
+            if metric.control.first_order:
+                std = std.where(frame["control"] == JudgedBy.CLOSED_FORM.value)
             yield metric.name, _finite((column(frame, metric.name) - null_of(frame, metric)) / std.where(std > 0))
 
 

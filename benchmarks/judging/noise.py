@@ -79,14 +79,15 @@ def _of_entries(subjects, number, size, rng, *, altered, base=_FLOAT32):
 
 
 def _decayed(subjects, number, size, rng, *, stored):
-    """Blocks of real weights times one factor, the same for all of a batch: as a schedule implies it."""
+    """Blocks of real weights times one factor, the same for all of a batch: as a schedule implies it.
+
+    The optimiser multiplies its own copy in float32; base and post are that, stored.
+    """
     decay = DECAYS[number % len(DECAYS)]
-
-    def altered(block):
-        return (block * (1 - decay)).astype(stored)
-
-    trials = _of_entries(subjects, number, size, rng, altered=altered, base=stored)
-    return [trial._replace(about=f"{trial.about}, decay {decay:g}") for trial in trials]
+    blocks = _of_entries(subjects, number, size, rng, altered=lambda block: block * np.float32(1 - decay))
+    return [
+        Trial(base.astype(stored), post.astype(stored), f"{about}, decay {decay:g}") for base, post, about in blocks
+    ]
 
 
 def to_fp8(block: np.ndarray) -> np.ndarray:
