@@ -32,7 +32,8 @@ def power_picture(records: Sequence[dict[str, Any]]) -> bytes:
     for axis in axes[len(plants) :]:
         axis.set_visible(False)
     for axis in axes[::2]:
-        axis.set_ylabel("share of matrices named")
+        axis.set_ylabel("matrices named")
+        axis.yaxis.set_major_formatter("{x:.0%}")
     handles = [Line2D([], [], color=colour, label=f"r = {r}") for r, colour in zip(sizes, _COLOURS, strict=False)]
     handles.append(Line2D([], [], color=style.GREY, linewidth=0.8, label="threshold in the docs"))
     style.legend_below(figure, handles)
@@ -62,7 +63,9 @@ def _panel(axis: "Axes", plant: Plant, records: Sequence[dict[str, Any]], sizes:
         x, y, _ = zip(*points, strict=True)
         axis.plot(x, y, drawn, color=_COLOURS[sizes.index(r)], marker="o" if drawn == "-" else "")
     axis.set_xscale("log")
-    style.plain_logarithmic_axis(axis, "x")
+    ticks = style.logarithmic_ticks(*axis.get_xlim())
+    axis.set_xticks(ticks, [f"{100 * tick:.3g}%" for tick in ticks])
+    axis.set_xticks([], minor=True)
     axis.set_xlabel(plant.axis)
     axis.set_ylim(-0.03, 1.03)
     handles = [

@@ -128,7 +128,7 @@ PLANTS = {
         ),
         Plant(
             "scaling", "scaled up", (0.001, 0.003, 0.004, 0.005, 0.006, 0.008, 0.015, 0.05),
-            "factor of all singular values, less 1", 0.005, _DRIFTS, "drift {:g}", _scaling,
+            "by how much all singular values were scaled", 0.005, _DRIFTS, "drift {:g}", _scaling,
         ),
         Plant(
             "uneven scaling", "uneven", _SHARES,

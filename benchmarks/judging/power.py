@@ -17,7 +17,7 @@ _ALL_UP_TO = 256
 
 
 def cases(request: Request) -> list[Case]:
-    """A case for each effect, line, r and some seeds; the smallest matrices first."""
+    """A case for each effect, line, r and some seeds: first some of all, then more."""
     planned = [
         (plant, line, r, start, min(length, request.seeds - start))
         for r, length in _SEEDS_OF_CASE.items()
@@ -25,6 +25,7 @@ def cases(request: Request) -> list[Case]:
         for plant in plants.PLANTS.values()
         for line in (plant.lines if r <= _ALL_UP_TO else plant.lines[1:2])
     ]
+    planned.sort(key=lambda case: case[3])
     labelled = [
         (f"{plant.name}, {plant.line.format(line)}, r {r}, {count} seeds from {start}", plant, line, r, start, count)
         for plant, line, r, start, count in planned
