@@ -76,7 +76,7 @@ def _power(records):
         if not found:
             continue
         yield ""
-        yield f"### {plant.name.capitalize()}: share named {plant.told}, by {plant.axis}"
+        yield f"### {plant.name.capitalize()}: share named {plant.told}, over: {plant.axis}"
         yield ""
         yield f"| | {' | '.join(f'{size:.3g}' for size in plant.sizes)} |"
         yield f"|---|{'---:|' * len(plant.sizes)}"

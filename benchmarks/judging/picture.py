@@ -24,7 +24,7 @@ def power_picture(records: Sequence[dict[str, Any]]) -> bytes:
 
     sizes = sorted({record["r"] for record in records})
     plants = [plant for plant in PLANTS.values() if any(record["plant"] == plant.name for record in records)]
-    figure = style.new_figure(7.6, 5.6)
+    figure = style.new_figure(7.0, 5.2)
     axes = figure.subplots(2, 2, sharey=True).ravel().tolist()
     for axis, _ in style.each(axes[: len(plants)], [plant.name for plant in plants]):
         plant = plants[axes.index(axis)]
