@@ -50,9 +50,9 @@ def plot_spectra(run: "Run", name: str) -> "Figure | None":
     row = rows[rows["name"] == name].iloc[0]
     index = np.unique(np.geomspace(1, len(base), _POINTS).astype(int))
     marker = "." if len(index) < 10 else ""
-    figure = new_figure(4.6, 3.5, arranged=False)
+    figure = new_figure(4.6, 3.8, arranged=False)
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=[2, 1])
-    figure.subplots_adjust(left=0.15, right=0.97, bottom=0.13, top=0.93, hspace=0.1)
+    figure.subplots_adjust(left=0.15, right=0.97, bottom=0.22, top=0.93, hspace=0.1)
     above.loglog(index, _positive(base[index - 1]), "-", marker=marker, color=BLUE, label="base")
     above.loglog(index, _positive(post[index - 1]), "--", marker=marker, color=VERMILION, label="post")
     change = _array(run, name, "s_change")
@@ -75,9 +75,10 @@ def plot_spectra(run: "Run", name: str) -> "Figure | None":
     low, high = _limits(ratio, mean)
     if np.isfinite(width).any():
         ends = (np.clip(end, 2 * low - high, 2 * high - low) for end in (mean - width, mean + width))
-        label = f"ratio under noise, ± {_BAND_DEVIATIONS} standard deviations"
+        label = f"noise, ± {_BAND_DEVIATIONS} standard deviations"
         below.fill_between(index, *ends, color=MUTED, alpha=0.25, lw=0, label=label)
-    above.legend(handles=[handle for axis in (above, below) for handle in axis.get_legend_handles_labels()[0]])
+    handles = [handle for axis in (above, below) for handle in axis.get_legend_handles_labels()[0]]
+    figure.legend(handles=handles, loc="lower center", ncols=4 if len(handles) == 4 else 3, columnspacing=1.2)
     below.semilogx(index, ratio, "-", marker=marker, color=BLUE)
     below.set_ylim(low, high)
     below.ticklabel_format(axis="y", useOffset=False)
