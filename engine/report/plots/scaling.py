@@ -6,7 +6,6 @@ Under each map stands its control in the same colours: what noise of the same si
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import pandas as pd
 
 from polarax.findings.reading import matrix_label
 from polarax.findings.rows import changed_rows, known_roles

@@ -97,7 +97,12 @@ class TestScaling:
         for axis in panels:
             image, _ = axis.images  # the map, its control
             np.testing.assert_allclose(image.get_array(), [[1.1, 1.0, 0.9]] * 3)
-            assert [tick.get_text() for tick in axis.get_yticklabels()] == ["layer 0", "layer 1", "layer 2", "noise ± sd"]
+            assert [tick.get_text() for tick in axis.get_yticklabels()] == [
+                "layer 0",
+                "layer 1",
+                "layer 2",
+                "noise ± sd",
+            ]
 
     def test_the_colours_are_centred_on_one(self):
         for axis in visible(plot_scaling(TableRun(TWO_ROLES))):
@@ -173,7 +178,9 @@ class TestScaling:
         noise = rng.normal(size=base.shape) * 0.05
         name = "model.layers.0.self_attn.q_proj.weight"
         pair = ({name: x.astype(np.float32)} for x in (base, base + noise))
-        one = scaling_maps(polarax.compare(*pair, out=tmp_path / "run", metrics=["change", "scaling"], progress=False))["q"]
+        one = scaling_maps(polarax.compare(*pair, out=tmp_path / "run", metrics=["change", "scaling"], progress=False))[
+            "q"
+        ]
         values = np.linalg.svd(base, compute_uv=False)
         draws = [np.linalg.svd(base + 0.05 * rng.normal(size=base.shape), compute_uv=False) / values for _ in range(24)]
         drawn = np.stack(draws).reshape(24, 256, 2).mean(axis=2)
@@ -276,7 +283,11 @@ class TestNf:
         figure = plot_nf(TableRun([row(layer=0), row(layer=1, control="out of range", nf_null=0.3)]))
         (rough,) = [line for line in visible(figure)[0].lines if to_hex(line.get_markerfacecolor()) == "#ffffff"]
         assert (rough.get_xdata().tolist(), rough.get_ydata().tolist()) == ([1], [0.3])
-        assert legend_of(figure) == ["isotropic control", "isotropic control, rough: condition number times drift above 1", "nf"]
+        assert legend_of(figure) == [
+            "isotropic control",
+            "isotropic control, rough: condition number times drift above 1",
+            "nf",
+        ]
         assert legend_of(plot_nf(TableRun([row()]))) == ["isotropic control", "nf"]
 
     def test_a_sampled_row_out_of_range_still_has_a_rough_closed_form(self):
