@@ -1,8 +1,8 @@
 """What isotropic noise of a change's size makes of singular values: the control in pictures of scaling.
 
-It is that of the law of noise (docs, definitions, "Controls"). Runs that do not have its numbers, those written before it and
-first looks, are shown the first order: each value stays where it is in the mean, and spreads by the deviation of an
-entry.
+It is that of the law of noise (docs, definitions, "Controls"). Runs that do not have its numbers, those written before
+it and first looks, are shown the first order: each value stays where it is in the mean, and spreads by the deviation of
+an entry.
 """
 
 from collections.abc import Iterator

@@ -32,6 +32,7 @@ plot_alpha, plot_nf, plot_coordination = (
     functools.partial(plot_over_layers, metric=metric) for metric in ("alpha", "nf", "coordination")
 )
 
+ROUGH = "isotropic control, rough: condition number times drift above 1"
 PARTS = ("scaling", "coordinated", "discordant", "outside")
 
 
@@ -178,14 +179,13 @@ class TestScaling:
         noise = rng.normal(size=base.shape) * 0.05
         name = "model.layers.0.self_attn.q_proj.weight"
         pair = ({name: x.astype(np.float32)} for x in (base, base + noise))
-        one = scaling_maps(polarax.compare(*pair, out=tmp_path / "run", metrics=["change", "scaling"], progress=False))[
-            "q"
-        ]
+        run = polarax.compare(*pair, out=tmp_path / "run", metrics=["change", "scaling"], progress=False)
+        one = scaling_maps(run)["q"]
         values = np.linalg.svd(base, compute_uv=False)
         draws = [np.linalg.svd(base + 0.05 * rng.normal(size=base.shape), compute_uv=False) / values for _ in range(24)]
         drawn = np.stack(draws).reshape(24, 256, 2).mean(axis=2)
         std = drawn.std(axis=0, ddof=1)
-        assert drawn.mean(axis=0)[-1] > 10 and (np.abs(one.null - drawn.mean(axis=0)) < std + 0.002).all()
+        assert drawn.mean(axis=0)[-1] > 5 and (np.abs(one.null - drawn.mean(axis=0)) < std + 0.002).all()
         assert 0.6 < np.median(one.null_std / std) < 1.2
 
     def test_without_the_drift_the_control_is_not_known(self):
@@ -283,16 +283,12 @@ class TestNf:
         figure = plot_nf(TableRun([row(layer=0), row(layer=1, control="out of range", nf_null=0.3)]))
         (rough,) = [line for line in visible(figure)[0].lines if to_hex(line.get_markerfacecolor()) == "#ffffff"]
         assert (rough.get_xdata().tolist(), rough.get_ydata().tolist()) == ([1], [0.3])
-        assert legend_of(figure) == [
-            "isotropic control",
-            "isotropic control, rough: condition number times drift above 1",
-            "nf",
-        ]
+        assert legend_of(figure) == ["isotropic control", ROUGH, "nf"]
         assert legend_of(plot_nf(TableRun([row()]))) == ["isotropic control", "nf"]
 
     def test_a_sampled_row_out_of_range_still_has_a_rough_closed_form(self):
         figure = plot_nf(TableRun([row(layer=0, control="sampled", control_reach=2.0)]))
-        assert "isotropic control, rough: condition number times drift above 1" in legend_of(figure)
+        assert ROUGH in legend_of(figure)
 
     def test_experts_are_a_median_with_a_band(self):
         rows = [row("up", layer, expert, nf=expert / 100) for layer in range(2) for expert in range(101)]
