@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from polarax.kernels.noise_law.finite_size import finite_size
 from polarax.kernels.sides import Shape, entry_count, longer_side, root
 
 # Values that are solved for; the others lie between. Of them at each end of the spectrum, and at its widest gaps:
@@ -104,6 +105,8 @@ def _solve(noise):
     if size > _KNOTS:
         index = jnp.arange(size)
         shift, std = (jnp.interp(index, knots, x) for x in (shift, std))
+        values = noise.s + shift
+        shift = shift + (lax.cummin(values) - values)  # 0 but where interpolation put two in the wrong order
     return shift, std, jnp.max(residual)
 
 
@@ -135,16 +138,18 @@ def _solve_at(knots, noise):
         point = _evaluate(anchor, offset, v, target, noise)
         f, excess = point.on_curve, point.excess
         in_gap = (f > 0) & (v < floor)
-        near = (jnp.abs(f) < _NEAR) & ~in_gap
-        agreed = (jnp.abs(f) < _NEAR / 20) & (jnp.abs(excess) > 0.02) & (point.step.real * excess > 0)
+        # Beside a small u the curve is steep in N: there a step must start closer to it, and at most halve u.
+        halved = -(anchor + offset) / 2
+        near = (jnp.abs(f) < jnp.where(point.step.real * v < halved, _NEAR / 200, _NEAR)) & ~in_gap
+        agreed = (jnp.abs(excess) > 0.02 + size * jnp.abs(f)) & (point.step.real * excess > 0)
         decided = in_gap | agreed
         low = jnp.where(decided & (excess > 0), offset, low)
         high = jnp.where(decided & (excess < 0), offset, high)
         # Both equations at once, by no more than the height of the curve at a time ...
-        step = point.step / jnp.maximum(jnp.abs(point.step), 1) * v
-        moved = offset + step.real
-        outside = in_gap | (near & ~((moved > low) & (moved < high)))
-        bound = jnp.where(excess > 0, high, low)
+        step = jnp.where(jnp.abs(point.step) <= 1, point.step, jnp.sign(excess) / 2) * v
+        moved = jnp.where(in_gap, jnp.sign(excess) * jnp.inf, offset + jnp.maximum(step.real, halved))
+        outside = (near | in_gap) & ~((moved > low) & (moved < high))
+        bound = jnp.where(moved > low, high, low)
         # ... or up or down to the curve ...
         v_low, v_high = jnp.where(f < 0, v, v_low), jnp.where(f > 0, v, v_high)
         level = v * jnp.sqrt(jnp.clip(point.to_curve, 1 / 4096, 64))
@@ -167,13 +172,17 @@ def _solve_at(knots, noise):
     def unfinished(search):
         return (search.steps < _STEPS) & ~jnp.all(search.left < tolerance)
 
-    # Far below the noise the values are those of the noise itself, about sd (n - k) / sqrt(n).
-    start = jnp.maximum(anchor, sd * (size - target) / jnp.sqrt(size)) - anchor
+    # Far below the noise u is that of a base of zeros, nearly.
+    below = (size - target) / size
+    start = jnp.maximum(anchor, sd * jnp.maximum(below * size**0.5, below ** (1 / 3) * (size * extra) ** 0.25 / 2)) - anchor
     zeros = jnp.zeros_like(anchor)
     bounds = -anchor, 1 + top - anchor, zeros, zeros + 2 * top
     search = lax.while_loop(unfinished, advance, _Search(jnp.asarray(0), start, zeros + top, *bounds, zeros + jnp.inf))
     point = _evaluate(anchor, search.offset, search.v, target, noise)
-    return point.shift, jnp.sqrt(2) / (jnp.pi * point.density), jnp.maximum(jnp.abs(point.on_curve), jnp.abs(point.excess))
+    residual = jnp.maximum(jnp.abs(point.on_curve), jnp.abs(point.excess))
+    crowd = jnp.sum(1 / (1 + ((anchor[:, None] - s + search.offset[:, None]) / search.v[:, None]) ** 2) ** 3, axis=-1)
+    longer, spread = finite_size(crowd, (anchor + point.shift) * point.density)
+    return point.shift + (anchor + point.shift) * longer, spread / point.density, residual
 
 
 def _evaluate(anchor, offset, v, target, noise):
