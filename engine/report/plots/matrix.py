@@ -69,8 +69,9 @@ def plot_spectra(run: "Run", name: str) -> "Figure | None":
             for values in (post, noise.mean, _BAND_DEVIATIONS * noise.std)
         )
     height = np.log(np.divide(*above.get_ylim()[::-1]))
-    if np.any(np.abs(np.log(mean[mean > 0])) > _SEEN * height):
-        above.loglog(index, noise.mean[index - 1], "-", color=INK, lw=0.6, zorder=1.5, label="base with noise")
+    lifted = np.any(np.abs(np.log(mean[mean > 0])) > _SEEN * height)
+    if lifted:
+        above.plot(index, _positive(noise.mean[index - 1]), "-", color=INK, lw=0.6, label="base with noise")
     below.axhline(1, color=MUTED, lw=0.6)
     low, high = _limits(ratio, mean)
     if np.isfinite(width).any():
@@ -80,6 +81,8 @@ def plot_spectra(run: "Run", name: str) -> "Figure | None":
     handles = [handle for axis in (above, below) for handle in axis.get_legend_handles_labels()[0]]
     figure.legend(handles=handles, loc="lower center", ncols=4 if len(handles) == 4 else 3, columnspacing=1.2)
     below.semilogx(index, ratio, "-", marker=marker, color=BLUE)
+    if lifted:
+        below.plot(index, mean, "-", color=INK, lw=0.6)
     below.set_ylim(low, high)
     below.ticklabel_format(axis="y", useOffset=False)
     plain_logarithmic_axis(below, "x")

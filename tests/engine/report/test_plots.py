@@ -391,6 +391,9 @@ class TestOneMatrix:
         above, below = figure.axes
         np.testing.assert_allclose(lines_of(above)["-"].get_ydata(), run.array("q", "s_post_null"))
         assert legend_of(figure) == ["base", "post", "base with noise", "noise, ± 2 standard deviations"]
+        np.testing.assert_allclose(
+            lines_of(below)["-"].get_ydata(), run.array("q", "s_post_null") / run.spectra("q")[0]
+        )
         low, high = band_of(below, 0)[30]
         assert low > 1.5 and below.get_ylim()[1] > high  # far above 1, and in sight
         assert all(end > 0 for end in band_of(below, 0)[1])
