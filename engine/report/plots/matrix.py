@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 _POINTS = 200  # of a line on logarithmic axes
 _RATIO_QUANTILE = 0.95  # of the ratios drawn that fit between the limits; those of tiny singular values need not
 _MARGIN = 1.3  # beyond them
+_LARGEST_SHARE = 3  # how many times what the ratios need the axis may grow for what is expected under noise
 _BAND_DEVIATIONS = 2  # half the width of the band of the ratio under noise
 _SEEN = 0.02  # of the height of a panel: how far apart two lines are seen as two
 
@@ -63,9 +64,10 @@ def plot_spectra(run: "Run", name: str) -> "Figure | None":
     above.set_ylabel("singular value")
     above.set_title(printable(name))
     noise = noisy_spectrum(row, base, *(_array(run, name, kind) for kind in (MEAN, STD)))
+    rounding = np.arange(len(base)) >= row.get("rank_base", np.nan)  # ratios to these would say nothing
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio, mean, width = (
-            np.where(base > 0, values / base, np.nan)[index - 1]
+            np.where((base > 0) & ~rounding, values / base, np.nan)[index - 1]
             for values in (post, noise.mean, _BAND_DEVIATIONS * noise.std)
         )
     height = np.log(np.divide(*above.get_ylim()[::-1]))
@@ -91,14 +93,20 @@ def plot_spectra(run: "Run", name: str) -> "Figure | None":
     return figure
 
 
-def _limits(*ratios):
-    """Ends of an axis around 1 that most of each of the ratios fit between."""
-    distances = [one[np.isfinite(one)] - 1 for one in ratios if np.isfinite(one).any()]
-    above, below = (
-        max([1e-9, *(_MARGIN * float(np.quantile(sign * one, (1 + _RATIO_QUANTILE) / 2)) for one in distances)])
-        for sign in (1, -1)
-    )
+def _limits(ratio, mean):
+    """Ends of an axis around 1: most of the ratios fit between, and of those expected under noise what is near them."""
+    ends = []
+    for sign in (1, -1):
+        of_ratio, of_mean = (_most(sign * (values - 1)) for values in (ratio, mean))
+        ends.append(max(of_ratio, min(of_mean, _LARGEST_SHARE * of_ratio)))
+    above, below = ends
     return 1 - max(below, above / 4), 1 + max(above, below / 4)
+
+
+def _most(distances):
+    """What most of the distances are within, with a margin; at least 1e-9."""
+    distances = distances[np.isfinite(distances)]
+    return max(_MARGIN * float(np.quantile(distances, (1 + _RATIO_QUANTILE) / 2)) if distances.size else 0.0, 1e-9)
 
 
 @picture

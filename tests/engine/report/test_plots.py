@@ -398,6 +398,14 @@ class TestOneMatrix:
         assert low > 1.5 and below.get_ylim()[1] > high  # far above 1, and in sight
         assert all(end > 0 for end in band_of(below, 0)[1])
 
+    def test_ratios_to_rounding_are_not_drawn(self, tmp_path):
+        rng = np.random.default_rng(0)
+        base = rng.normal(size=(40, 4)) @ rng.normal(size=(4, 30))
+        run = polarax.compare({"q": base}, {"q": 1.01 * base}, out=tmp_path / "run", progress=False)
+        _, below = plot_spectra(run, "q").axes
+        np.testing.assert_array_equal(np.isfinite(below.lines[1].get_ydata()), np.arange(30) < 4)
+        assert below.get_ylim()[1] < 1.1
+
     def test_the_band_of_a_run_without_the_law_is_of_first_order(self, tmp_path):
         run = write_run(tmp_path / "run", [matrix()], groups=("change", "scaling"), arrays=False)
         name = "model.layers.0.q.weight"
