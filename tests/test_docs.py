@@ -43,7 +43,7 @@ COLUMNS = {
     *BETWEEN,
     *CERTIFICATE,
 }
-ARRAYS = {"s_base", "s_post", "s_change", "cosines_left", "cosines_right"}
+ARRAYS = {"s_base", "s_post", "s_post_null", "s_post_null_std", "s_change", "cosines_left", "cosines_right"}
 ARRAYS |= {"cosines_left_null", "cosines_right_null"}
 ARRAYS |= {"rotation_left", "rotation_right", "rotation_difference"}
 PLOTS = {picture.name for part in run_gallery() for picture in part.pictures}

@@ -1,5 +1,6 @@
 """What adding noise to a matrix does to its singular values and vectors, in closed form at any size."""
 
+from polarax.kernels.noise_law.columns import SpectrumColumns, columns_of_law
 from polarax.kernels.noise_law.leading_law import LeadingLaw, leading_law
 from polarax.kernels.noise_law.moments import Moments, change_moments, isotropic_moments, moments_of_concentration
 from polarax.kernels.noise_law.polar_law import PolarLaw, polar_law
@@ -12,10 +13,12 @@ __all__ = [
     "LeadingLaw",
     "Moments",
     "PolarLaw",
+    "SpectrumColumns",
     "SpreadSource",
     "Spreads",
     "ValuesLaw",
     "change_moments",
+    "columns_of_law",
     "isotropic_moments",
     "leading_law",
     "moments_of_concentration",

@@ -82,10 +82,10 @@ _PARTS = (
                 "scaling",
                 plot_scaling,
                 "Ratios post / base of singular values of the same rank, a line for each matrix, or for each layer the "
-                "mean of its experts where there are many. Below each map, in the same colours: what isotropic noise of "
-                "the same size gives in its place, in the mean (the middle line) and one standard deviation above and "
-                "below it, medians over the lines. Noise lifts small singular values. Colours that it has too are no "
-                "finding.",
+                "mean of its experts where there are many. Below each map, in the same colours: what isotropic noise "
+                "of the same size gives in its place, in the mean (the middle line) and one standard deviation above "
+                "and below it, medians over the lines. Noise lifts small singular values. Colours that it has too are "
+                "no finding.",
             ),
         ),
     ),

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 _POINTS = 200  # of a line on logarithmic axes
 _RATIO_QUANTILE = 0.95  # of the ratios drawn that fit between the limits; those of tiny singular values need not
 _MARGIN = 1.3  # beyond them
+_LARGEST_SHARE = 3  # how many times what the ratios need the axis may grow for what is expected under noise
 _BAND_DEVIATIONS = 2  # half the width of the band of the ratio under noise
 _SEEN = 0.02  # of the height of a panel: how far apart two lines are seen as two
 
@@ -50,9 +51,9 @@ def plot_spectra(run: "Run", name: str) -> "Figure | None":
     row = rows[rows["name"] == name].iloc[0]
     index = np.unique(np.geomspace(1, len(base), _POINTS).astype(int))
     marker = "." if len(index) < 10 else ""
-    figure = new_figure(4.6, 3.5, arranged=False)
+    figure = new_figure(4.6, 3.8, arranged=False)
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=[2, 1])
-    figure.subplots_adjust(left=0.15, right=0.97, bottom=0.13, top=0.93, hspace=0.1)
+    figure.subplots_adjust(left=0.15, right=0.97, bottom=0.22, top=0.93, hspace=0.1)
     above.loglog(index, _positive(base[index - 1]), "-", marker=marker, color=BLUE, label="base")
     above.loglog(index, _positive(post[index - 1]), "--", marker=marker, color=VERMILION, label="post")
     change = _array(run, name, "s_change")
@@ -63,22 +64,27 @@ def plot_spectra(run: "Run", name: str) -> "Figure | None":
     above.set_ylabel("singular value")
     above.set_title(printable(name))
     noise = noisy_spectrum(row, base, *(_array(run, name, kind) for kind in (MEAN, STD)))
+    rounding = np.arange(len(base)) >= row.get("rank_base", np.nan)  # ratios to these would say nothing
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio, mean, width = (
-            np.where(base > 0, values / base, np.nan)[index - 1]
+            np.where((base > 0) & ~rounding, values / base, np.nan)[index - 1]
             for values in (post, noise.mean, _BAND_DEVIATIONS * noise.std)
         )
     height = np.log(np.divide(*above.get_ylim()[::-1]))
-    if np.any(np.abs(np.log(mean[mean > 0])) > _SEEN * height):
-        above.loglog(index, noise.mean[index - 1], "-", color=INK, lw=0.6, zorder=1.5, label="base with noise")
+    lifted = np.any(np.abs(np.log(mean[mean > 0])) > _SEEN * height)
+    if lifted:
+        above.plot(index, _positive(noise.mean[index - 1]), "-", color=INK, lw=0.6, label="base with noise")
     below.axhline(1, color=MUTED, lw=0.6)
     low, high = _limits(ratio, mean)
     if np.isfinite(width).any():
         ends = (np.clip(end, 2 * low - high, 2 * high - low) for end in (mean - width, mean + width))
-        label = f"ratio under noise, ± {_BAND_DEVIATIONS} standard deviations"
+        label = f"noise, ± {_BAND_DEVIATIONS} standard deviations"
         below.fill_between(index, *ends, color=MUTED, alpha=0.25, lw=0, label=label)
-    above.legend(handles=[handle for axis in (above, below) for handle in axis.get_legend_handles_labels()[0]])
+    handles = [handle for axis in (above, below) for handle in axis.get_legend_handles_labels()[0]]
+    figure.legend(handles=handles, loc="lower center", ncols=4 if len(handles) == 4 else 3, columnspacing=1.2)
     below.semilogx(index, ratio, "-", marker=marker, color=BLUE)
+    if lifted:
+        below.plot(index, mean, "-", color=INK, lw=0.6)
     below.set_ylim(low, high)
     below.ticklabel_format(axis="y", useOffset=False)
     plain_logarithmic_axis(below, "x")
@@ -87,14 +93,20 @@ def plot_spectra(run: "Run", name: str) -> "Figure | None":
     return figure
 
 
-def _limits(*ratios):
-    """Ends of an axis around 1 that most of each of the ratios fit between."""
-    distances = [one[np.isfinite(one)] - 1 for one in ratios if np.isfinite(one).any()]
-    above, below = (
-        max([1e-9, *(_MARGIN * float(np.quantile(sign * one, (1 + _RATIO_QUANTILE) / 2)) for one in distances)])
-        for sign in (1, -1)
-    )
+def _limits(ratio, mean):
+    """Ends of an axis around 1: most of the ratios fit between, and of those expected under noise what is near them."""
+    ends = []
+    for sign in (1, -1):
+        of_ratio, of_mean = (_most(sign * (values - 1)) for values in (ratio, mean))
+        ends.append(max(of_ratio, min(of_mean, _LARGEST_SHARE * of_ratio)))
+    above, below = ends
     return 1 - max(below, above / 4), 1 + max(above, below / 4)
+
+
+def _most(distances):
+    """What most of the distances are within, with a margin; at least 1e-9."""
+    distances = distances[np.isfinite(distances)]
+    return max(_MARGIN * float(np.quantile(distances, (1 + _RATIO_QUANTILE) / 2)) if distances.size else 0.0, 1e-9)
 
 
 @picture

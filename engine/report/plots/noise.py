@@ -1,8 +1,8 @@
-"""What isotropic noise of a change's size makes of the singular values of a base: what pictures of scaling compare with.
+"""What isotropic noise of a change's size makes of singular values: the control in pictures of scaling.
 
-It is the law of noise (docs, definitions, "Controls"). Runs that do not have its numbers, those written before it and
-first looks, are shown the first order: each value stays where it is in the mean, and spreads by the deviation of an
-entry.
+It is that of the law of noise (docs, definitions, "Controls"). Runs that do not have its numbers, those written before
+it and first looks, are shown the first order: each value stays where it is in the mean, and spreads by the deviation of
+an entry.
 """
 
 from collections.abc import Iterator
@@ -53,9 +53,7 @@ def noisy_spectrum(
     return NoisySpectrum(mean, std, entry)
 
 
-def spectra_beside_noise(
-    run: "Run", rows: pd.DataFrame
-) -> Iterator[tuple[str, np.ndarray, np.ndarray, NoisySpectrum]]:
+def spectra_beside_noise(run: "Run", rows: pd.DataFrame) -> Iterator[tuple[str, np.ndarray, np.ndarray, NoisySpectrum]]:
     """Name, s_base, s_post and the spectrum under noise of matrices, stack by stack; rows are theirs, by name."""
     # All in one order; some stacks of a run may have been written before there was a law.
     means, stds = (_Matching(run.arrays(kind)) for kind in (MEAN, STD))

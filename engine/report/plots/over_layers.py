@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 CONTROL_DEVIATIONS = 3  # half the width of a control's band, in its standard deviations
 
 
-
 @picture
 def plot_over_layers(run: "Run", metric: str, title: str = "", role: str | None = None) -> "Figure | None":
     """Any metric over the layers; None if there is no matrix in a layer and of a known role that has it.

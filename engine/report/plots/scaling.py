@@ -6,7 +6,6 @@ Under each map stands its control in the same colours: what noise of the same si
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import pandas as pd
 
 from polarax.findings.rows import changed_rows, known_roles
 from polarax.findings.words import matrix_label
@@ -71,7 +70,7 @@ def plot_scaling(run: "Run", role: str | None = None) -> "Figure | None":
     figure.colorbar(
         image, ax=axes, label="singular value, post / base", extend="both", location="bottom", aspect=60, shrink=0.6
     )
-    figure.suptitle("Scaling of singular values; below each map, what noise gives: mean ± one standard deviation")
+    figure.suptitle("Scaling of singular values, and below each map what noise gives")
     return figure
 
 

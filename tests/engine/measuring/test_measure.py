@@ -307,6 +307,19 @@ def test_spectra_agree_with_the_reference(llama_run, expected):
             assert np.all(np.diff(found) <= 0)
 
 
+@pytest.mark.parametrize("name", ["lm_head.weight", "model.layers.1.self_attn.q_proj.weight"])
+def test_spectra_under_noise_are_those_of_draws(llama, llama_run, name):
+    base, post = (np.asarray(x, np.float64) for x in llama.matrices[name])
+    sd = np.linalg.norm(post - base) / math.sqrt(base.size)
+    noise = sd * np.random.default_rng(0).normal(size=(400, *base.shape))
+    draws = np.linalg.svd(base + noise, compute_uv=False)
+    mean, std = (llama_run.array(name, kind) for kind in ("s_post_null", "s_post_null_std"))
+    off = np.abs(mean - draws.mean(axis=0)) / sd
+    print(name, off.round(2), (std / draws.std(axis=0)).round(2))
+    assert off.max() < 0.25 and np.median(off) < 0.15
+    assert 0.6 < np.median(std / draws.std(axis=0)) < 1.2
+
+
 def test_principal_angles_agree_with_the_reference(llama_run, expected):
     for name, readings in expected.items():
         for kind in ("cosines_left", "cosines_right"):

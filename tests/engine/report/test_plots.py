@@ -32,15 +32,16 @@ plot_alpha, plot_nf, plot_coordination = (
     functools.partial(plot_over_layers, metric=metric) for metric in ("alpha", "nf", "coordination")
 )
 
+ROUGH = "isotropic control, rough: condition number times drift above 1"
 PARTS = ("scaling", "coordinated", "discordant", "outside")
 
 
 class TableRun:
     """A run made of a table: what the plots ask of one."""
 
-    def __init__(self, rows, spectra=None):
+    def __init__(self, rows, spectra=None, noise=None):
         self._frame = pd.DataFrame(rows).astype({"layer": "Int64", "expert": "Int64"})
-        self._spectra = spectra or {}
+        self._spectra, self._noise = spectra or {}, noise or {}  # name -> mean and deviation of its values under noise
 
     def frame(self):
         return self._frame
@@ -50,7 +51,10 @@ class TableRun:
 
     def arrays(self, kind):
         for name in self._frame["name"]:
-            yield name, self.spectra(name)[kind == "s_post"]
+            if kind in ("s_base", "s_post"):
+                yield name, self.spectra(name)[kind == "s_post"]
+            elif name in self._noise:
+                yield name, self._noise[name][kind == "s_post_null_std"]
 
 
 def row(role="q", layer=0, expert=None, **changes):
@@ -94,7 +98,12 @@ class TestScaling:
         for axis in panels:
             image, _ = axis.images  # the map, its control
             np.testing.assert_allclose(image.get_array(), [[1.1, 1.0, 0.9]] * 3)
-            assert [tick.get_text() for tick in axis.get_yticklabels()] == ["layer 0", "layer 1", "layer 2", "control"]
+            assert [tick.get_text() for tick in axis.get_yticklabels()] == [
+                "layer 0",
+                "layer 1",
+                "layer 2",
+                "noise ± sd",
+            ]
 
     def test_the_colours_are_centred_on_one(self):
         for axis in visible(plot_scaling(TableRun(TWO_ROLES))):
@@ -128,18 +137,56 @@ class TestScaling:
         values = visible(plot_scaling(run))[0].images[0].get_array()
         assert np.ma.getmaskarray(values).tolist() == [[False, False, True]] or np.isnan(values[0, 2])
 
-    def test_the_control_is_what_drift_does_to_a_ratio(self):
+    def test_the_control_is_what_noise_does_to_a_ratio(self):
+        base, mean, std = np.array([4.0, 2.0, 1.0]), np.array([4.0, 2.1, 1.5]), np.array([0.1, 0.08, 0.06])
+        run = TableRun([row(drift=0.1)], {"0.q.None": (base, base)}, {"0.q.None": (mean, std)})
+        axis = visible(plot_scaling(run))[0]
+        expected = [(mean + std) / base, mean / base, (mean - std) / base]
+        np.testing.assert_allclose(axis.images[1].get_array(), expected)
+
+    def test_of_several_lines_the_control_is_the_median(self):
+        noise = {f"{layer}.q.None": (np.array([4, 2, 1]) * (1 + layer**2), np.full(3, 1 + layer)) for layer in range(3)}
+        one = scaling_maps(TableRun([row(layer=layer, drift=1.0) for layer in range(3)], noise=noise))["q"]
+        np.testing.assert_allclose(one.null, 2)
+        np.testing.assert_allclose(one.null_std, [2 / 4, 2 / 2, 2 / 1])
+
+    def test_stacks_that_were_written_before_the_law_have_the_first_order(self):
+        """A value stays where it is in the mean, and spreads by sd; the rows of others are left as they are."""
+        noise = {"1.o.None": (np.full(3, 8.0), np.full(3, 2.0))}
+        maps = scaling_maps(TableRun([row("q", 0, drift=0.1), row("o", 1, drift=0.1)], noise=noise))
+        base = np.array([4.0, 2.0, 1.0])
+        np.testing.assert_allclose(maps["q"].control, 1 + np.outer([1, 0, -1], 0.1 * np.sqrt(21) / 3 / base))
+        np.testing.assert_allclose(maps["o"].control, np.stack([10 / base, 8 / base, 6 / base]))
+
+    def test_the_mean_of_values_that_are_apart_spreads_less_by_their_root(self):
         """D = sd G moves singular value i by sd g to first order, the mean of b neighbours by 1 / sqrt(b) of that."""
         rng = np.random.default_rng(0)
         base = np.linspace(20, 10, 1024)
         run = TableRun([row(rows=1024, cols=1024, drift=0.001)], {"0.q.None": (base, base)})
-        control = scaling_maps(run)["q"].control
+        control = scaling_maps(run)["q"].null_std
         deviation = 0.001 * np.linalg.norm(base) / 1024
         ratios = 1 + deviation * rng.normal(size=(4000, 1024)) / base
         drawn = ratios.reshape(4000, 256, 4).mean(axis=2)
         np.testing.assert_allclose(control, drawn.std(axis=0), rtol=0.06)
         axis = visible(plot_scaling(run))[0]
-        np.testing.assert_allclose(axis.images[1].get_array(), [1 + control, 1 - control])
+        np.testing.assert_allclose(axis.images[1].get_array(), [1 + control, np.ones(256), 1 - control])
+
+    def test_dense_values_move_together_and_up(self, tmp_path):
+        """Noise far above the spacing: a cell's mean and deviation are those of draws, 2 neighbours in each cell."""
+        rng = np.random.default_rng(1)
+        left, _ = np.linalg.qr(rng.normal(size=(640, 512)))
+        base = left * np.concatenate([np.geomspace(40, 5, 12), np.geomspace(2, 0.02, 500)])
+        noise = rng.normal(size=base.shape) * 0.05
+        name = "model.layers.0.self_attn.q_proj.weight"
+        pair = ({name: x.astype(np.float32)} for x in (base, base + noise))
+        run = polarax.compare(*pair, out=tmp_path / "run", metrics=["change", "scaling"], progress=False)
+        one = scaling_maps(run)["q"]
+        values = np.linalg.svd(base, compute_uv=False)
+        draws = [np.linalg.svd(base + 0.05 * rng.normal(size=base.shape), compute_uv=False) / values for _ in range(24)]
+        drawn = np.stack(draws).reshape(24, 256, 2).mean(axis=2)
+        std = drawn.std(axis=0, ddof=1)
+        assert drawn.mean(axis=0)[-1] > 5 and (np.abs(one.null - drawn.mean(axis=0)) < std + 0.002).all()
+        assert 0.6 < np.median(one.null_std / std) < 1.2
 
     def test_without_the_drift_the_control_is_not_known(self):
         assert np.isnan(scaling_maps(TableRun([row()]))["q"].control).all()
@@ -151,7 +198,7 @@ class TestScaling:
         assert one.labels == ["layer 0", "layer 1"]
         np.testing.assert_allclose(one.ratio, [[1.0495, 1], [1.0495, 2]])
         single = 0.1 * np.sqrt(2) / 3  # of one expert; of the mean of a hundred a tenth
-        np.testing.assert_allclose(one.control, single / 10)
+        np.testing.assert_allclose(one.null_std, single / 10)
 
     def test_one_role(self):
         assert [axis.get_title() for axis in visible(plot_scaling(TableRun(TWO_ROLES), role="o"))] == ["o"]
@@ -217,20 +264,31 @@ class TestNf:
         rows = [row(layer=layer, nf_spectrum=0.2, nf_spectrum_std=0.01) for layer in range(2)]
         figure = plot_nf(TableRun(rows))
         axis = visible(figure)[0]
-        np.testing.assert_allclose(lines_of(axis)[":"].get_ydata(), 0.2)
-        np.testing.assert_allclose(band_of(axis, 0)[0], [0.17, 0.23])
-        assert "control with the change's spectrum" in legend_of(figure)
+        np.testing.assert_allclose(lines_of(axis)["-."].get_ydata(), 0.2)
+        edges = [line.get_ydata()[0] for line in axis.lines if line.get_linestyle() == ":"]
+        np.testing.assert_allclose(edges, [0.17, 0.23])
+        name = "same spectrum, random directions"
+        assert legend_of(figure) == ["isotropic control", name, f"{name}, ± 3 standard deviations", "nf"]
+
+    def test_controls_with_one_mean_have_one_line(self):
+        spectrum = {"nf_spectrum": 0.1, "nf_spectrum_std": 0.02}
+        figure = plot_nf(TableRun([row(layer=layer, nf_null_std=0.01, **spectrum) for layer in range(2)]))
+        (axis,) = visible(figure)
+        assert sorted(line.get_linestyle() for line in axis.lines) == ["-", "--", ":", ":"]
+        np.testing.assert_allclose(band_of(axis, 0)[0], [0.07, 0.13])
+        edges = [line.get_ydata()[0] for line in axis.lines if line.get_linestyle() == ":"]
+        np.testing.assert_allclose(edges, [0.04, 0.16])
 
     def test_a_rough_control_is_hollow_and_in_the_legend(self):
         figure = plot_nf(TableRun([row(layer=0), row(layer=1, control="out of range", nf_null=0.3)]))
         (rough,) = [line for line in visible(figure)[0].lines if to_hex(line.get_markerfacecolor()) == "#ffffff"]
         assert (rough.get_xdata().tolist(), rough.get_ydata().tolist()) == ([1], [0.3])
-        assert legend_of(figure) == ["isotropic control", "isotropic control, only rough there", "nf"]
+        assert legend_of(figure) == ["isotropic control", ROUGH, "nf"]
         assert legend_of(plot_nf(TableRun([row()]))) == ["isotropic control", "nf"]
 
     def test_a_sampled_row_out_of_range_still_has_a_rough_closed_form(self):
         figure = plot_nf(TableRun([row(layer=0, control="sampled", control_reach=2.0)]))
-        assert "isotropic control, only rough there" in legend_of(figure)
+        assert ROUGH in legend_of(figure)
 
     def test_experts_are_a_median_with_a_band(self):
         rows = [row("up", layer, expert, nf=expert / 100) for layer in range(2) for expert in range(101)]
@@ -319,12 +377,41 @@ class TestOneMatrix:
         assert above.get_xscale() == above.get_yscale() == "log"
         np.testing.assert_allclose(below.lines[1].get_ydata(), (post / base)[index - 1])
 
-    def test_the_band_is_two_deviations_of_the_control(self, llama_run):
+    def test_the_band_is_what_noise_gives(self, llama_run):
         name = "model.layers.1.self_attn.q_proj.weight"  # noise was added: the ratios leave room for the band
         _, below = plot_spectra(llama_run, name).axes
-        base, _ = llama_run.spectra(name)
-        row = llama_run.frame().set_index("name").loc[name]
-        first = 2 * row["drift"] * np.linalg.norm(base) / 48 / base[0]
+        base, mean, std = (llama_run.array(name, kind)[0] for kind in ("s_base", "s_post_null", "s_post_null_std"))
+        np.testing.assert_allclose(band_of(below, 0)[1], [(mean - 2 * std) / base, (mean + 2 * std) / base])
+
+    def test_where_noise_lifts_small_values_that_is_drawn_too(self, tmp_path):
+        base = np.diag(np.geomspace(10, 1e-4, 40)).astype(np.float32)
+        post = base + np.random.default_rng(0).normal(0, 0.01, base.shape).astype(np.float32)
+        run = polarax.compare({"q": base}, {"q": post}, out=tmp_path / "run", metrics=["scaling"], progress=False)
+        figure = plot_spectra(run, "q")
+        above, below = figure.axes
+        np.testing.assert_allclose(lines_of(above)["-"].get_ydata(), run.array("q", "s_post_null"))
+        assert legend_of(figure) == ["base", "post", "base with noise", "noise, ± 2 standard deviations"]
+        np.testing.assert_allclose(
+            lines_of(below)["-"].get_ydata(), run.array("q", "s_post_null") / run.spectra("q")[0]
+        )
+        low, high = band_of(below, 0)[30]
+        assert low > 1.5 and below.get_ylim()[1] > high  # far above 1, and in sight
+        assert all(end > 0 for end in band_of(below, 0)[1])
+
+    def test_ratios_to_rounding_are_not_drawn(self, tmp_path):
+        rng = np.random.default_rng(0)
+        base = rng.normal(size=(40, 4)) @ rng.normal(size=(4, 30))
+        run = polarax.compare({"q": base}, {"q": 1.01 * base}, out=tmp_path / "run", progress=False)
+        _, below = plot_spectra(run, "q").axes
+        np.testing.assert_array_equal(np.isfinite(below.lines[1].get_ydata()), np.arange(30) < 4)
+        assert below.get_ylim()[1] < 1.1
+
+    def test_the_band_of_a_run_without_the_law_is_of_first_order(self, tmp_path):
+        run = write_run(tmp_path / "run", [matrix()], groups=("change", "scaling"), arrays=False)
+        name = "model.layers.0.q.weight"
+        _, below = plot_spectra(run, name).axes
+        base, _ = run.spectra(name)
+        first = 2 * run.frame()["drift"][0] * np.linalg.norm(base) / 256 / base[0]
         np.testing.assert_allclose(band_of(below, 0)[1], [1 - first, 1 + first])
 
     def test_rotations_and_cosines(self, llama_run):
