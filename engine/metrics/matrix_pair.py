@@ -10,8 +10,10 @@ import jax.numpy as jnp
 from polarax import kernels
 from polarax.kernels.noise_law import (
     LeadingLaw,
+    SpectrumColumns,
     Spreads,
     ValuesLaw,
+    columns_of_law,
     leading_law,
     spectrum_law,
     spreads_at_any_size,
@@ -75,6 +77,12 @@ class MatrixPair:
     def values_null(self) -> ValuesLaw:
         """Where an isotropic random change of the same size puts each singular value of the post."""
         return values_law(self.spectra.s_base, self.spectra.change_norm, shape=self.shape)
+
+    @functools.cached_property
+    def spectrum_null(self) -> SpectrumColumns:
+        """What is read of the post's spectrum then."""
+        spectra = self.spectra
+        return columns_of_law(spectra.s_base, spectra.change_norm, self.values_null, shape=self.shape)
 
     @functools.cached_property
     def own_spreads(self) -> Spreads:

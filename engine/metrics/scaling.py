@@ -24,15 +24,16 @@ def read_scaling(pair: MatrixPair) -> Readings:
     drift = size / kernels.frobenius(s_base[..., None, :])
     # 2 alpha = 1 + p^2 - nss^2 and 2 <W_b, W_p> / ||W_b||^2 = 1 + p^2 - drift^2, p being ||W_p|| / ||W_b||.
     entries = scaling.alpha + (scaling.nss**2 - drift**2) / 2
+    null = pair.spectrum_null
     return {
         "s_post_null": pair.values_null.values,
         "s_post_null_std": pair.values_null.std,
         **scaling._asdict(),
         **_entries_columns(entries, size, std.alpha_entries),
-        **controlled("alpha", scaling.alpha, size, null=alpha_null(drift), std=std.alpha),
-        **controlled("ratio_cv", scaling.ratio_cv, size, null=drift, std=std.ratio_cv),
-        **controlled("ratio_cv_energy", scaling.ratio_cv_energy, size, null=drift, std=std.ratio_cv_energy),
-        **controlled("nss", scaling.nss, size, null=drift, std=std.nss),
+        **controlled("alpha", scaling.alpha, size, null=null.alpha, std=std.alpha),
+        **controlled("ratio_cv", scaling.ratio_cv, size, null=null.ratio_cv, std=std.ratio_cv),
+        **controlled("ratio_cv_energy", scaling.ratio_cv_energy, size, null=null.ratio_cv_energy, std=std.ratio_cv_energy),
+        **controlled("nss", scaling.nss, size, null=null.nss, std=std.nss),
     }
 
 
@@ -95,7 +96,7 @@ register(
             "alpha",
             "least-squares scale of the singular values",
             Control(
-                null="control of alpha, 1 + drift^2 / 2",
+                null="control of alpha: noise alone makes singular values grow",
                 std="standard deviation of alpha under the control",
                 z="(alpha - control) / its standard deviation",
                 kind=ControlKind.LAW,
