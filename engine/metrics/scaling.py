@@ -29,6 +29,8 @@ def read_scaling(pair: MatrixPair) -> Readings:
         "s_post_null": pair.values_null.values,
         "s_post_null_std": pair.values_null.std,
         **scaling._asdict(),
+        "alpha_geo_null": null.alpha_geo,
+        "ratio_mean_null": null.ratio_mean,
         **_entries_columns(entries, size, std.alpha_entries),
         **controlled("alpha", scaling.alpha, size, null=null.alpha, std=std.alpha),
         **controlled("ratio_cv", scaling.ratio_cv, size, null=null.ratio_cv, std=std.ratio_cv),
@@ -133,8 +135,12 @@ register(
             ),
             quick=True,
         ),
-        Metric("alpha_geo", "geometric mean of the ratios of singular values"),
-        Metric("ratio_mean", "mean of the ratios"),
+        Metric(
+            "alpha_geo",
+            "geometric mean of the ratios of singular values",
+            Control(null="control of alpha_geo", kind=ControlKind.LAW),
+        ),
+        Metric("ratio_mean", "mean of the ratios", Control(null="control of ratio_mean", kind=ControlKind.LAW)),
         Metric(
             "ratio_cv",
             "standard deviation of the ratios over their mean",

@@ -43,6 +43,8 @@ def read_shape(pair: MatrixPair) -> Readings:
     readings["effective_rank_change_null"] = jnp.broadcast_to(
         random_effective_rank(pair.shape).astype(norm.dtype), norm.shape
     )
+    readings["effective_rank_post_null"] = pair.spectrum_null.effective_rank
+    readings["power_law_post_null"] = pair.spectrum_null.exponent
     largest = pair.leading_law.spectral_norm
     return readings | null_columns(norm, spectra.change_norm, largest, shape=pair.shape)
 
@@ -200,7 +202,11 @@ register(
             quick=True,
         ),
         Metric("effective_rank_base", "exp(entropy(s / sum s)) of the base"),
-        Metric("effective_rank_post", "the same of the post"),
+        Metric(
+            "effective_rank_post",
+            "the same of the post",
+            Control(null="control of effective_rank_post", kind=ControlKind.LAW),
+        ),
         Metric(
             "effective_rank_change",
             "the same of the change",
@@ -225,7 +231,9 @@ register(
             quick=True,
         ),
         Metric("power_law_base", "power-law exponent of the tail of s^2 of the base"),
-        Metric("power_law_post", "the same of the post"),
+        Metric(
+            "power_law_post", "the same of the post", Control(null="control of power_law_post", kind=ControlKind.LAW)
+        ),
     ],
     read_shape,
     quick=read_shape_quickly,

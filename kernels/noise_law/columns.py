@@ -24,6 +24,8 @@ class SpectrumColumns(NamedTuple):
     """What an isotropic random change of norm ||D||_F gives; each (...)."""
 
     alpha: jax.Array  # mean
+    alpha_geo: jax.Array  # geometric mean of the mean ratios
+    ratio_mean: jax.Array  # mean
     ratio_cv: jax.Array  # root mean square
     ratio_cv_energy: jax.Array  # root mean square
     nss: jax.Array  # root mean square
@@ -54,10 +56,13 @@ def columns_of_law(s_base: jax.Array, change_norm: jax.Array, law: ValuesLaw, *,
     kept = jnp.arange(s.shape[-1]) < numerical_rank(s, *shape)[..., None]
     safe = jnp.where(kept, base, 1)
     change, spread = (jnp.where(kept, x / safe, 0) for x in (shift, std))
+    count = jnp.where(jnp.any(kept, axis=-1), jnp.sum(kept, axis=-1), jnp.nan).astype(base.dtype)
     largest_squared = (base[..., 0] + shift[..., 0]) ** 2 + std[..., 0] ** 2
     return SpectrumColumns(
         # 2 <s, z> = ||s||^2 + ||z||^2 - ||z - s||^2, and noise adds ||D||^2 to ||z||^2.
         alpha=1 + (drift_squared - moved) / (2 * energy),
+        alpha_geo=jnp.exp(jnp.sum(jnp.log1p(change), axis=-1) / count),
+        ratio_mean=1 + jnp.sum(change, axis=-1) / count,
         ratio_cv=_ratio_cv(change, spread, kept.astype(base.dtype)),
         ratio_cv_energy=_ratio_cv(change, spread, jnp.where(kept, base**2, 0)),
         nss=jnp.sqrt(moved / energy),
