@@ -28,9 +28,9 @@ import numpy as np
 from jax import lax
 
 from polarax.kernels.controls import Controls
+from polarax.kernels.gram import gram
 from polarax.kernels.noise_law import Spreads
 from polarax.kernels.noise_law.moments import isotropic_moments, moments_of_shares, variance_of_block
-from polarax.kernels.gram import gram
 from polarax.kernels.products import frobenius, matmul, transpose
 
 # (1 - exp(-x)) / x on [0, 1] by a polynomial of this degree, within 1e-12.

@@ -10,7 +10,6 @@ from polarax import kernels
 from polarax.metrics.catalogue import (
     BUDGET,
     DEVIATIONS,
-    SCALING,
     Chance,
     Control,
     Effect,
@@ -51,11 +50,8 @@ def budget_columns(budget: kernels.DriftBudget, control: kernels.Controls, chang
 
 def scaled_by_one_factor(rows: "pd.DataFrame") -> "pd.Series":
     """True where one factor for all singular values makes more of their change than what differs between them."""
-    alpha = next(metric.effect for metric in SCALING.metrics if metric.name == "alpha")
-    assert alpha is not None
     by_one = ((column(rows, "alpha") - 1) / column(rows, "drift")) ** 2  # share of the change
-    scaled = (column(rows, "alpha") - 1).abs() > alpha.size
-    return scaled & ~(by_one < column(rows, "budget_scaling") / 2)
+    return by_one >= column(rows, "budget_scaling") / 2
 
 
 def _singular_values_changed(rows: "pd.DataFrame") -> "pd.Series":
@@ -104,7 +100,16 @@ def chance_of_coordination(frame: "pd.DataFrame", *, metric: str) -> Chance:
     """What chance gives of a coordination. Of few directions it has a longer tail, up to that of a chi-square of 1."""
     zero = constant(frame, 0.0)
     std = spread_of(frame, metric, column(frame, f"{metric}_null_std"))
-    return Chance(zero, zero, std * np.sqrt(1 + 3 / directions(frame)))
+    return Chance(zero, zero, std * tail_of_few(frame))
+
+
+def tail_of_few(frame: "pd.DataFrame") -> "pd.Series":
+    """By what the deviation of a share grows where few directions carry the change, so that `DEVIATIONS` are as rare.
+
+    For one direction the share is that of a chi-square of 1: what is as rare as z normal deviations lies up to
+    z + z^2 / sqrt(2) of its own away, and z + z^2 / (sqrt(2) R) for R directions.
+    """
+    return 1 + DEVIATIONS / (np.sqrt(2) * directions(frame))
 
 
 register(

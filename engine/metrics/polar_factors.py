@@ -3,13 +3,13 @@
 from typing import TYPE_CHECKING
 
 import jax
-import numpy as np
 
 from polarax import kernels
+from polarax.metrics.budget import tail_of_few
 from polarax.metrics.catalogue import POLAR, Chance, Control, ControlKind, Effect, Kind, Metric, Shown, register
 from polarax.metrics.controlled import controlled
 from polarax.metrics.matrix_pair import MatrixPair, Readings
-from polarax.metrics.tables import column, directions, spread_of
+from polarax.metrics.tables import column, spread_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -49,7 +49,7 @@ def polar_columns(headlines: kernels.Headlines, control: kernels.Controls, chang
 def _chance_of_symmetry(frame: "pd.DataFrame") -> Chance:
     null = column(frame, "symmetry_null")
     std = spread_of(frame, "symmetry", column(frame, "symmetry_null_std"))
-    return Chance(null, null, std * np.sqrt(1 + 3 / directions(frame)))
+    return Chance(null, null, std * tail_of_few(frame))
 
 
 def _much_of_the_change(rows: "pd.DataFrame") -> "pd.Series":

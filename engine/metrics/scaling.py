@@ -34,7 +34,9 @@ def read_scaling(pair: MatrixPair) -> Readings:
         **_entries_columns(entries, size, std.alpha_entries),
         **controlled("alpha", scaling.alpha, size, null=null.alpha, std=std.alpha),
         **controlled("ratio_cv", scaling.ratio_cv, size, null=null.ratio_cv, std=std.ratio_cv),
-        **controlled("ratio_cv_energy", scaling.ratio_cv_energy, size, null=null.ratio_cv_energy, std=std.ratio_cv_energy),
+        **controlled(
+            "ratio_cv_energy", scaling.ratio_cv_energy, size, null=null.ratio_cv_energy, std=std.ratio_cv_energy
+        ),
         **controlled("nss", scaling.nss, size, null=null.nss, std=std.nss),
     }
 
