@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from polarax.kernels.align import Alignment, align, rotation_difference
 from polarax.kernels.block_magnitudes import block_magnitudes
 from polarax.kernels.change_cosine import change_cosine, inner_of_directions
-from polarax.kernels.controls import Controls, closed_form_controls
+from polarax.kernels.controls import Controls, closed_form_controls, control_reach
 from polarax.kernels.drift_budget import DriftBudget, budget_of_frames, drift_budget, split_change
 from polarax.kernels.edits import (
     BUDGET_PARTS,
@@ -68,6 +68,7 @@ __all__ = [
     "budget_of_frames",
     "change_cosine",
     "closed_form_controls",
+    "control_reach",
     "drift_budget",
     "edit_break",
     "edit_keep",

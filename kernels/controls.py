@@ -75,7 +75,6 @@ def closed_form_controls(s_base: jax.Array, change_norm: jax.Array, *, shape: Sh
     pairs = inside[..., :, None] & inside[..., None, :] & ~jnp.eye(s.shape[-1], dtype=bool)
     # The fit leaves the skew part of E, the diagonal but for alpha, and what is outside.
     unfitted = (rotations + rank - 1 + outside) * sd**2 + _unturned(relative, sd, pairs)
-    smallest = jnp.min(jnp.where(inside, relative, 1), axis=-1)
     law = polar_law(s, norm, shape=shape)
     return Controls(
         nf=law.nf,
@@ -88,9 +87,26 @@ def closed_form_controls(s_base: jax.Array, change_norm: jax.Array, *, shape: Sh
         symmetry=1 / rank,
         nuclear_norm_ratio=law.nuclear_norm_ratio,
         fit_error=jnp.sqrt(unfitted) / (base_norm * jnp.sqrt(1 + drift**2)),
-        reach=jnp.where((rank < shorter) & (drift > 0), jnp.inf, drift / smallest),
+        reach=control_reach(s, norm, shape=shape),
         std=spreads(s, norm, isotropic_moments(shape), shape=shape, top_k=top_k),
     )
+
+
+def control_reach(s_base: jax.Array, change_norm: jax.Array, *, shape: Shape) -> jax.Array:
+    """The base's condition number times drift, (...): infinite for a rank-deficient base, NaN for a zero one.
+
+    Args:
+        s_base: Singular values of the base, (..., r), descending.
+        change_norm: ||D||_F, (...).
+        shape: (m, n) of the matrix, m an operand or a number.
+    """
+    largest = jnp.where(s_base[..., 0] > 0, s_base[..., 0], jnp.nan)[..., None]
+    relative = s_base / largest
+    inside = jnp.arange(s_base.shape[-1]) < numerical_rank(s_base, *shape)[..., None]
+    drift = change_norm / largest[..., 0] / jnp.sqrt(jnp.sum(jnp.where(inside, relative, 0) ** 2, axis=-1))
+    smallest = jnp.min(jnp.where(inside, relative, 1), axis=-1)
+    deficient = ~jnp.all(inside, axis=-1)
+    return jnp.where(deficient & (drift > 0), jnp.inf, drift / smallest)
 
 
 def _unturned(relative, sd, pairs):

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from polarax.kernels.methods import METHODS
-from polarax.measuring.parts import Arrays, InFrames
+from polarax.measuring.parts import ONE_BY_ONE, Arrays, InFrames
 from polarax.measuring.program import run_part
 from polarax.measuring.program_cache import is_of_this_package, load_or_compile
 from polarax.metrics import Readings
@@ -40,14 +40,24 @@ class CompiledParts:
     ) -> Any:
         """As `Run`."""
         operands, static = self._divided(operands, static)
-        return self._program(part, operands, stacks, static)(operands, *stacks)
+        if not self._one_by_one(part):
+            return self._program(part, operands, stacks, static)(operands, *stacks)
+        count = _count(stacks)
+        each = [jax.tree.map(lambda x, i=i: x[i : i + 1], stacks) for i in range(count)] if count > 1 else [stacks]
+        program = self._program(part, operands, each[0], static)
+        found = [program(operands, *matrix) for matrix in each]
+        return jax.tree.map(lambda *x: np.concatenate(x), *jax.device_get(found)) if count > 1 else found[0]
 
     def prepare(
         self, part: Callable[..., Any], *stacks: Any, operands: dict[str, Any] | None = None, **static: Any
     ) -> Any:
         """Has the program at hand; returns the shapes and dtypes of what it gives."""
         operands, static = self._divided(operands, static)
-        return jax.tree.map(self._described, self._program(part, operands, stacks, static).out_info)
+        if not self._one_by_one(part):
+            return jax.tree.map(self._described, self._program(part, operands, stacks, static).out_info)
+        first = jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype), stacks)
+        found, count = self._program(part, operands, first, static).out_info, _count(stacks)
+        return jax.tree.map(lambda x: self._described(jax.ShapeDtypeStruct((count, *x.shape[1:]), x.dtype)), found)
 
     def resolved(self, related: InFrames, fallback: Callable[[], Arrays]) -> Arrays:
         """As `Run`; the host looks, and the fallback's program is made when there first is need for it."""
@@ -60,6 +70,10 @@ class CompiledParts:
         for index in range(count):
             first = step(index, first)
         return first
+
+    def _one_by_one(self, part):
+        """Whether a stack's matrices are given to it one by one; over several devices each has its share at once."""
+        return self._mesh is None and part.__name__ in ONE_BY_ONE
 
     def _divided(self, operands, static):
         """Operands and static arguments; of metrics that are not the package's own a shape is static."""
@@ -116,6 +130,10 @@ class PreparedParts:
     def repeat(self, count: int, step: Callable[[Any, Readings], Readings], first: Readings) -> Readings:
         """As `Run`."""
         return step(0, first)
+
+
+def _count(stacks):
+    return jax.tree.leaves(stacks)[0].shape[0]
 
 
 def _shape_and_dtype(leaf):

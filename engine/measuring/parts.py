@@ -32,6 +32,9 @@ Part = TypeVar("Part", bound=Callable[..., Any])
 # Every part, by its name: what a compiled program is looked up by.
 PARTS: dict[str, Callable[..., Any]] = {}
 
+# Those that take little time and are made for r alone: a stack's matrices are given to them one by one.
+ONE_BY_ONE: set[str] = set()
+
 # The fields of `Frames` that are arrays; without a group that needs vectors, those of `Spectra`.
 Arrays = dict[str, Any]
 
@@ -166,27 +169,92 @@ def arrays_of(frames: kernels.Frames) -> Arrays:
     return {field.name: getattr(frames, field.name) for field in dataclasses.fields(frames) if field.name != "shape"}
 
 
-def _pair_of(arrays: Arrays, rows: Side, measurement: Measurement, *, pictures: bool) -> MatrixPair:
+def _pair_of(arrays: Arrays, rows: Side, top_k: int, *, pictures: bool = False) -> MatrixPair:
     shape = (rows, arrays["s_base"].shape[-1])
     spectra = Spectra(*(arrays[name] for name in Spectra._fields))
     frames = kernels.Frames(shape, **arrays) if "left" in arrays else None
-    return MatrixPair(shape, spectra, frames, None, None, measurement.top_k, pictures)
+    return MatrixPair(shape, spectra, frames, None, None, top_k, pictures)
+
+
+# What random changes would show.
+
+
+def _one_by_one(function: Part) -> Part:
+    ONE_BY_ONE.add(function.__name__)
+    return _part(function)
+
+
+@_one_by_one
+def controls_of_pair(spectra: Arrays, *, rows: Side, top_k: int) -> Arrays:
+    """The controls of what is read in frames."""
+    pair = _pair_of(spectra, rows, top_k)
+    own = {} if pair.spectra.s_change is None else {"own_nf": pair.own_nf, "own_spreads": pair.own_spreads}
+    return {"control": pair.control, **own}
+
+
+@_one_by_one
+def controls_of_values(spectra: Arrays, *, rows: Side) -> Arrays:
+    """Those of singular values."""
+    pair = _pair_of(spectra, rows, 1)
+    return {"values_null": pair.values_null, "spectrum_null": pair.spectrum_null}
+
+
+@_one_by_one
+def controls_of_leading(spectra: Arrays, *, rows: Side, top_k: int) -> Arrays:
+    """Those of leading vectors."""
+    return {"leading_law": _pair_of(spectra, rows, top_k).leading_law}
+
+
+# The groups whose readers look at each; others that do have it computed with what they read.
+_CONTROLS: dict[Callable[..., Arrays], tuple[str, ...]] = {
+    controls_of_pair: ("scaling", "rotation", "budget", "polar", "fit"),
+    controls_of_values: ("scaling", "shape"),
+    controls_of_leading: ("overlap", "shape"),
+}
+
+
+def controls_for(
+    run: Callable[..., Arrays], arrays: Arrays, *, rows: dict[str, Any], measurement: Measurement
+) -> Arrays:
+    """What random changes would show, as far as groups read it: properties of `MatrixPair`, by name.
+
+    Args:
+        run: Carries out a part.
+        arrays: Of the pair in frames, or of its spectra.
+        rows: The operand of that name.
+        measurement: What is measured.
+    """
+    spectra = {name: arrays[name] for name in Spectra._fields}
+    controls: Arrays = {}
+    for part, groups in _CONTROLS.items():
+        if set(groups) & set(measurement.groups) or (part is controls_of_pair and measurement.own_spectrum):
+            top_k = {} if part is controls_of_values else {"top_k": measurement.top_k}
+            controls |= run(part, spectra, operands=rows, **top_k)
+    return controls
 
 
 # Readings.
 
 
 @_part
-def read_frames(arrays: Arrays, *, rows: Side, measurement: Measurement) -> Readings:
-    """Everything but the sampled controls, and what depends on stored entries."""
-    pair = _pair_of(arrays, rows, measurement, pictures=measurement.pictures)
+def read_frames(arrays: Arrays, controls: Arrays, *, rows: Side, measurement: Measurement) -> Readings:
+    """Everything but the sampled controls, and what depends on stored entries.
+
+    Args:
+        arrays: Of the pair in frames, or of its spectra.
+        controls: What `controls_for` gave.
+        rows: The longer side.
+        measurement: What is measured.
+    """
+    pair = _pair_of(arrays, rows, measurement.top_k, pictures=measurement.pictures)
+    vars(pair).update(controls)  # cached properties
     readings = {
         "change_norm": pair.spectra.change_norm,
         "s_base": pair.spectra.s_base,
         "s_post": pair.spectra.s_post,
         "rank_base": kernels.numerical_rank(pair.spectra.s_base, *pair.shape),
         "rank_post": kernels.numerical_rank(pair.spectra.s_post, *pair.shape),
-        "control_reach": pair.control.reach,
+        "control_reach": kernels.control_reach(pair.spectra.s_base, pair.spectra.change_norm, shape=pair.shape),
     }
     for group in measurement.groups:
         if not GROUPS[group].stored:
@@ -287,7 +355,7 @@ def drawn_by_fallback(
 @_part
 def read_drawn(arrays: Arrays, drawn: Readings, *, rows: Side, index: Side, measurement: Measurement) -> Readings:
     """What was drawn, with one more draw in its place."""
-    readings = read_sampled(_pair_of(arrays, rows, measurement, pictures=False), measurement)
+    readings = read_sampled(_pair_of(arrays, rows, measurement.top_k), measurement)
     return {metric: values.at[..., index].set(readings[metric]) for metric, values in drawn.items()}
 
 

@@ -86,7 +86,8 @@ def measure_in_parts(
     begun, of_posts, of_pairs = _spectra_and_frames(run, base, posts, measurement, pairs, kept)
 
     def read(first, second, arrays, measurement):
-        readings = run(parts.read_frames, arrays, operands=rows, measurement=measurement)
+        controls = parts.controls_for(run, arrays, rows=rows, measurement=measurement)
+        readings = run(parts.read_frames, arrays, controls, operands=rows, measurement=measurement)
         spectra = {name: arrays[name] for name in Spectra._fields}
         return readings | run(parts.read_stored, first, second, spectra, measurement=measurement)
 

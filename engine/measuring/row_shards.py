@@ -276,7 +276,8 @@ class _DividedRun:
                 fallback = functools.partial(self, parts.pair_by_fallback, stored[first], stored[second], how=how)
                 rows = {"rows": base.shape[-2]}
                 arrays = self.resolved(related, fallback)
-                readings = self(parts.read_frames, arrays, operands=rows, measurement=measurement)
+                controls = parts.controls_for(self, arrays, rows=rows, measurement=measurement)
+                readings = self(parts.read_frames, arrays, controls, operands=rows, measurement=measurement)
                 return {name: values for name, values in readings.items() if name not in ("s_base", "s_post")}
 
             return read_sides(self._steps, sides[first], sides[second], by_frames)
