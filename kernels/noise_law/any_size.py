@@ -15,13 +15,14 @@ from polarax.kernels.noise_law.polar_law import polar_law
 from polarax.kernels.noise_law.second_order import second_order
 from polarax.kernels.noise_law.spectrum_law import spectrum_law
 from polarax.kernels.noise_law.spreads import Spreads, first_order_turn, spreads, spreads_of_ratios
-from polarax.kernels.noise_law.units import in_units, std_of_root
+from polarax.kernels.noise_law.units import in_units, std_of_root, total_over
 from polarax.kernels.noise_law.values_law import ValuesLaw, values_law
 from polarax.kernels.sides import Shape
 
-# First order and law give nf^2 within a few percent of each other where both hold. In between both count, so that no
-# spread jumps.
+# First order holds where it gives the law's nf^2 to a few percent and where sd^2 sum 1 / s^2 is small: the two cross
+# where neither is. In between both count, so that no spread jumps.
 _AGREES, _DEPARTS = 0.03, 0.1
+_APART, _CROWDED = 0.1, 0.3
 
 
 class SpreadSource(enum.IntEnum):
@@ -76,7 +77,8 @@ def spreads_at_any_size(
     turn = jnp.maximum(size * nf**2 - (size - base.rank), 0)  # r nf^2
     expected = first_order_turn(base)
     departure = jnp.abs(turn / jnp.where(expected > 0, expected, 1) - 1)
-    weight = jnp.clip((departure - _AGREES) / (_DEPARTS - _AGREES), 0, 1)
+    crowding = base.sd**2 * total_over(base, 1 / base.values**2)
+    weight = jnp.maximum(_ramp(departure, _AGREES, _DEPARTS), _ramp(crowding, _APART, _CROWDED))
     weight = jnp.where(expected > 0, weight, 0)
 
     noise = jnp.where(base.sd > 0, base.sd, 1)[..., None]
@@ -93,3 +95,7 @@ def spreads_at_any_size(
 
     result = first._replace(**{name: mixed(getattr(first, name), spread) for name, spread in law.items()})
     return result, (weight > 0).astype(jnp.int32)
+
+
+def _ramp(x, low, high):
+    return jnp.clip((x - low) / (high - low), 0, 1)
