@@ -65,7 +65,7 @@ class MatrixPair:
         """What an isotropic random change of the same size would show, in closed form."""
         spectra = self.spectra
         control = kernels.closed_form_controls(spectra.s_base, spectra.change_norm, shape=self.shape, top_k=self.top_k)
-        return control._replace(std=self._spreads(None))
+        return control._replace(std=self._spreads(None, control.nf))
 
     @functools.cached_property
     def own_nf(self) -> jax.Array:
@@ -88,11 +88,12 @@ class MatrixPair:
     def own_spreads(self) -> Spreads:
         """Standard deviations over such changes."""
         assert self.spectra.s_change is not None
-        return self._spreads(self.spectra.s_change)
+        return self._spreads(self.spectra.s_change, self.own_nf)
 
-    def _spreads(self, s_change: jax.Array | None) -> Spreads:
+    def _spreads(self, s_change: jax.Array | None, nf: jax.Array) -> Spreads:
         given = self.spectra.s_base, self.spectra.change_norm, s_change
-        return spreads_at_any_size(*given, shape=self.shape, top_k=self.top_k)[0]
+        known = {"nf": nf, "values": self.values_null}
+        return spreads_at_any_size(*given, shape=self.shape, top_k=self.top_k, **known)[0]
 
     @functools.cached_property
     def leading_law(self) -> LeadingLaw:

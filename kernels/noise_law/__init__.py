@@ -1,10 +1,11 @@
 """What adding noise to a matrix does to its singular values and vectors, in closed form at any size."""
 
+from polarax.kernels.noise_law.any_size import SpreadSource, spreads_at_any_size
 from polarax.kernels.noise_law.columns import SpectrumColumns, columns_of_law
 from polarax.kernels.noise_law.leading_law import LeadingLaw, leading_law
 from polarax.kernels.noise_law.moments import Moments, change_moments, isotropic_moments, moments_of_concentration
 from polarax.kernels.noise_law.polar_law import PolarLaw, polar_law
-from polarax.kernels.noise_law.reduced import SpreadSource, spreads_at_any_size
+from polarax.kernels.noise_law.second_order import SecondOrder, second_order
 from polarax.kernels.noise_law.spectrum_law import spectrum_law
 from polarax.kernels.noise_law.spreads import Spreads, spreads
 from polarax.kernels.noise_law.values_law import ValuesLaw, values_law
@@ -14,6 +15,7 @@ __all__ = [
     "Moments",
     "PolarLaw",
     "SpectrumColumns",
+    "SecondOrder",
     "SpreadSource",
     "Spreads",
     "ValuesLaw",
@@ -23,6 +25,7 @@ __all__ = [
     "leading_law",
     "moments_of_concentration",
     "polar_law",
+    "second_order",
     "spectrum_law",
     "spreads",
     "spreads_at_any_size",

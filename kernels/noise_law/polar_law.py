@@ -106,7 +106,7 @@ def _law(s, sd, rank, longer):
 def _sums(s, smallest, variance, delta):
     """The law with its correction; `smallest` is the least of s that is not 0."""
     squares = s**2
-    start, x_start, residual = _start(squares, variance, delta)
+    start, x_start, residual = start_of_axis(squares, variance, delta)
     low = jnp.log(smallest**2 + start) - _BELOW
     high = jnp.log(squares[0] + variance * s.shape[-1] + delta) + _ABOVE
     step = (high - low) / (_NODES - 1)
@@ -207,7 +207,9 @@ def _one_column(distance, free):
     return 1 - kept, free * jnp.sum(area * bell * jnp.sin(angle) * cosine**free)
 
 
-def _start(squares, variance, delta):
+def start_of_axis(
+    squares: jax.Array, variance: jax.Array, delta: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     """t0, the largest root of t x(t) = delta, or 0; x(t0); and the equation's residual.
 
     It is the root of F(t) = sd^2 sum 1 / (t + s^2) + delta / t = 1. 1 / F is concave and increases, so that Newton's

@@ -64,25 +64,40 @@ def _traces(t, squares):
     return _Spectrum(seen, rest, t * jnp.sum(share * inverse, axis=1))
 
 
-class _Point(NamedTuple):
+class Point(NamedTuple):
     """Where the two spectra meet at y for a guess of t, each (nodes,)."""
 
     base: _Spectrum
     change: _Spectrum
+    across: jax.Array  # tau, the change's t
     joint: jax.Array  # G = g_n / y, of the trace g_n of the sum's resolvent over the n side
     residual: jax.Array  # phi_b + phi_D - n = y g_n, left minus right: 0 where t is right
 
 
-def _meet(log_t, base_squares, change_squares, y, free):
+def axis_nodes(s: jax.Array, inside: jax.Array, change_squares: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The nodes y of the imaginary axis, and their step in log y, for a base (r,) with s_1 = 1."""
+    low = jnp.log(jnp.min(jnp.where(inside, s, 1))) - _BELOW
+    high = jnp.log(1 + jnp.sqrt(jnp.sum(change_squares))) + _ABOVE
+    step = (high - low) / (_NODES - 1)
+    return jnp.exp(low + step * jnp.arange(_NODES, dtype=s.dtype)), step
+
+
+def meet(
+    log_t: jax.Array, base_squares: jax.Array, change_squares: jax.Array, y: jax.Array, free: jax.typing.ArrayLike
+) -> Point:
+    """What base and change are at y if t = exp(log_t)."""
     t, square = jnp.exp(log_t), y**2
     base = _traces(t, base_squares)
     gamma = base.seen * (base.seen + free) / t  # g_n g_m, and g_m = g_n + (m - n) / y
     joint = 2 * gamma / (free + jnp.sqrt(free**2 + 4 * square * gamma))
-    change = _traces((square + base.rest / joint) * (1 + base.rest / (free + square * joint)), change_squares)
-    return _Point(base, change, joint, base.seen - change.rest - square * joint)
+    across = (square + base.rest / joint) * (1 + base.rest / (free + square * joint))
+    change = _traces(across, change_squares)
+    return Point(base, change, across, joint, base.seen - change.rest - square * joint)
 
 
-def _solve(base_squares, change_squares, y, free):
+def solve(
+    base_squares: jax.Array, change_squares: jax.Array, y: jax.Array, free: jax.typing.ArrayLike
+) -> jax.Array:
     """log t at each y. The residual is negative below it and positive above."""
     size = base_squares.shape[-1]
     square, energy = y**2, jnp.sum(change_squares)
@@ -94,7 +109,7 @@ def _solve(base_squares, change_squares, y, free):
     first = jnp.clip(jnp.log(square + near), low, high)
 
     def residual(log_t):
-        return _meet(log_t, base_squares, change_squares, y, free).residual
+        return meet(log_t, base_squares, change_squares, y, free).residual
 
     def unfinished(state):
         step, _, _, _, moved = state
@@ -142,15 +157,11 @@ def _law(s, d, rank, longer):
     changed = energy > 0
     change_squares = jnp.where(changed, d**2, 1)
     free = longer - size
-    smallest = jnp.min(jnp.where(inside, s, 1))
-    low = jnp.log(smallest) - _BELOW
-    high = jnp.log(1 + jnp.sqrt(jnp.sum(change_squares))) + _ABOVE
-    step = (high - low) / (_NODES - 1)
-    y = jnp.exp(low + step * jnp.arange(_NODES, dtype=s.dtype))
+    y, step = axis_nodes(s, inside, change_squares)
     width = (step * y).at[0].multiply(1 + 1 / jnp.expm1(step))
 
-    log_t = _solve(s**2, change_squares, y, free)
-    point = _meet(log_t, s**2, change_squares, y, free)
+    log_t = solve(s**2, change_squares, y, free)
+    point = meet(log_t, s**2, change_squares, y, free)
     # t - y^2, from the change's side: no difference of large numbers.
     square = y**2
     longest = point.change.rest / point.joint
@@ -159,7 +170,7 @@ def _law(s, d, rank, longer):
     turned_trace = apart * jnp.sum(s / ((square[:, None] + s**2) * (t[:, None] + s**2)), axis=1)
 
     def at_y(log_t, s):
-        point = _meet(log_t, s**2, change_squares, y, free)
+        point = meet(log_t, s**2, change_squares, y, free)
         return point.residual, _log_determinant(point, y, free)
 
     still, every = jnp.zeros_like(log_t), jnp.where(inside, jnp.ones_like(s), 0)

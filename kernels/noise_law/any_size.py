@@ -1,0 +1,101 @@
+"""Spreads at any size of the change: to first order where it holds, by the noise law where it doesn't.
+
+Where the change is small beside the smallest singular values, the first-order forms know what changes of few directions
+do exactly. Beyond, the law's second order says how far nf and the nuclear norm spread, and its single values, which
+spread nearly independently, what is read of ratios of singular values.
+"""
+
+import enum
+
+import jax
+import jax.numpy as jnp
+
+from polarax.kernels.noise_law.moments import change_moments, isotropic_moments
+from polarax.kernels.noise_law.polar_law import polar_law
+from polarax.kernels.noise_law.second_order import second_order
+from polarax.kernels.noise_law.spectrum_law import spectrum_law
+from polarax.kernels.noise_law.spreads import Spreads, first_order_turn, spreads, spreads_of_ratios
+from polarax.kernels.noise_law.units import in_units, std_of_root, total_over
+from polarax.kernels.noise_law.values_law import ValuesLaw, values_law
+from polarax.kernels.sides import Shape
+
+# First order holds where it gives the law's nf^2 to a few percent and where sd^2 sum 1 / s^2 is small: the two cross
+# where neither is. In between both count, so that no spread jumps.
+_AGREES, _DEPARTS = 0.03, 0.1
+_APART, _CROWDED = 0.1, 0.3
+
+
+class SpreadSource(enum.IntEnum):
+    """Where a matrix's spreads come from."""
+
+    FIRST_ORDER = 0
+    LAW = 1
+
+
+def spreads_at_any_size(
+    s_base: jax.Array,
+    change_norm: jax.Array,
+    s_change: jax.Array | None,
+    *,
+    shape: Shape,
+    top_k: int = 16,
+    nf: jax.Array | None = None,
+    values: ValuesLaw | None = None,
+) -> tuple[Spreads, jax.Array]:
+    """`spreads`, and the noise law's for those that rest on small singular values, where the change isn't small to them.
+
+    The law gives the spreads of nf, nuclear_norm_ratio, ratio_cv, ratio_cv_energy and nss.
+
+    Args:
+        s_base: Singular values of the base, (..., r), descending.
+        change_norm: ||D||_F, (...).
+        s_change: Singular values of the change, (..., r), in any unit and of which the directions are random; None for
+            isotropic noise.
+        shape: (m, n) of the matrix, m an operand or a number.
+        top_k: As for `spreads`.
+        nf: What `polar_law` or `spectrum_law` gives for these, if it is known.
+        values: What `values_law` gives for these, if it is known.
+
+    Returns:
+        `Spreads`, and of each matrix (...) a `SpreadSource`, int32.
+    """
+    s_base = jnp.asarray(s_base)
+    change_norm = jnp.broadcast_to(jnp.asarray(change_norm, s_base.dtype), s_base.shape[:-1])
+    moments = isotropic_moments(shape) if s_change is None else change_moments(s_change, shape)
+    if nf is None and s_change is None:
+        nf = polar_law(s_base, change_norm, shape=shape).nf
+    elif nf is None:
+        length = jnp.linalg.norm(s_change, axis=-1)
+        scale = change_norm / jnp.where(length > 0, length, 1)
+        nf = spectrum_law(s_base, scale[..., None] * s_change, shape=shape)
+    values = values_law(s_base, change_norm, shape=shape) if values is None else values
+    first = spreads(s_base, change_norm, moments, shape=shape, top_k=top_k)
+    second = second_order(s_base, change_norm, s_change, shape=shape)
+
+    base = in_units(s_base, change_norm, shape)
+    size = s_base.shape[-1]
+    turn = jnp.maximum(size * nf**2 - (size - base.rank), 0)  # r nf^2
+    expected = first_order_turn(base)
+    departure = jnp.abs(turn / jnp.where(expected > 0, expected, 1) - 1)
+    crowding = base.sd**2 * total_over(base, 1 / base.values**2)
+    weight = jnp.maximum(_ramp(departure, _AGREES, _DEPARTS), _ramp(crowding, _APART, _CROWDED))
+    weight = jnp.where(expected > 0, weight, 0)
+
+    noise = jnp.where(base.sd > 0, base.sd, 1)[..., None]
+    unit = jnp.where(base.inside, s_base, 1)
+    growth, deviation = (jnp.where(base.inside, x / unit, 0) / noise for x in (values.shift, values.std))
+    law = {
+        "nf": std_of_root(turn, second.turn) / jnp.sqrt(base.rank),
+        "nuclear_norm_ratio": jnp.sqrt(second.nuclear),
+        **spreads_of_ratios(base, moments, growth / noise, deviation**2),
+    }
+
+    def mixed(small, large):
+        return jnp.sqrt((1 - weight) * small**2 + jnp.where(weight > 0, weight * large**2, 0))
+
+    result = first._replace(**{name: mixed(getattr(first, name), spread) for name, spread in law.items()})
+    return result, (weight > 0).astype(jnp.int32)
+
+
+def _ramp(x, low, high):
+    return jnp.clip((x - low) / (high - low), 0, 1)
