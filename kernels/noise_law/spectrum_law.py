@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from polarax.kernels.noise_law.moments import moments_of_concentration
+from polarax.kernels.noise_law.one_column import isolation, mixed_column
 from polarax.kernels.sides import Shape, longer_side
 from polarax.kernels.thin_svd import numerical_rank
 
@@ -21,6 +23,9 @@ _NODES = 64
 # Where the nodes begin and end beyond the scales of the spectra: integrands fall by y below and by y^-3 above, and what
 # is left out below is a geometric series, which is added.
 _BELOW, _ABOVE = 11.0, 6.0
+_ALONE = 24.0  # beyond so many standard deviations a sign doesn't flip, not even if one direction is all of the change
+_LEAST_SPREAD = 1e-3  # of the variance of an entry of the change, below which it is taken for a normal one
+_INFINITE = 1e5  # times the largest value of the change
 _STEPS = 60  # bracketed Newton steps at most; 6 to 12 are usual
 
 
@@ -217,11 +222,47 @@ def _law(s, d, rank, longer):
     s = jnp.where(inside, s, 0)
     energy = jnp.sum(d**2)
     changed = energy > 0
-    change = _Spectrum(jnp.where(changed, d**2, 1), jnp.ones_like(d))
+    d = jnp.where(changed, d, 1)
+    change = _Spectrum(d**2, jnp.ones_like(d))
     free = longer - size
     low = jnp.log(jnp.min(jnp.where(inside, s, 1))) - _BELOW
     high = jnp.log(1 + jnp.sqrt(jnp.sum(change.squares))) + _ABOVE
     turned, lost = _sums(s, jnp.ones_like(s), jnp.where(inside, jnp.ones_like(s), 0), change, free, low, high)
     nf_squared = 2 * turned - lost
+    nf_squared = jnp.where(rank < size, nf_squared, nf_squared + _flips(s, d, longer))
     nf = jnp.sqrt(jnp.maximum(nf_squared + (size - rank), 0) / size)
     return jnp.where((rank > 0) & jnp.isfinite(energy), jnp.where(changed, nf, 0), jnp.nan)
+
+
+def _flips(s, d, longer):
+    """What the law doesn't know of r nf^2: the rare sign flip of a single smallest value, as in `polar_law`.
+
+    The column of the change that its direction feels is normal for given entries of the change's right vectors. So the
+    square of its size is a Gamma variable with as many degrees of freedom as the change has directions, or as give the
+    fourth moment of its entries. What the law says of that column alone is what it says of a base with all other values
+    infinite.
+    """
+    size = s.shape[-1]
+    free = longer - size
+    entries = size * longer
+    square = d**2 / jnp.max(d) ** 2
+    concentration = jnp.sum(square**2) / jnp.sum(square) ** 2
+    moments = moments_of_concentration(concentration, (longer, size))
+    spread = jnp.clip((moments.excess + 2 * moments.crossed) / 2, _LEAST_SPREAD, 1)
+    distance, weight = isolation(s, jnp.sum(d**2) / entries, _ALONE)
+    # As many equal directions as give the change's fourth moment, and none.
+    change = _Spectrum(
+        jnp.stack([entries * concentration, 0 * concentration]),
+        jnp.stack([1 / concentration, size - 1 / concentration]),
+    )
+    counts, moved = jnp.asarray([1, size - 1], s.dtype), jnp.asarray([1, 0], s.dtype)
+    infinite = _INFINITE * jnp.sqrt(entries * concentration)
+
+    def missing(distance):
+        low, high = jnp.log(distance) - _BELOW, jnp.log(distance + jnp.sqrt(1 + free)) + _ABOVE
+        base = jnp.stack([distance, infinite])
+        law_turned, law_lost = _sums(base, counts, moved, change, free, low, high)
+        turned, lost = mixed_column(distance, free, spread)
+        return 2 * (turned - law_turned) - (lost - law_lost)
+
+    return jnp.sum(weight * jax.vmap(missing)(distance))
