@@ -6,14 +6,13 @@ imaginary axis is explicit in one variable t: no fixed point is iterated for, bu
 begins. Every sum below is of terms of one sign, so that small noise doesn't vanish in rounding errors of float32.
 """
 
-import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
+from polarax.kernels.noise_law.one_column import isolation, one_column
 from polarax.kernels.sides import Shape, entry_count, longer_side, root
 from polarax.kernels.thin_svd import numerical_rank
 
@@ -23,9 +22,7 @@ _NODES = 80
 # Where the nodes begin and end, beyond the scales of the spectrum. At e^-16 what is left out is a geometric series
 # that begins with the square root of it, and is added; at e^12 integrands have fallen by its power 3/2.
 _BELOW, _ABOVE = 36.0, 12.0
-_TRAILING = 8  # so many of the smallest values may be isolated
 _ALONE = 8.0  # beyond so many standard deviations a sign doesn't flip
-_GAUSS_NODES, _TAIL = 48, 9.0  # of integrals of exp(-a^2 v^2 / 2), cut at e^-40
 _NEWTON_STEPS = 16  # from within a factor of a few, quadratic: 6 to 8 are enough
 
 
@@ -163,26 +160,18 @@ def _sums(s, smallest, variance, delta):
 def _isolated(sums, s, variance, free):
     """Mends the law where a single smallest value of the size of the noise rules: nf_squared, turned, lost.
 
-    Its direction may flip its sign, a rare event that no expansion in 1/r knows. The values far from it only
-    renormalise the noise, sd^2 / x_far with x_far = 1 - sd^2 sum_far 1 / s^2. What a matrix of one column shows,
-    exactly, takes the place of what the law says of that column. Values next to it count by (1 - C)^(3/2),
-    C = sd^2 sum 1 / s^2, which was found by drawing: those that noise mixes with each other the law has already.
+    What a matrix of one column shows, exactly, takes the place of what the law says of that column.
     """
-    count = min(_TRAILING, s.shape[-1])
-    tail = s[-count:]
-    crowding = variance * jnp.sum(1 / jnp.where(s > 0, s, jnp.inf) ** 2)
-    far = 1 - (crowding - variance / jnp.where(tail > 0, tail, jnp.inf) ** 2)
-    distance = jnp.sqrt(jnp.maximum(far, 0) / variance) * tail
-    weight = jnp.where(far > 0, jnp.maximum(1 - crowding, 0) ** 1.5, 0).at[-1].set(1)
-    weight = jnp.where((far > 0) & (tail > 0) & (distance < _ALONE), weight, 0)
+    distance, weight = isolation(s, variance, _ALONE)
+    count = distance.shape[-1]
     one = jnp.asarray(1, s.dtype)
 
     def mend(distance):
         law = _sums(distance[None], distance, one, free * one)
-        turned, lost = _one_column(distance, free)
+        turned, lost = one_column(distance, free)
         return turned - law.turned[0], lost - law.lost[0], 2 * turned - lost - law.nf_squared()
 
-    turned, lost, squared = (weight * x for x in jax.vmap(mend)(jnp.clip(distance, 1e-3, _ALONE)))
+    turned, lost, squared = (weight * x for x in jax.vmap(mend)(distance))
     return (
         sums.nf_squared() + jnp.sum(squared),
         sums.turned.at[-count:].add(turned),
@@ -190,6 +179,7 @@ def _isolated(sums, s, variance, free):
     )
 
 
+<<<<<<< HEAD
 def _one_column(distance, free):
     """1 - E[u^T p] and the mean of what is lost outside, of a column with norm `distance` and noise of 1 in each entry.
 
@@ -210,6 +200,9 @@ def _one_column(distance, free):
 def start_of_axis(
     squares: jax.Array, variance: jax.Array, delta: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
+=======
+def _start(squares, variance, delta):
+>>>>>>> lawpolish
     """t0, the largest root of t x(t) = delta, or 0; x(t0); and the equation's residual.
 
     It is the root of F(t) = sd^2 sum 1 / (t + s^2) + delta / t = 1. 1 / F is concave and increases, so that Newton's

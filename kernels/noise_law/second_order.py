@@ -34,9 +34,7 @@ class SecondOrder(NamedTuple):
     nuclear: jax.Array  # of sum s_p, in units of (sum s_b)^2
 
 
-def second_order(
-    s_base: jax.Array, change_norm: jax.Array, s_change: jax.Array | None, *, shape: Shape
-) -> SecondOrder:
+def second_order(s_base: jax.Array, change_norm: jax.Array, s_change: jax.Array | None, *, shape: Shape) -> SecondOrder:
     """The variances of r nf^2 and of the nuclear norm, to leading order in 1/r. O(64 r) and products of that size.
 
     Args:
@@ -77,7 +75,9 @@ def second_order(
 
     def of_matrix(operands):
         values, inside, change = operands
-        points = _isotropic(values, inside, change[0], longer) if s_change is None else _own(values, inside, change, longer)
+        points = (
+            _isotropic(values, inside, change[0], longer) if s_change is None else _own(values, inside, change, longer)
+        )
         turn, nuclear = _variances(points)
         return turn, nuclear / jnp.sum(values) ** 2
 
@@ -198,7 +198,9 @@ def _own(s, inside, d, longer):
     across_by_kappa = -bases.slope * by_kappa / changes.slope
     base = _with_derivative(functools.partial(_vectors, s, inside, longer), log_t, by_shift, by_kappa)
     change = _with_derivative(
-        lambda log_t, _, __: _vectors(d, jnp.zeros_like(inside), longer, log_t, jnp.zeros_like(log_t), jnp.zeros_like(log_t)),
+        lambda log_t, _, __: _vectors(
+            d, jnp.zeros_like(inside), longer, log_t, jnp.zeros_like(log_t), jnp.zeros_like(log_t)
+        ),
         log_across,
         across_by_t * by_shift + across_by_s,
         across_by_kappa,

@@ -143,9 +143,7 @@ def _variance_of_lengthening(base, moments, shape):
     return moments.norm_spread * entries * (entries - 2 * rank) + variance_of_diagonal(moments, rank, rank, rank)
 
 
-def spreads_of_ratios(
-    base: Base, moments: Moments, growth: jax.Array, squares: jax.Array
-) -> dict[str, jax.Array]:
+def spreads_of_ratios(base: Base, moments: Moments, growth: jax.Array, squares: jax.Array) -> dict[str, jax.Array]:
     """The spreads of `ratio_cv`, `ratio_cv_energy` and `nss`.
 
     Args:
