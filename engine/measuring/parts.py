@@ -185,9 +185,10 @@ def _one_by_one(function: Part) -> Part:
 
 
 @_one_by_one
-def controls_of_pair(spectra: Arrays, *, rows: Side, top_k: int) -> Arrays:
-    """The controls of what is read in frames."""
+def controls_of_pair(spectra: Arrays, values: Arrays, *, rows: Side, top_k: int) -> Arrays:
+    """The controls of what is read in frames, from what `controls_of_values` gave."""
     pair = _pair_of(spectra, rows, top_k)
+    vars(pair).update(values)
     own = {} if pair.spectra.s_change is None else {"own_nf": pair.own_nf, "own_spreads": pair.own_spreads}
     return {"control": pair.control, **own}
 
@@ -205,12 +206,10 @@ def controls_of_leading(spectra: Arrays, *, rows: Side, top_k: int) -> Arrays:
     return {"leading_law": _pair_of(spectra, rows, top_k).leading_law}
 
 
-# The groups whose readers look at each; others that do have it computed with what they read.
-_CONTROLS: dict[Callable[..., Arrays], tuple[str, ...]] = {
-    controls_of_pair: ("scaling", "rotation", "budget", "polar", "fit"),
-    controls_of_values: ("scaling", "shape"),
-    controls_of_leading: ("overlap", "shape"),
-}
+# The groups whose readers look at what pairs have; others that do have it computed with what they read.
+_OF_VALUES = {"scaling", "shape"}
+_OF_PAIRS = {"scaling", "rotation", "budget", "polar", "fit"}
+_OF_LEADING = {"overlap", "shape"}
 
 
 def controls_for(
@@ -225,11 +224,15 @@ def controls_for(
         measurement: What is measured.
     """
     spectra = {name: arrays[name] for name in Spectra._fields}
+    groups, top_k = set(measurement.groups), measurement.top_k
     controls: Arrays = {}
-    for part, groups in _CONTROLS.items():
-        if set(groups) & set(measurement.groups) or (part is controls_of_pair and measurement.own_spectrum):
-            top_k = {} if part is controls_of_values else {"top_k": measurement.top_k}
-            controls |= run(part, spectra, operands=rows, **top_k)
+    of_pairs = bool(groups & _OF_PAIRS) or measurement.own_spectrum
+    if of_pairs or groups & _OF_VALUES:
+        controls = run(controls_of_values, spectra, operands=rows)
+    if of_pairs:
+        controls |= run(controls_of_pair, spectra, controls, operands=rows, top_k=top_k)
+    if groups & _OF_LEADING:
+        controls |= run(controls_of_leading, spectra, operands=rows, top_k=top_k)
     return controls
 
 

@@ -12,8 +12,6 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from polarax.kernels.noise_law.moments import moments_of_concentration
-from polarax.kernels.noise_law.one_column import isolation, mixed_column
 from polarax.kernels.sides import Shape, longer_side
 from polarax.kernels.thin_svd import numerical_rank
 
@@ -23,18 +21,12 @@ _NODES = 64
 # Where the nodes begin and end beyond the scales of the spectra: integrands fall by y below and by y^-3 above, and what
 # is left out below is a geometric series, which is added.
 _BELOW, _ABOVE = 11.0, 6.0
-_ALONE = 24.0  # beyond so many standard deviations a sign doesn't flip, not even if one direction is all of the change
-_LEAST_SPREAD = 1e-3  # of the variance of an entry of the change, below which it is taken for a normal one
-_INFINITE = 1e5  # times the largest value of the change
+_CLOSE = 1.0
 _STEPS = 60  # bracketed Newton steps at most; 6 to 12 are usual
 
 
 def spectrum_law(s_base: jax.Array, s_change: jax.Array, *, shape: Shape) -> jax.Array:
     """Root mean square of nf for changes with the singular values `s_change` in random directions.
-
-    Two things are left out. For m = n it doesn't know the rare sign flip of a single smallest value of the size of the
-    change's entries, as `polar_law` does: there nf is up to 45% too small. For m > n the correction of what is lost
-    outside is missing: nf is up to 8% too small for changes of low rank on bases with a few tiny values.
 
     Args:
         s_base: (..., r), descending.
@@ -50,17 +42,10 @@ def spectrum_law(s_base: jax.Array, s_change: jax.Array, *, shape: Shape) -> jax
     unit = jnp.where(s[..., :1] > 0, s[..., :1], jnp.nan)
     rank = numerical_rank(s, *shape)
     flat = (s / unit).reshape(-1, s.shape[-1]), (d / unit).reshape(-1, s.shape[-1]), rank.reshape(-1)
-    return lax.map(lambda x: _law(x[0], x[1], x[2], longer), flat).reshape(rank.shape)
+    return lax.map(lambda x: _law(*x, longer), flat).reshape(rank.shape)
 
 
 class _Spectrum(NamedTuple):
-    """Singular values, each of them counted so many times."""
-
-    squares: jax.Array  # (k,)
-    counts: jax.Array  # (k,), not necessarily whole numbers
-
-
-class _Traces(NamedTuple):
     """Traces of a spectrum at t, each (nodes,)."""
 
     seen: jax.Array  # phi = sum t / (t + s^2)
@@ -68,30 +53,24 @@ class _Traces(NamedTuple):
     slope: jax.Array  # d phi / d log t = sum t s^2 / (t + s^2)^2
 
 
-def _traces(t, spectrum):
-    inverse = 1 / (t[:, None] + spectrum.squares)
-    seen = t * (inverse @ spectrum.counts)
-    share = spectrum.squares * inverse
-    return _Traces(seen, share @ spectrum.counts, t * ((share * inverse) @ spectrum.counts))
+def _traces(t, squares):
+    inverse = 1 / (t[:, None] + squares)
+    seen = t * jnp.sum(inverse, axis=1)
+    share = squares * inverse
+    rest = jnp.sum(share, axis=1)
+    return _Spectrum(seen, rest, t * jnp.sum(share * inverse, axis=1))
 
 
 class Point(NamedTuple):
     """Where the two spectra meet at y for a guess of t, each (nodes,)."""
 
-<<<<<<< HEAD
     base: _Spectrum
     change: _Spectrum
     across: jax.Array  # tau, the change's t
-=======
-    base: _Traces
-    change: _Traces
->>>>>>> lawpolish
     joint: jax.Array  # G = g_n / y, of the trace g_n of the sum's resolvent over the n side
     residual: jax.Array  # phi_b + phi_D - n = y g_n, left minus right: 0 where t is right
-    log_tau: jax.Array  # of tau, the change's t
 
 
-<<<<<<< HEAD
 def axis_nodes(s: jax.Array, inside: jax.Array, change_squares: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The nodes y of the imaginary axis, and their step in log y, for a base (r,) with s_1 = 1."""
     low = jnp.log(jnp.min(jnp.where(inside, s, 1))) - _BELOW
@@ -104,50 +83,32 @@ def meet(
     log_t: jax.Array, base_squares: jax.Array, change_squares: jax.Array, y: jax.Array, free: jax.typing.ArrayLike
 ) -> Point:
     """What base and change are at y if t = exp(log_t)."""
-=======
-def _meet(log_t, base, change, y, free):
->>>>>>> lawpolish
     t, square = jnp.exp(log_t), y**2
-    base = _traces(t, base)
+    base = _traces(t, base_squares)
     gamma = base.seen * (base.seen + free) / t  # g_n g_m, and g_m = g_n + (m - n) / y
     joint = 2 * gamma / (free + jnp.sqrt(free**2 + 4 * square * gamma))
-<<<<<<< HEAD
     across = (square + base.rest / joint) * (1 + base.rest / (free + square * joint))
     change = _traces(across, change_squares)
     return Point(base, change, across, joint, base.seen - change.rest - square * joint)
 
 
-def solve(
-    base_squares: jax.Array, change_squares: jax.Array, y: jax.Array, free: jax.typing.ArrayLike
-) -> jax.Array:
-=======
-    tau = (square + base.rest / joint) * (1 + base.rest / (free + square * joint))
-    change = _traces(tau, change)
-    return _Point(base, change, joint, base.seen - change.rest - square * joint, jnp.log(tau))
-
-
-def _solve(base, change, y, free):
->>>>>>> lawpolish
+def solve(base_squares: jax.Array, change_squares: jax.Array, y: jax.Array, free: jax.typing.ArrayLike) -> jax.Array:
     """log t at each y. The residual is negative below it and positive above."""
-    size = jnp.sum(base.counts)
-    square, energy = y**2, change.squares @ change.counts
+    size = base_squares.shape[-1]
+    square, energy = y**2, jnp.sum(change_squares)
     sd2 = energy / (size * (size + free))
     longest = energy / square
     low = 2 * jnp.log(y)
     high = jnp.log((square + energy) * (1 + jnp.where(free > 0, jnp.minimum(longest, size / free), longest))) + 1
-    near = 2 * sd2 * square * (1 / (square[:, None] + base.squares) @ base.counts) + sd2 * free
+    near = 2 * sd2 * jnp.sum(square[:, None] / (square[:, None] + base_squares), axis=1) + sd2 * free
     first = jnp.clip(jnp.log(square + near), low, high)
 
     def residual(log_t):
-<<<<<<< HEAD
         return meet(log_t, base_squares, change_squares, y, free).residual
-=======
-        return _meet(log_t, base, change, y, free).residual
->>>>>>> lawpolish
 
     def unfinished(state):
         step, _, _, _, moved = state
-        return (step < _STEPS) & jnp.any(moved > jnp.finfo(y.dtype).eps ** 0.75)
+        return (step < _STEPS) & jnp.any(moved > _CLOSE * jnp.finfo(y.dtype).eps ** 0.75)
 
     def newton(state):
         step, log_t, low, high, _ = state
@@ -182,75 +143,6 @@ def _log_determinant(point, y, free):
     return jnp.where(change.rest < base.seen / 2, small, large) - ends
 
 
-def _lost_more(base, change, log_t, log_tau, free):
-    """The correction of the sum of what is lost outside, from t and tau at y = 0, (1,) each.
-
-    That sum is the derivative of E log det(z - H) where z grows by the factor 1 + kappa on the base's own rows alone,
-    so that omega_1 grows there by 1 + e kappa, e = (m - n) / (phi_b + m - n). The correction of E log det is half the
-    logarithm of det(B + (1 - B / O) A) / det O, of the traces A, B and O of pairs of resolvents of the base, of the
-    change and of their product, in units of the joint traces.
-    """
-    size = jnp.sum(base.counts)
-
-    def log_determinant(log_t, log_tau, grown):
-        own, other = _traces(jnp.exp(log_t), base), _traces(jnp.exp(log_tau), change)
-        a11 = ((own.seen - own.slope) / grown**2 + free) / (own.seen / grown + free) ** 2
-        a22 = (own.seen - own.slope) / own.seen**2
-        a12 = own.slope / own.seen / (own.seen + grown * free)
-        long = other.seen + free
-        b11, b22 = (long - other.slope) / long**2, (other.seen - other.slope) / other.seen**2
-        b12 = other.slope / (other.seen * long)
-        # 1 - m b11 and 1 - n b22, which are of second order in a small change.
-        fourth = (change.squares / (jnp.exp(log_tau)[:, None] + change.squares)) ** 2 @ change.counts
-        c11 = (other.rest**2 - (size + free) * fourth) / long**2
-        c22 = (other.rest**2 - size * fourth) / other.seen**2
-        first = -b11 - c11 * a11 + size * b12 * a12
-        second = -b22 - c22 * a22 + (size + free) * b12 * a12
-        mixed = b12 + c11 * a12 - size * b12 * a22, b12 + c22 * a12 - (size + free) * b12 * a11
-        return jnp.log(first * second - mixed[0] * mixed[1])
-
-    own, other = _traces(jnp.exp(log_t), base), _traces(jnp.exp(log_tau), change)
-    share = free / (own.seen + free)
-    # phi_b + phi_D = n and phi_b (phi_b + (1 + e kappa) (m - n)) / t = phi_D (phi_D + m - n) / tau.
-    stiff_own = 1 - own.slope * (1 / own.seen + 1 / (own.seen + free))
-    stiff_other = 1 - other.slope * (1 / other.seen + 1 / (other.seen + free))
-    rate = share / (other.slope * stiff_own + own.slope * stiff_other)
-    one = jnp.ones_like(log_t)
-    tangents = rate * other.slope, -rate * own.slope, one
-    return jnp.sum(share / 2 * jax.jvp(log_determinant, (log_t, log_tau, one), tangents)[1])
-
-
-def _sums(s, counts, moved, change, free, low, high):
-    """Sum of 1 - p_i, and of what is lost outside, over the values (k,) where `moved` is 1, not 0.
-
-    `low` and `high` are the logarithms of the least and of the largest y.
-    """
-    step = (high - low) / (_NODES - 1)
-    y = jnp.exp(low + step * jnp.arange(_NODES, dtype=s.dtype))
-    width = (step * y).at[0].multiply(1 + 1 / jnp.expm1(step))
-    base = _Spectrum(s**2, counts)
-    log_t = _solve(base, change, y, free)
-    point = _meet(log_t, base, change, y, free)
-    # t - y^2, from the change's side: no difference of large numbers.
-    square = y**2
-    longest = point.change.rest / point.joint
-    apart = longest + (square + longest) * point.change.rest / (free + square * point.joint)
-    t = square + apart
-    turned_trace = apart * ((s / ((square[:, None] + s**2) * (t[:, None] + s**2))) @ (moved * counts))
-
-    def at_y(log_t, s):
-        point = _meet(log_t, _Spectrum(s**2, counts), change, y, free)
-        return point.residual, _log_determinant(point, y, free)
-
-    _, (by_t, log_by_t) = jax.jvp(at_y, (log_t, s), (jnp.ones_like(log_t), 0 * s))
-    _, (by_s, log_by_s) = jax.jvp(at_y, (log_t, s), (jnp.zeros_like(log_t), moved))
-    correction = log_by_s - log_by_t * by_s / by_t
-    turned = jnp.sum(width * (2 * turned_trace - correction / 2)) / jnp.pi
-    seen = point.base.seen[0]
-    lost = free * seen / (seen + free) + _lost_more(base, change, log_t[:1], point.log_tau[:1], free)
-    return turned, jnp.where(free > 0, lost, 0)
-
-
 def _law(s, d, rank, longer):
     """nf of one spectrum (r,) with s_1 = 1."""
     size = s.shape[-1]
@@ -258,10 +150,8 @@ def _law(s, d, rank, longer):
     s = jnp.where(inside, s, 0)
     energy = jnp.sum(d**2)
     changed = energy > 0
-    d = jnp.where(changed, d, 1)
-    change = _Spectrum(d**2, jnp.ones_like(d))
+    change_squares = jnp.where(changed, d**2, 1)
     free = longer - size
-<<<<<<< HEAD
     y, step = axis_nodes(s, inside, change_squares)
     width = (step * y).at[0].multiply(1 + 1 / jnp.expm1(step))
 
@@ -285,47 +175,5 @@ def _law(s, d, rank, longer):
     turned = jnp.sum(width * (2 * turned_trace - correction / 2)) / jnp.pi
     seen = point.base.seen[0]
     lost = jnp.where(free > 0, free * seen / (seen + free), 0)
-    nf = jnp.sqrt(jnp.maximum(2 * turned - lost + (size - rank), 0) / size)
-=======
-    low = jnp.log(jnp.min(jnp.where(inside, s, 1))) - _BELOW
-    high = jnp.log(1 + jnp.sqrt(jnp.sum(change.squares))) + _ABOVE
-    turned, lost = _sums(s, jnp.ones_like(s), jnp.where(inside, jnp.ones_like(s), 0), change, free, low, high)
-    nf_squared = 2 * turned - lost
-    nf_squared = jnp.where(rank < size, nf_squared, nf_squared + _flips(s, d, longer))
-    nf = jnp.sqrt(jnp.maximum(nf_squared + (size - rank), 0) / size)
->>>>>>> lawpolish
+    nf = jnp.sqrt(jnp.maximum(2 * turned - lost + size - rank, 0) / size)
     return jnp.where((rank > 0) & jnp.isfinite(energy), jnp.where(changed, nf, 0), jnp.nan)
-
-
-def _flips(s, d, longer):
-    """What the law doesn't know of r nf^2: the rare sign flip of a single smallest value, as in `polar_law`.
-
-    The column of the change that its direction feels is normal for given entries of the change's right vectors. So the
-    square of its size is a Gamma variable with as many degrees of freedom as the change has directions, or as give the
-    fourth moment of its entries. What the law says of that column alone is what it says of a base with all other values
-    infinite.
-    """
-    size = s.shape[-1]
-    free = longer - size
-    entries = size * longer
-    square = d**2 / jnp.max(d) ** 2
-    concentration = jnp.sum(square**2) / jnp.sum(square) ** 2
-    moments = moments_of_concentration(concentration, (longer, size))
-    spread = jnp.clip((moments.excess + 2 * moments.crossed) / 2, _LEAST_SPREAD, 1)
-    distance, weight = isolation(s, jnp.sum(d**2) / entries, _ALONE)
-    # As many equal directions as give the change's fourth moment, and none.
-    change = _Spectrum(
-        jnp.stack([entries * concentration, 0 * concentration]),
-        jnp.stack([1 / concentration, size - 1 / concentration]),
-    )
-    counts, moved = jnp.asarray([1, size - 1], s.dtype), jnp.asarray([1, 0], s.dtype)
-    infinite = _INFINITE * jnp.sqrt(entries * concentration)
-
-    def missing(distance):
-        low, high = jnp.log(distance) - _BELOW, jnp.log(distance + jnp.sqrt(1 + free)) + _ABOVE
-        base = jnp.stack([distance, infinite])
-        law_turned, law_lost = _sums(base, counts, moved, change, free, low, high)
-        turned, lost = mixed_column(distance, free, spread)
-        return 2 * (turned - law_turned) - (lost - law_lost)
-
-    return jnp.sum(weight * jax.vmap(missing)(distance))
