@@ -1,5 +1,8 @@
 """The parts of a measurement as compiled programs: each made once, ahead of its stack where that is wanted."""
 
+import concurrent.futures
+import functools
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -9,12 +12,15 @@ import jax
 import numpy as np
 
 from polarax.kernels.methods import METHODS
-from polarax.measuring.parts import ONE_BY_ONE, Arrays, InFrames
+from polarax.measuring.parts import Arrays, InFrames
 from polarax.measuring.program import run_part
 from polarax.measuring.program_cache import is_of_this_package, load_or_compile
 from polarax.metrics import Readings
 from polarax.metrics.catalogue import every_reader
 from polarax.planning.devices import release_free_memory, takes_batches
+
+# Programs that are made at the same time; each takes up to half a gigabyte meanwhile.
+_AT_A_TIME = 4
 
 
 class CompiledParts:
@@ -32,32 +38,35 @@ class CompiledParts:
         self._mesh, self._sharding = mesh, sharding
         self._own_metrics = is_of_this_package(every_reader())
         self._own = self._own_metrics and is_of_this_package(METHODS.values())
-        self._programs: dict[Any, Callable[..., Any]] = {}
-        self._making = threading.Lock()
+        self._programs: dict[Any, concurrent.futures.Future[Callable[..., Any]]] = {}
+        self._looking = threading.Lock()
 
     def __call__(
         self, part: Callable[..., Any], *stacks: Any, operands: dict[str, Any] | None = None, **static: Any
     ) -> Any:
         """As `Run`."""
         operands, static = self._divided(operands, static)
-        if not self._one_by_one(part):
-            return self._program(part, operands, stacks, static)(operands, *stacks)
-        count = _count(stacks)
-        each = [jax.tree.map(lambda x, i=i: x[i : i + 1], stacks) for i in range(count)] if count > 1 else [stacks]
-        program = self._program(part, operands, each[0], static)
-        found = [program(operands, *matrix) for matrix in each]
-        return jax.tree.map(lambda *x: np.concatenate(x), *jax.device_get(found)) if count > 1 else found[0]
+        return self._program(part, operands, stacks, static)(operands, *stacks)
 
     def prepare(
-        self, part: Callable[..., Any], *stacks: Any, operands: dict[str, Any] | None = None, **static: Any
-    ) -> Any:
-        """Has the program at hand; returns the shapes and dtypes of what it gives."""
+        self,
+        pool: concurrent.futures.Executor,
+        part: Callable[..., Any],
+        *stacks: Any,
+        operands: dict[str, Any] | None = None,
+        **static: Any,
+    ) -> tuple[Any, concurrent.futures.Future[Any]]:
+        """Has the program made in a pool of threads; returns the shapes and dtypes of what it gives, and the future."""
         operands, static = self._divided(operands, static)
-        if not self._one_by_one(part):
-            return jax.tree.map(self._described, self._program(part, operands, stacks, static).out_info)
-        first = jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype), stacks)
-        found, count = self._program(part, operands, first, static).out_info, _count(stacks)
-        return jax.tree.map(lambda x: self._described(jax.ShapeDtypeStruct((count, *x.shape[1:]), x.dtype)), found)
+        arguments, told = self._told(part, operands, stacks, static)
+        found = jax.eval_shape(functools.partial(run_part, **told), *arguments)
+        x64 = jax.dtypes.canonicalize_dtype(np.float64) == np.float64
+
+        def make():
+            with jax.enable_x64(x64):  # a setting of each thread
+                return self._program(part, operands, stacks, static)
+
+        return jax.tree.map(self._described, found), pool.submit(make)
 
     def resolved(self, related: InFrames, fallback: Callable[[], Arrays]) -> Arrays:
         """As `Run`; the host looks, and the fallback's program is made when there first is need for it."""
@@ -71,10 +80,6 @@ class CompiledParts:
             first = step(index, first)
         return first
 
-    def _one_by_one(self, part):
-        """Whether a stack's matrices are given to it one by one; over several devices each has its share at once."""
-        return self._mesh is None and part.__name__ in ONE_BY_ONE
-
     def _divided(self, operands, static):
         """Operands and static arguments; of metrics that are not the package's own a shape is static."""
         operands = dict(operands or {})
@@ -83,28 +88,29 @@ class CompiledParts:
         # As a number of Python's, which takes the dtype of what it meets; a floating-point one has room for products.
         return operands | ({"rows": float(operands["rows"])} if "rows" in operands else {}), static
 
+    def _told(self, part, operands, stacks, static):
+        """Arguments of `run_part`, and those that a program is made for."""
+        told = {"part": part.__name__, "static": tuple(sorted(static.items())), "mesh": self._mesh}
+        return jax.tree.map(self._described, (operands, *stacks)), told | {"batched": takes_batches()}
+
     def _program(self, part, operands, stacks, static):
         leaves, tree = jax.tree.flatten((operands, stacks))
-        told = tuple(sorted(static.items()))
-        key = (part, told, tree, *(_shape_and_dtype(leaf) for leaf in leaves))
-        if key not in self._programs:
-            with self._making:
-                if key not in self._programs:
-                    start = time.perf_counter()
-                    self._programs[key] = load_or_compile(
-                        run_part,
-                        *jax.tree.map(self._described, (operands, *stacks)),
-                        static={
-                            "part": part.__name__,
-                            "static": told,
-                            "mesh": self._mesh,
-                            "batched": takes_batches(),
-                        },
-                        keep=self._own,
-                    )
-                    release_free_memory()
-                    self.seconds += time.perf_counter() - start
-        return self._programs[key]
+        key = (part, tuple(sorted(static.items())), tree, *(_shape_and_dtype(leaf) for leaf in leaves))
+        with self._looking:
+            program = self._programs.get(key)
+            first = program is None
+            if first:
+                program = self._programs[key] = concurrent.futures.Future()
+        if first:
+            start = time.perf_counter()
+            arguments, told = self._told(part, operands, stacks, static)
+            try:
+                program.set_result(load_or_compile(run_part, *arguments, static=told, keep=self._own))
+            except BaseException as error:  # whoever waits for it hears of it too
+                program.set_exception(error)
+            release_free_memory()
+            self.seconds += time.perf_counter() - start
+        return program.result()
 
     def _described(self, leaf):
         shape, dtype = _shape_and_dtype(leaf)
@@ -114,14 +120,29 @@ class CompiledParts:
 
 
 class PreparedParts:
-    """A `Run` on shapes and dtypes alone, which has every program made that will be needed, the fallback's excepted."""
+    """A `Run` on shapes and dtypes alone, which has every program made that will be needed, the fallback's excepted.
+
+    Several at a time: XLA makes a program on one core. They are there when the context ends.
+    """
 
     def __init__(self, compiled: CompiledParts):
         self._compiled = compiled
+        self._pool = concurrent.futures.ThreadPoolExecutor(min(_AT_A_TIME, os.cpu_count() or 1))
+        self._made: list[concurrent.futures.Future[Any]] = []
+
+    def __enter__(self) -> "PreparedParts":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        with self._pool:
+            for program in self._made if error[0] is None else ():
+                program.result()
 
     def __call__(self, part: Callable[..., Any], *stacks: Any, **given: Any) -> Any:
         """As `Run`."""
-        return self._compiled.prepare(part, *stacks, **given)
+        found, program = self._compiled.prepare(self._pool, part, *stacks, **given)
+        self._made.append(program)
+        return found
 
     def resolved(self, related: InFrames, fallback: Callable[[], Arrays]) -> Arrays:
         """As `Run`."""
@@ -130,10 +151,6 @@ class PreparedParts:
     def repeat(self, count: int, step: Callable[[Any, Readings], Readings], first: Readings) -> Readings:
         """As `Run`."""
         return step(0, first)
-
-
-def _count(stacks):
-    return jax.tree.leaves(stacks)[0].shape[0]
 
 
 def _shape_and_dtype(leaf):

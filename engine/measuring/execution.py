@@ -222,7 +222,8 @@ class _Programs:
             operands = [jax.ShapeDtypeStruct((count, *stack.shape), dtype) for dtype in dtypes]
             if self._work.measurement.draws:
                 operands.append(jax.ShapeDtypeStruct((count, 2), np.uint32))
-            self._measure(PreparedParts(self._compiled), stack, operands)
+            with PreparedParts(self._compiled) as prepared:
+                self._measure(prepared, stack, operands)
         self._prepared.add(key)
 
     def start(self, pool, stack, operands):

@@ -32,9 +32,6 @@ Part = TypeVar("Part", bound=Callable[..., Any])
 # Every part, by its name: what a compiled program is looked up by.
 PARTS: dict[str, Callable[..., Any]] = {}
 
-# Those that take little time and are made for r alone: a stack's matrices are given to them one by one.
-ONE_BY_ONE: set[str] = set()
-
 # The fields of `Frames` that are arrays; without a group that needs vectors, those of `Spectra`.
 Arrays = dict[str, Any]
 
@@ -179,12 +176,7 @@ def _pair_of(arrays: Arrays, rows: Side, top_k: int, *, pictures: bool = False) 
 # What random changes would show.
 
 
-def _one_by_one(function: Part) -> Part:
-    ONE_BY_ONE.add(function.__name__)
-    return _part(function)
-
-
-@_one_by_one
+@_part
 def controls_of_pair(spectra: Arrays, values: Arrays, *, rows: Side, top_k: int) -> Arrays:
     """The controls of what is read in frames, from what `controls_of_values` gave."""
     pair = _pair_of(spectra, rows, top_k)
@@ -193,14 +185,14 @@ def controls_of_pair(spectra: Arrays, values: Arrays, *, rows: Side, top_k: int)
     return {"control": pair.control, **own}
 
 
-@_one_by_one
+@_part
 def controls_of_values(spectra: Arrays, *, rows: Side) -> Arrays:
     """Those of singular values."""
     pair = _pair_of(spectra, rows, 1)
     return {"values_null": pair.values_null, "spectrum_null": pair.spectrum_null}
 
 
-@_one_by_one
+@_part
 def controls_of_leading(spectra: Arrays, *, rows: Side, top_k: int) -> Arrays:
     """Those of leading vectors."""
     return {"leading_law": _pair_of(spectra, rows, top_k).leading_law}
