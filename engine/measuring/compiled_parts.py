@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from polarax.kernels.methods import METHODS
-from polarax.measuring.parts import Arrays, InFrames
+from polarax.measuring.parts import OF_SPECTRA, Arrays, InFrames
 from polarax.measuring.program import run_part
 from polarax.measuring.program_cache import is_of_this_package, load_or_compile
 from polarax.metrics import Readings
@@ -21,6 +21,8 @@ from polarax.planning.devices import release_free_memory, takes_batches
 
 # Programs that are made at the same time; each takes up to half a gigabyte meanwhile.
 _AT_A_TIME = 4
+# Singular values up to which what is read of spectra alone takes longer to compile than to run.
+_SMALL = 128
 
 
 class CompiledParts:
@@ -105,7 +107,9 @@ class CompiledParts:
             start = time.perf_counter()
             arguments, told = self._told(part, operands, stacks, static)
             try:
-                program.set_result(load_or_compile(run_part, *arguments, static=told, keep=self._own))
+                quickly = part in OF_SPECTRA and stacks[0]["s_base"].shape[-1] <= _SMALL
+                made = load_or_compile(run_part, *arguments, static=told, keep=self._own, quickly=quickly)
+                program.set_result(made)
             except BaseException as error:  # whoever waits for it hears of it too
                 program.set_exception(error)
             release_free_memory()

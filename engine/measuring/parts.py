@@ -204,6 +204,10 @@ _OF_PAIRS = {"scaling", "rotation", "budget", "polar", "fit"}
 _OF_LEADING = {"overlap", "shape"}
 
 
+# Parts that are given nothing but spectra.
+OF_SPECTRA = (controls_of_values, controls_of_pair, controls_of_leading)
+
+
 def controls_for(
     run: Callable[..., Arrays], arrays: Arrays, *, rows: dict[str, Any], measurement: Measurement
 ) -> Arrays:

@@ -52,7 +52,7 @@ _switching, _without_cache = threading.Lock(), 0
 
 
 def load_or_compile(
-    function: Any, *arguments: Any, static: Mapping[str, Any], keep: bool = True
+    function: Any, *arguments: Any, static: Mapping[str, Any], keep: bool = True, quickly: bool = False
 ) -> "jax.stages.Compiled | _Loaded":
     """`function.lower(*arguments, **static).compile()`, from what an earlier process kept where there is such a thing.
 
@@ -61,6 +61,7 @@ def load_or_compile(
         *arguments: Pytrees of `jax.ShapeDtypeStruct`.
         static: Keyword arguments the program is compiled for; their `repr` has to tell them apart, in any process.
         keep: False where the program is made of more than this package and the arguments: of what a user registered.
+        quickly: True for a program that hardly takes time to run: on CPUs it is compiled with less care.
 
     Returns:
         The program, to be called with arrays. Without a cache (`jax_compilation_cache_dir`), or with several devices
@@ -69,13 +70,13 @@ def load_or_compile(
     folder = _folder() if keep and jax.local_device_count() == 1 else None
     name = None if folder is None else _name_of(function, arguments, static)
     if folder is None or name is None:
-        return _compiled(function.lower(*arguments, **static))
+        return _compiled(function.lower(*arguments, **static), quickly)
 
     def make():
         with jax.enable_x64(x64):  # as it is here, whichever thread makes it
             lowered = function.lower(*arguments, **static)
             with _without_cache_of_jax():
-                program = _compiled(lowered)
+                program = _compiled(lowered, quickly)
         _keep(folder, name, program)
         return program
 
@@ -113,15 +114,21 @@ class _Loaded:
         return self._program(*arguments)
 
 
-def _compiled(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
+def _compiled(lowered: jax.stages.Lowered, quickly: bool) -> jax.stages.Compiled:
     """Compiled, on GPUs without Triton's products, unless XLA_FLAGS has a say in that.
 
     XLA tries dozens of these for every product: a program takes 29 s to compile with them on an H200, 6 s without, and
-    runs no slower (docs/benchmarks.md).
+    runs no slower (docs/benchmarks.md). On CPUs a program that is compiled quickly takes half as long to compile, and a
+    few times as long to run.
     """
+    options: dict[str, bool | int] = {}
     if jax.default_backend() == "gpu" and _TRITON not in os.environ.get("XLA_FLAGS", ""):
+        options[_TRITON] = False
+    if jax.default_backend() == "cpu" and quickly:
+        options["xla_backend_optimization_level"] = 0
+    if options:
         try:
-            return lowered.compile(compiler_options={_TRITON: False})
+            return lowered.compile(compiler_options=options)
         except jax.errors.JaxRuntimeError as error:
             if "No such compile option" not in str(error):
                 raise
