@@ -79,8 +79,8 @@ def entry_sums(base: Entries, post: Entries) -> EntrySums:
         *squares, of_base * change, same, *base_digits, *post_digits
     )
     norm_base, norm_post, norm_change, noise_base, noise_post = (jnp.sqrt(x) for x in sums)
-    rounding_base = kernels.Rounding(base.unit * noise_base * kernels.last_place(base.stored.dtype), base_used, base_seen)
-    rounding_post = kernels.Rounding(post.unit * noise_post * kernels.last_place(post.stored.dtype), post_used, post_seen)
+    rounding_base = _rounding(base, noise_base, base_used, base_seen)
+    rounding_post = _rounding(post, noise_post, post_used, post_seen)
     return EntrySums(
         base=base.unit * norm_base,
         post=post.unit * norm_post,
@@ -163,6 +163,11 @@ def _same(base, post):
         return base.astype(exact) == post.astype(exact)
     bits = jnp.dtype(f"uint{8 * base.dtype.itemsize}")
     return base.view(bits) == post.view(bits)
+
+
+def _rounding(entries, norm, used, seen):
+    """From the sums of `_digits`, norm the root of that of squares."""
+    return kernels.Rounding(entries.unit * norm * kernels.last_place(entries.stored.dtype), used, seen)
 
 
 def _digits(entries):

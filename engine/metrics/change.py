@@ -1,7 +1,5 @@
 """Size of the change, and how much of it is rounding."""
 
-import jax.numpy as jnp
-
 from polarax import kernels
 from polarax.kernels.noise_law import polar_law
 from polarax.kernels.sides import entry_count
