@@ -329,8 +329,8 @@ def _described(x: Any) -> jax.ShapeDtypeStruct:
 
 def _joined_entries(entries, axis):
     sides = entries.rounding_base, entries.rounding_post
-    joined = (kernels.joined_rounding(side, joined_norms(side.noise, axis), axis) for side in sides)
-    return StoredEntries(*joined, lax.psum(entries.equal, axis))
+    base, post = (kernels.joined_rounding(side, joined_norms(side.noise, axis), axis) for side in sides)
+    return StoredEntries(base, post, lax.psum(entries.equal, axis))
 
 
 def _nonfinite_of_rows(base, post, *, dtype):

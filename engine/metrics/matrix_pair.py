@@ -43,7 +43,8 @@ class StoredEntries(NamedTuple):
     @classmethod
     def of(cls, base: jax.Array, post: jax.Array) -> "StoredEntries":
         """Those of base and post, (..., m, n), in their stored dtypes."""
-        return cls(*(kernels.rounding_of(x, x.dtype) for x in (base, post)), kernels.equal_entries(base, post))
+        rounding_base, rounding_post = (kernels.rounding_of(x, x.dtype) for x in (base, post))
+        return cls(rounding_base, rounding_post, kernels.equal_entries(base, post))
 
 
 @dataclasses.dataclass(frozen=True)
