@@ -32,10 +32,16 @@ from polarax.kernels.polar_headlines import Headlines, PolarPair, headlines_of_f
 from polarax.kernels.products import frobenius
 from polarax.kernels.random_changes import RANDOM_CHANGES, random_change
 from polarax.kernels.rounding import (
+    Rounding,
+    digits,
     equal_entries,
+    joined_rounding,
+    last_place,
+    noise_between,
     noise_spectral_norm,
     rank_beyond_noise,
     rounding_noise,
+    rounding_of,
     unchanged_share,
 )
 from polarax.kernels.scaling import Scaling, scaling
@@ -60,6 +66,7 @@ __all__ = [
     "Polar",
     "PolarPair",
     "PowerLaw",
+    "Rounding",
     "Scaling",
     "Svd",
     "after",
@@ -69,6 +76,7 @@ __all__ = [
     "change_cosine",
     "closed_form_controls",
     "control_reach",
+    "digits",
     "drift_budget",
     "edit_break",
     "edit_keep",
@@ -84,9 +92,12 @@ __all__ = [
     "frobenius",
     "headlines_of_frames",
     "inner_of_directions",
+    "joined_rounding",
     "joint_signs",
+    "last_place",
     "map_frames",
     "map_posts",
+    "noise_between",
     "noise_spectral_norm",
     "numerical_rank",
     "one_at_a_time",
@@ -100,6 +111,7 @@ __all__ = [
     "rank_beyond_noise",
     "rotation_difference",
     "rounding_noise",
+    "rounding_of",
     "scaling",
     "singular_values",
     "split_change",

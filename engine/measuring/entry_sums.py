@@ -14,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from polarax import kernels
+
 # Of all products with matrices.
 WORKING = jnp.float32
 
@@ -50,7 +52,7 @@ class EntrySums(NamedTuple):
     change: jax.Array  # ||D||_F
     along: jax.Array  # <W_b, D> / ||W_b||^2; NaN for a base that is zero
     unchanged: jax.Array  # share of entries that are the same, bit for bit or, of different dtypes, in value
-    noise: jax.Array  # expected norm of the rounding of the stored types, the larger of both
+    noise: jax.Array  # expected norm of their rounding, the larger of both
 
 
 def entries_of(stored: jax.Array, dtype: str) -> Entries:
@@ -68,20 +70,24 @@ def change_unit(base: Entries, post: Entries) -> jax.Array:
 def entry_sums(base: Entries, post: Entries) -> EntrySums:
     """The sums of a base and a post."""
     unit, dtype = change_unit(base, post), base.unit.dtype
-    sides = [(_over(x.stored, x.unit), _rounding(x)) for x in (base, post)]
-    (of_base, base_power), (of_post, post_power) = ((x.astype(dtype), y.astype(dtype)) for x, y in sides)
+    of_base, of_post = (_over(x.stored, x.unit).astype(dtype) for x in (base, post))
+    (base_power, *base_digits), (post_power, *post_digits) = (_digits(x) for x in (base, post))
     change = _difference(base.stored, post.stored, unit).astype(dtype)
     same = _same(base.stored, post.stored).astype(dtype)
     squares = (of_base**2, of_post**2, change**2, base_power**2, post_power**2)
-    *sums, along, equal = _sums(*squares, of_base * change, same)
+    *sums, along, equal, base_used, base_seen, post_used, post_seen = _sums(
+        *squares, of_base * change, same, *base_digits, *post_digits
+    )
     norm_base, norm_post, norm_change, noise_base, noise_post = (jnp.sqrt(x) for x in sums)
+    rounding_base = _rounding(base, noise_base, base_used, base_seen)
+    rounding_post = _rounding(post, noise_post, post_used, post_seen)
     return EntrySums(
         base=base.unit * norm_base,
         post=post.unit * norm_post,
         change=unit * norm_change,
         along=_share(along, norm_base, unit / base.unit),
         unchanged=equal / math.prod(base.stored.shape),
-        noise=jnp.maximum(*(x.unit * y * _ulp(x) for x, y in ((base, noise_base), (post, noise_post)))),
+        noise=kernels.noise_between(rounding_base, rounding_post, unit * norm_change),
     )
 
 
@@ -132,14 +138,18 @@ def nonfinite_entries(entries: Entries, norm: jax.Array) -> jax.Array:
 
 
 def _sums(*terms):
-    """The sum of each, (m, n)."""
+    """The sum of each, (m, n); of unsigned integers the digits that are in any."""
 
     def add(sums, more):
-        return tuple(x + y for x, y in zip(sums, more, strict=True))
+        return tuple(x + y if _is_float(x) else x | y for x, y in zip(sums, more, strict=True))
 
     # Along the rows, where all are summed in one loop; the rest is small.
     rows = lax.reduce(terms, tuple(jnp.zeros((), x.dtype) for x in terms), add, (1,))
-    return tuple(jnp.sum(x) for x in rows)
+    return tuple(jnp.sum(x) if _is_float(x) else lax.reduce(x, x.dtype.type(0), lax.bitwise_or, (0,)) for x in rows)
+
+
+def _is_float(x):
+    return jnp.issubdtype(x.dtype, jnp.floating)
 
 
 def _difference(base, post, unit):
@@ -155,20 +165,15 @@ def _same(base, post):
     return base.view(bits) == post.view(bits)
 
 
-def _rounding(entries):
-    """The power of two that each entry's rounding goes by, over the unit: see `polarax.kernels.rounding_noise`."""
-    x, info = _exact(entries.stored), jnp.finfo(entries.stored.dtype)
-    of_x = jnp.finfo(x.dtype)
-    bits = lax.bitcast_convert_type(x, jnp.dtype(f"uint{of_x.bits}"))
-    exponent_bits = ((1 << of_x.nexp) - 1) << of_x.nmant
-    power = lax.bitcast_convert_type(bits & np.array(exponent_bits, bits.dtype), x.dtype)  # of two, at most |x|
-    power = jnp.maximum(power, np.array(info.smallest_normal, x.dtype))
-    return jnp.where(x == 0, 0, _over(power, entries.unit))
+def _rounding(entries, norm, used, seen):
+    """From the sums of `_digits`, norm the root of that of squares."""
+    return kernels.Rounding(entries.unit * norm * kernels.last_place(entries.stored.dtype), used, seen)
 
 
-def _ulp(entries):
-    """Standard deviation of rounding, over that power of two."""
-    return 2.0 ** -jnp.finfo(entries.stored.dtype).nmant / math.sqrt(12)
+def _digits(entries):
+    """`polarax.kernels.digits` of each entry; the power of two over the unit, in its dtype."""
+    power, used, seen = kernels.digits(entries.stored, entries.stored.dtype)
+    return _over(power, entries.unit).astype(entries.unit.dtype), used, seen
 
 
 def _over(x, unit):

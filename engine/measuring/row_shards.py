@@ -329,8 +329,9 @@ def _described(x: Any) -> jax.ShapeDtypeStruct:
 
 
 def _joined_entries(entries, axis):
-    noise_base, noise_post = joined_norms((entries.noise_base, entries.noise_post), axis)
-    return StoredEntries(noise_base, noise_post, lax.psum(entries.equal, axis))
+    sides = entries.rounding_base, entries.rounding_post
+    base, post = (kernels.joined_rounding(side, joined_norms(side.noise, axis), axis) for side in sides)
+    return StoredEntries(base, post, lax.psum(entries.equal, axis))
 
 
 def _nonfinite_of_rows(base, post, *, dtype):

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 # Parts of the budget, and what the largest of them must make of a change before it is said of a matrix.
 PARTS = ("budget_scaling", "budget_coordinated", "budget_discordant", "budget_outside")
 SHARE = 0.1  # of the change, beyond the control
+# The same of what is outside the base's row or column space. Quantised weights err most where their rows are large,
+# which is where the base's own directions are: by itself that moves some tenths of the change inside.
+OUTSIDE = 0.2
 COORDINATION = 0.1
 
 
@@ -161,9 +164,9 @@ register(
             ),
             Shown.LAYERS,
             effect=Effect(
-                threshold="share",
-                size=SHARE,
-                words="shares of the change 10 points",
+                threshold="outside",
+                size=OUTSIDE,
+                words="the share outside 20 points",
                 numbers="share",
                 format="{:.1%}",
                 above=Kind("outside", "changed more outside the base's row or column space than by chance"),

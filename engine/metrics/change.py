@@ -1,7 +1,5 @@
 """Size of the change, and how much of it is rounding."""
 
-import jax.numpy as jnp
-
 from polarax import kernels
 from polarax.kernels.noise_law import polar_law
 from polarax.kernels.sides import entry_count
@@ -17,7 +15,7 @@ def read_change(pair: MatrixPair) -> Readings:
     """The columns of `CHANGE`, and where the change was decomposed its rank beyond rounding, a column of `SHAPE`."""
     entries, size = pair.entries, pair.spectra.change_norm
     assert entries is not None
-    noise = jnp.maximum(entries.noise_base, entries.noise_post).astype(size.dtype)
+    noise = kernels.noise_between(entries.rounding_base, entries.rounding_post, size).astype(size.dtype)
     values, rank = pair.spectra.s_change, {}
     if values is not None:
         rank = {"rank_change": kernels.rank_beyond_noise(values, noise, shape=pair.shape)}
@@ -58,7 +56,7 @@ register(
         Metric("unchanged", "share of entries bitwise equal in both", quick=True),
         Metric(
             "rounding_share",
-            "expected rounding noise of the coarser stored dtype over the size of the change",
+            "expected rounding noise of the coarser side over the size of the change",
             shown=Shown.PAGE | Shown.FACTS,
             heading="rounding share",
             of_stored_dtype=True,

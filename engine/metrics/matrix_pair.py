@@ -36,15 +36,15 @@ class Spectra(NamedTuple):
 class StoredEntries(NamedTuple):
     """What entries say as they are stored, each (...): sums over base and post, which may be in several places."""
 
-    noise_base: jax.Array  # expected norm of the rounding of the stored type
-    noise_post: jax.Array
+    rounding_base: kernels.Rounding
+    rounding_post: kernels.Rounding
     equal: jax.Array  # number of entries that are the same in both
 
     @classmethod
     def of(cls, base: jax.Array, post: jax.Array) -> "StoredEntries":
         """Those of base and post, (..., m, n), in their stored dtypes."""
-        noise_base, noise_post = (kernels.rounding_noise(x, x.dtype) for x in (base, post))
-        return cls(noise_base, noise_post, kernels.equal_entries(base, post))
+        rounding_base, rounding_post = (kernels.rounding_of(x, x.dtype) for x in (base, post))
+        return cls(rounding_base, rounding_post, kernels.equal_entries(base, post))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,6 +8,7 @@ import pytest
 import scipy.linalg
 
 from polarax import kernels
+from polarax.kernels.rounding import spare_digits
 from tests.kernels import matrices
 
 STORED = ("bfloat16", "float16", "float8_e4m3fn", "float8_e5m2")
@@ -70,6 +71,77 @@ def test_noise_of_stacks():
     expected = [[kernels.rounding_noise(y[0], "bfloat16")] for y in x]
     for way in (kernels.rounding_noise, jax.jit(kernels.rounding_noise, static_argnums=1)):
         np.testing.assert_allclose(way(x, "bfloat16"), expected, rtol=1e-6)
+
+
+# Numbers of a narrower type, stored in a wider one.
+
+
+def _spare(x, dtype=None):
+    return int(spare_digits(kernels.rounding_of(x, dtype or x.dtype)))
+
+
+@pytest.mark.parametrize("wide", ["float16", "float32", "float64"])
+@pytest.mark.parametrize("narrow", ["bfloat16", "float16", "float8_e4m3fn", "float8_e5m2"])
+def test_noise_of_a_narrower_type(narrow, wide):
+    """The last places that no entry uses are those the narrower type lacks.
+
+    Of p places, 1 in 2^(p + 1) numbers of a binade is rounded up to the next one, where the square of the spacing is
+    four times as large.
+    """
+    lacking = ml_dtypes.finfo(wide).nmant - ml_dtypes.finfo(narrow).nmant
+    x = _draw(1.0, "float64", narrow)
+    stored = x.astype(ml_dtypes.finfo(narrow).dtype).astype(wide)
+    with jax.enable_x64(wide == "float64"):
+        assert _spare(stored) == lacking
+        rtol = 0.04 + 1.5 / 2 ** (ml_dtypes.finfo(narrow).nmant + 1)
+        np.testing.assert_allclose(kernels.rounding_noise(stored, wide), _noise(x, narrow), rtol=rtol)
+
+
+def test_spare_digits_by_the_bits_of_every_entry():
+    """Against the bits that numpy has: mantissas cut to different lengths."""
+    x = _draw(1.0, "float32")
+    for cut in (0, 1, 5, 12, 19):
+        bits = x.view(np.uint32) & ~np.uint32((1 << cut) - 1)
+        y = bits.view(np.float32)
+        y[:5] = 0
+        y[0, 0] = np.float32(1e-45)  # not normal: it says nothing
+        assert _spare(y) == cut
+    y[150, 150] = np.nextafter(np.float32(1), np.float32(2))
+    assert _spare(y) == 0  # one entry that uses the last place is enough
+
+
+def test_few_or_equal_entries_say_nothing():
+    generator = matrices.generator("rounding", "few")
+    few = {
+        "zero": np.zeros((6, 6)),
+        "ones": np.ones((6, 6)),
+        "identity": np.eye(6),
+        "ternary": 0.75 * generator.integers(-1, 2, (50, 50)),
+        "two values": generator.choice([1.0, 1.5], (50, 50)),
+        "powers of two": 2.0 ** generator.integers(-8, 8, (50, 50)),
+        "a short row": _draw(1.0, ml_dtypes.bfloat16)[:1, :8],
+    }
+    for name, x in few.items():
+        assert _spare(x.astype(np.float32)) == 0, name
+
+
+def test_spare_digits_of_stacks():
+    x = _draw(1.0, "float32")
+    stack = np.stack([x, x.astype(ml_dtypes.bfloat16).astype(np.float32)])
+    for way in (kernels.rounding_of, jax.jit(kernels.rounding_of, static_argnums=1)):
+        np.testing.assert_array_equal(spare_digits(way(stack, "float32")), [0, 16])
+
+
+def test_the_base_counts_only_where_its_rounding_is_the_change():
+    x = _draw(1.0, "float32")
+    rounded = x.astype(ml_dtypes.bfloat16).astype(np.float32)
+    coarse, fine = kernels.rounding_of(rounded, "float32"), kernels.rounding_of(x, "float32")
+    norm = _noise(x, "bfloat16")
+    np.testing.assert_allclose(kernels.noise_between(fine, coarse, 3 * norm), norm, rtol=0.04)
+    np.testing.assert_allclose(kernels.noise_between(coarse, fine, norm), norm, rtol=0.04)
+    for size in (0.5, 2):  # trained on from rounded weights, in float32
+        found = kernels.noise_between(coarse, fine, size * norm)
+        np.testing.assert_allclose(found, norm / 2**16, rtol=0.04)
 
 
 # What rounding alone would show.

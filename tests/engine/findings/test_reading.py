@@ -98,8 +98,9 @@ class TestQuiet:
         assert [float(number) for number in re.findall(r"[\d.]+\d|\d", last)] == [
             THRESHOLDS["z"],
             100 * THRESHOLDS["alpha"],
-            THRESHOLDS["coordination"],
             100 * THRESHOLDS["share"],
+            THRESHOLDS["coordination"],
+            100 * THRESHOLDS["outside"],
             THRESHOLDS["nf_factor"],
             THRESHOLDS["low_rank"],
             THRESHOLDS["rounding_share"],
@@ -261,7 +262,7 @@ class TestNotNamed:
             {"alpha": 1.0049},
             {"coordination": 0.09},
             {"budget_scaling": 0.1},
-            {"budget_outside": 0.59},
+            {"budget_outside": 0.69},
             {"nf": 0.0249},
             {"nf": 0.0161},
             {"effective_rank_change": 12.0},
@@ -288,9 +289,9 @@ class TestNotNamed:
 
     def test_a_change_of_few_directions_spreads_more(self):
         """The share outside of one random direction is anywhere near its mean; that of noise is not."""
-        assert len(read({"budget_outside": 0.68})) == 1
-        assert is_quiet({"budget_outside": 0.68, "stable_rank_change": 1.0})
-        assert is_quiet({"budget_outside": 0.68, "stable_rank_change": np.nan})
+        assert len(read({"budget_outside": 0.72})) == 1
+        assert is_quiet({"budget_outside": 0.72, "stable_rank_change": 1.0})
+        assert is_quiet({"budget_outside": 0.72, "stable_rank_change": np.nan})
 
     def test_a_low_rank_of_the_base_itself(self):
         assert is_quiet({"effective_rank_change": 3.0, "effective_rank_base": 3.1})
