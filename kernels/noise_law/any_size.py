@@ -99,7 +99,7 @@ def _ramp(x, low, high):
 def _of_ratio_cv(base, growth, deviation):
     """The standard deviation of ratio_cv if ratios 1 + growth_i spread independently, to second order.
 
-    cv^2 = (sum rho^2 / r) / (sum rho / r)^2 - 1: a single ratio that outweighs all others moves both, and cv no further.
+    cv^2 = (sum rho^2 / r) / (sum rho / r)^2 - 1: one ratio that outweighs all others moves both, and cv no further.
     """
     growth, deviation = (jnp.where(base.inside, x, 0) for x in (growth, deviation))
     count = base.rank[..., None]

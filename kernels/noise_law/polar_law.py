@@ -207,9 +207,7 @@ def _one_column(distance, free):
     return 1 - kept, free * jnp.sum(area * bell * jnp.sin(angle) * cosine**free)
 
 
-def start_of_axis(
-    squares: jax.Array, variance: jax.Array, delta: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+def start_of_axis(squares: jax.Array, variance: jax.Array, delta: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """t0, the largest root of t x(t) = delta, or 0; x(t0); and the equation's residual.
 
     It is the root of F(t) = sd^2 sum 1 / (t + s^2) + delta / t = 1. 1 / F is concave and increases, so that Newton's

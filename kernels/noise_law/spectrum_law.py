@@ -92,9 +92,7 @@ def meet(
     return Point(base, change, across, joint, base.seen - change.rest - square * joint)
 
 
-def solve(
-    base_squares: jax.Array, change_squares: jax.Array, y: jax.Array, free: jax.typing.ArrayLike
-) -> jax.Array:
+def solve(base_squares: jax.Array, change_squares: jax.Array, y: jax.Array, free: jax.typing.ArrayLike) -> jax.Array:
     """log t at each y. The residual is negative below it and positive above."""
     size = base_squares.shape[-1]
     square, energy = y**2, jnp.sum(change_squares)
@@ -140,9 +138,7 @@ def _log_determinant(point, y, free):
     small += jnp.log1p(base.slope * over_base + change.slope * over_change - base.slope * change.slope * crossed)
     held_base, held_change = 1 - base.slope * inverse_base, 1 - change.slope * inverse_change
     large = jnp.log(common / base.seen) + jnp.log((common + free) / (base.seen + free))
-    large += jnp.log(
-        held_base * held_change + inverse * (base.slope * held_change + change.slope * held_base)
-    )
+    large += jnp.log(held_base * held_change + inverse * (base.slope * held_change + change.slope * held_base))
     ends = jnp.log1p(-change.rest / size) + jnp.log1p(-change.rest / (size + free))
     return jnp.where(change.rest < base.seen / 2, small, large) - ends
 
