@@ -60,8 +60,8 @@ def spreads_at_any_size(
     s_base = jnp.asarray(s_base)
     change_norm = jnp.broadcast_to(jnp.asarray(change_norm, s_base.dtype), s_base.shape[:-1])
     moments = isotropic_moments(shape) if s_change is None else change_moments(s_change, shape)
-    if nf is None and s_change is None:
-        nf = polar_law(s_base, change_norm, shape=shape).nf
+    if s_change is None:
+        nf = polar_law(s_base, change_norm, shape=shape).nf if nf is None else nf
     elif nf is None:
         length = jnp.linalg.norm(s_change, axis=-1)
         scale = change_norm / jnp.where(length > 0, length, 1)

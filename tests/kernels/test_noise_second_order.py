@@ -27,20 +27,20 @@ DRAWN = [
 
 
 @functools.cache
-def at_any_size(shape):
-    return jax.jit(lambda *operands: noise_law.spreads_at_any_size(*operands, shape=shape, top_k=4))
+def at_any_size(size):
+    return jax.jit(lambda rows, *operands: noise_law.spreads_at_any_size(*operands, shape=(rows, size), top_k=4))
 
 
 def computed_at_any_size(s, norm, values, shape, dtype="float64"):
     with jax.enable_x64(dtype == "float64"):
         s, norm = jnp.asarray(s, dtype), jnp.asarray(norm, dtype)
         values = None if values is None else jnp.asarray(values, dtype)
-        return jax.device_get(at_any_size(shape)(s, norm, values))
+        return jax.device_get(at_any_size(shape[1])(jnp.asarray(shape[0], dtype), s, norm, values))
 
 
 @functools.cache
-def by_law(shape):
-    return jax.jit(lambda *operands: noise_law.second_order(*operands, shape=shape))
+def by_law(size):
+    return jax.jit(lambda rows, *operands: noise_law.second_order(*operands, shape=(rows, size)))
 
 
 def second_order(s, norm, values, shape, dtype="float64"):
@@ -48,7 +48,7 @@ def second_order(s, norm, values, shape, dtype="float64"):
     with jax.enable_x64(dtype == "float64"):
         s, norm = jnp.asarray(s, dtype), jnp.asarray(norm, dtype)
         values = None if values is None else jnp.asarray(values, dtype)
-        return np.sqrt(jax.device_get(by_law(shape)(s, norm, values)))
+        return np.sqrt(jax.device_get(by_law(shape[1])(jnp.asarray(shape[0], dtype), s, norm, values)))
 
 
 def drawn(rows, size, smallest, drift, kind, count=4000):
