@@ -2,7 +2,7 @@
 
 Where the change is small beside the smallest singular values, the first-order forms know what changes of few directions
 do exactly. Beyond, the law's second order says how far nf and the nuclear norm spread, and its single values, which
-spread nearly independently, what is read of ratios of singular values.
+spread nearly independently, how far ratio_cv does. Readings that are weighted by energy don't rest on small values.
 """
 
 import enum
@@ -14,7 +14,7 @@ from polarax.kernels.noise_law.moments import change_moments, isotropic_moments
 from polarax.kernels.noise_law.polar_law import polar_law
 from polarax.kernels.noise_law.second_order import second_order
 from polarax.kernels.noise_law.spectrum_law import spectrum_law
-from polarax.kernels.noise_law.spreads import Spreads, first_order_turn, spreads, spreads_of_ratios
+from polarax.kernels.noise_law.spreads import Spreads, first_order_turn, spreads
 from polarax.kernels.noise_law.units import in_units, std_of_root, total_over
 from polarax.kernels.noise_law.values_law import ValuesLaw, values_law
 from polarax.kernels.sides import Shape
@@ -42,9 +42,7 @@ def spreads_at_any_size(
     nf: jax.Array | None = None,
     values: ValuesLaw | None = None,
 ) -> tuple[Spreads, jax.Array]:
-    """`spreads`, and the noise law's for those that rest on small singular values, where the change isn't small to them.
-
-    The law gives the spreads of nf, nuclear_norm_ratio, ratio_cv, ratio_cv_energy and nss.
+    """`spreads`, but the noise law's of nf, nuclear_norm_ratio and ratio_cv where smallest values are not far above it.
 
     Args:
         s_base: Singular values of the base, (..., r), descending.
@@ -62,8 +60,8 @@ def spreads_at_any_size(
     s_base = jnp.asarray(s_base)
     change_norm = jnp.broadcast_to(jnp.asarray(change_norm, s_base.dtype), s_base.shape[:-1])
     moments = isotropic_moments(shape) if s_change is None else change_moments(s_change, shape)
-    if nf is None and s_change is None:
-        nf = polar_law(s_base, change_norm, shape=shape).nf
+    if s_change is None:
+        nf = polar_law(s_base, change_norm, shape=shape).nf if nf is None else nf
     elif nf is None:
         length = jnp.linalg.norm(s_change, axis=-1)
         scale = change_norm / jnp.where(length > 0, length, 1)
@@ -81,13 +79,10 @@ def spreads_at_any_size(
     weight = jnp.maximum(_ramp(departure, _AGREES, _DEPARTS), _ramp(crowding, _APART, _CROWDED))
     weight = jnp.where(expected > 0, weight, 0)
 
-    noise = jnp.where(base.sd > 0, base.sd, 1)[..., None]
-    unit = jnp.where(base.inside, s_base, 1)
-    growth, deviation = (jnp.where(base.inside, x / unit, 0) / noise for x in (values.shift, values.std))
     law = {
         "nf": std_of_root(turn, second.turn) / jnp.sqrt(base.rank),
         "nuclear_norm_ratio": jnp.sqrt(second.nuclear),
-        **spreads_of_ratios(base, moments, growth / noise, deviation**2),
+        "ratio_cv": _of_ratio_cv(base, *(x / s_base for x in (values.shift, values.std))),
     }
 
     def mixed(small, large):
@@ -99,3 +94,20 @@ def spreads_at_any_size(
 
 def _ramp(x, low, high):
     return jnp.clip((x - low) / (high - low), 0, 1)
+
+
+def _of_ratio_cv(base, growth, deviation):
+    """The standard deviation of ratio_cv if ratios 1 + growth_i spread independently, to second order.
+
+    cv^2 = (sum rho^2 / r) / (sum rho / r)^2 - 1: one ratio that outweighs all others moves both, and cv no further.
+    """
+    growth, deviation = (jnp.where(base.inside, x, 0) for x in (growth, deviation))
+    count = base.rank[..., None]
+    mean = 1 + jnp.sum(growth, axis=-1, keepdims=True) / count
+    apart = jnp.where(base.inside, 1 + growth - mean, 0) / mean
+    deviation = deviation / mean
+    square = jnp.sum(apart**2 + (1 - 1 / count) * deviation**2, axis=-1, keepdims=True) / count
+    slope = 2 * (apart - square) / count
+    bend = (1 - (4 * (1 + apart) - 3 * (1 + square)) / count) / count
+    variance = jnp.sum((slope * deviation) ** 2 + 2 * (bend * deviation**2) ** 2, axis=-1)
+    return std_of_root(square[..., 0], variance)

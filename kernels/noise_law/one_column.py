@@ -19,8 +19,8 @@ def isolation(s: jax.Array, variance: jax.Array, alone: float) -> tuple[jax.Arra
     """How far the smallest values are from 0 in standard deviations of their noise, and how far they are alone.
 
     Values far from it only renormalise the noise of a small one, to sd^2 / x_far with x_far = 1 - sd^2 sum_far 1 / s^2.
-    The smallest counts fully, those next to it by (1 - C)^(3/2), C = sd^2 sum 1 / s^2, which was found by drawing: those
-    that noise mixes with each other the law has already.
+    The smallest counts fully, those next to it by (1 - C)^(3/2), C = sd^2 sum 1 / s^2, which was found by drawing:
+    those that noise mixes with each other the law has already.
 
     Args:
         s: (r,), descending.

@@ -6,14 +6,13 @@ imaginary axis is explicit in one variable t: no fixed point is iterated for, bu
 begins. Every sum below is of terms of one sign, so that small noise doesn't vanish in rounding errors of float32.
 """
 
-import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
+from polarax.kernels.noise_law.one_column import isolation, one_column
 from polarax.kernels.sides import Shape, entry_count, longer_side, root
 from polarax.kernels.thin_svd import numerical_rank
 
@@ -23,9 +22,7 @@ _NODES = 80
 # Where the nodes begin and end, beyond the scales of the spectrum. At e^-16 what is left out is a geometric series
 # that begins with the square root of it, and is added; at e^12 integrands have fallen by its power 3/2.
 _BELOW, _ABOVE = 36.0, 12.0
-_TRAILING = 8  # so many of the smallest values may be isolated
 _ALONE = 8.0  # beyond so many standard deviations a sign doesn't flip
-_GAUSS_NODES, _TAIL = 48, 9.0  # of integrals of exp(-a^2 v^2 / 2), cut at e^-40
 _NEWTON_STEPS = 16  # from within a factor of a few, quadratic: 6 to 8 are enough
 
 
@@ -58,7 +55,7 @@ def polar_law(s_base: jax.Array, change_norm: jax.typing.ArrayLike, *, shape: Sh
     unit = jnp.where(s[..., 0] > 0, s[..., 0], jnp.nan)
     sd = norm / unit / root(entry_count(shape))
     flat = (s / unit[..., None]).reshape(-1, s.shape[-1]), sd.reshape(-1), numerical_rank(s, *shape).reshape(-1)
-    law = lax.map(lambda x: _law(*x, jnp.asarray(longer, s.dtype)), flat)
+    law = lax.map(lambda x: _law(x[0], x[1], x[2], jnp.asarray(longer, s.dtype)), flat)
     return PolarLaw(*(x.reshape(s.shape[:-1] + x.shape[1:]) for x in law))
 
 
@@ -88,7 +85,7 @@ def _law(s, sd, rank, longer):
     nf_squared, turned, lost = _isolated(sums, s, variance, free)
     turned, lost = (jnp.where(inside, x, 0) for x in (turned, lost))
     nf_squared = jnp.where(rank < size, 2 * jnp.sum(turned) - jnp.sum(lost) - sums.lost_more, nf_squared)
-    nf = jnp.sqrt(jnp.maximum(nf_squared + size - rank, 0) / size)
+    nf = jnp.sqrt(jnp.maximum(nf_squared + (size - rank), 0) / size)
     defined = (rank > 0) & jnp.isfinite(sd)
 
     def noised(value, still):
@@ -127,7 +124,7 @@ def _sums(s, smallest, variance, delta):
     curvature = 2 * jnp.sum(variance * inverse * inverse**2, axis=1)  # -x''
     f = ahead * (x_start + variance * t * (inverse @ inverse_start))
     x = (f + delta) / t
-    y = jnp.sqrt(x * f)
+    y = jnp.sqrt(x) * jnp.sqrt(f)  # not the root of a product that may leave float32
     h = 2 * f + delta
     growth = x**2 + slope * h  # D = dq / dt
 
@@ -137,7 +134,7 @@ def _sums(s, smallest, variance, delta):
     turned = 2 / jnp.pi * _segment(angle)
     gain = 2 / jnp.pi * width * apart / (jnp.sqrt(t) + y)
     # Less the correction, (1 / 4 pi) times the integral of Q' D / y with Q = 2 sd^2 h B / D, B = s / (t + s^2)^2.
-    v = y / f  # sqrt(x / f)
+    v = jnp.sqrt(x) / jnp.sqrt(f)
     h_over_y = 2 / v + delta / x * v
     of_squares = 2 * x / growth * (x * v - slope / v) + curvature * (h / growth) * h_over_y
     correction = variance / (2 * jnp.pi) * below
@@ -152,8 +149,8 @@ def _sums(s, smallest, variance, delta):
     lost_more = jnp.where(delta > 0, delta * x_start * bend_start / pull**2, 0)
 
     # The nuclear norm grows by (1 / pi) times the integral over y of a log-potential; here by parts.
-    shift = apart * jnp.sum(inverse / ((x * f)[:, None] + squares), axis=1)
-    potential = x * f * shift - f * trace * c
+    seen = jnp.where(squares > 0, (y**2)[:, None] / ((y**2)[:, None] + squares), 1)
+    potential = apart * jnp.sum(seen * inverse, axis=1) - f * trace * c
     bend = 4 * x * variance * (inverse**3 @ squares) + 2 * t * slope**2 + delta * curvature
     grown = jnp.sum(above * (potential * growth / y - y * bend / growth / 2)) / jnp.pi
 
@@ -161,50 +158,25 @@ def _sums(s, smallest, variance, delta):
 
 
 def _isolated(sums, s, variance, free):
-    """The law mended where a single smallest value, alone and of the size of the noise, rules: nf_squared, turned, lost.
+    """Mends the law where a single smallest value of the size of the noise rules: nf_squared, turned, lost.
 
-    Its direction may flip its sign, a rare event that no expansion in 1/r knows. The values far from it only
-    renormalise the noise, sd^2 / x_far with x_far = 1 - sd^2 sum_far 1 / s^2: what a matrix of one column shows, exactly,
-    takes the place of what the law says of that column. Values next to it count by (1 - C)^(3/2), C = sd^2 sum 1 / s^2,
-    which was found by drawing: those that noise mixes with each other the law has already.
+    What a matrix of one column shows, exactly, takes the place of what the law says of that column.
     """
-    count = min(_TRAILING, s.shape[-1])
-    tail = s[-count:]
-    crowding = variance * jnp.sum(1 / jnp.where(s > 0, s, jnp.inf) ** 2)
-    far = 1 - (crowding - variance / jnp.where(tail > 0, tail, jnp.inf) ** 2)
-    distance = jnp.sqrt(jnp.maximum(far, 0) / variance) * tail
-    weight = jnp.where(far > 0, jnp.maximum(1 - crowding, 0) ** 1.5, 0).at[-1].set(1)
-    weight = jnp.where((far > 0) & (tail > 0) & (distance < _ALONE), weight, 0)
+    distance, weight = isolation(s, variance, _ALONE)
+    count = distance.shape[-1]
     one = jnp.asarray(1, s.dtype)
 
     def mend(distance):
         law = _sums(distance[None], distance, one, free * one)
-        turned, lost = _one_column(distance, free)
+        turned, lost = one_column(distance, free)
         return turned - law.turned[0], lost - law.lost[0], 2 * turned - lost - law.nf_squared()
 
-    turned, lost, squared = (weight * x for x in jax.vmap(mend)(jnp.clip(distance, 1e-3, _ALONE)))
+    turned, lost, squared = (weight * x for x in jax.vmap(mend)(distance))
     return (
         sums.nf_squared() + jnp.sum(squared),
         sums.turned.at[-count:].add(turned),
         sums.lost.at[-count:].add(lost),
     )
-
-
-def _one_column(distance, free):
-    """1 - E[u^T p] and the mean of what is lost outside, of a column with norm `distance` and noise of 1 in each entry.
-
-    With k entries more than one, E[u^T p] = sqrt(2 / pi) a times the integral over (0, 1) of exp(-a^2 v^2 / 2)
-    (1 - v^2)^(k/2), and what is lost is k times that of v exp(-a^2 v^2 / 2) (1 - v^2)^((k-1)/2).
-    """
-    nodes, weights = np.polynomial.legendre.leggauss(_GAUSS_NODES)
-    # v = sin(angle): powers of cos(angle), which end smoothly.
-    end = jnp.minimum(jnp.pi / 2, _TAIL / jnp.sqrt(distance**2 + free))
-    angle = end * jnp.asarray((1 + nodes) / 2, distance.dtype)
-    area = end * jnp.asarray(weights / 2, distance.dtype)
-    bell = jnp.exp(-((distance * jnp.sin(angle)) ** 2) / 2)
-    cosine = jnp.cos(angle)
-    kept = math.sqrt(2 / math.pi) * distance * jnp.sum(area * bell * cosine ** (free + 1))
-    return 1 - kept, free * jnp.sum(area * bell * jnp.sin(angle) * cosine**free)
 
 
 def start_of_axis(squares: jax.Array, variance: jax.Array, delta: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:

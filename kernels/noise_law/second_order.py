@@ -1,13 +1,13 @@
 """How far sums over singular values and vectors spread under a random change of any size: the law's second order.
 
-The logarithms of determinants log det(z - H) of base plus change, H = [[0, W], [W^T, 0]], are jointly nearly normal for
-large r, and the polar factor's trace and the nuclear norm are integrals of them over the imaginary axis. For real random
-changes the covariance at two points is
+The logarithms of determinants log det(z - H) of base plus change, H = [[0, W], [W^T, 0]], are jointly nearly normal
+for large r, and the polar factor's trace and the nuclear norm are integrals of them over the imaginary axis. For real
+random changes the covariance at two points is
 
     cov = -2 log det(I - e_D e_b),
 
-where e_b and e_D are 2 x 2 matrices of inner products of what base and change have at the two points, and 0 for a base or
-a change of zero: no small number is a difference of large ones (docs: definitions, "Second order of the noise law").
+where e_b and e_D are 2 x 2 matrices of inner products of what base and change have at the two points, and 0 for a
+base or a change of zero: no small number is a difference of large ones (docs: definitions, "How far nf spreads").
 """
 
 import functools
@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from polarax.kernels.noise_law.polar_law import start_of_axis
-from polarax.kernels.noise_law.spectrum_law import axis_nodes, meet, solve
+from polarax.kernels.noise_law.spectrum_law import Spectrum, axis_nodes, meet, solve
 from polarax.kernels.sides import Shape, entry_count, longer_side, root
 from polarax.kernels.thin_svd import numerical_rank
 
@@ -75,9 +75,8 @@ def second_order(s_base: jax.Array, change_norm: jax.Array, s_change: jax.Array 
 
     def of_matrix(operands):
         values, inside, change = operands
-        points = (
-            _isotropic(values, inside, change[0], longer) if s_change is None else _own(values, inside, change, longer)
-        )
+        change = change[0] if s_change is None else change
+        points = (_isotropic if s_change is None else _own)(values, inside, change, longer)
         turn, nuclear = _variances(points)
         return turn, nuclear / jnp.sum(values) ** 2
 
@@ -108,7 +107,7 @@ class _Points(NamedTuple):
 
 
 def _variances(points):
-    value, derivative = ((of_base, of_change) for of_base, of_change in zip(points.base, points.change or (None, None)))
+    value, derivative = zip(points.base, points.change or (None, None), strict=True)
 
     def along_second(first):
         return jax.jvp(functools.partial(_log_determinant, first), (value,), (derivative,))
@@ -176,35 +175,35 @@ def _isotropic(s, inside, sd, longer):
 
 def _own(s, inside, d, longer):
     """The points of a base (r,) with s_1 = 1 and a change with singular values d in random directions."""
-    squares, change_squares, free = s**2, d**2, longer - s.shape[-1]
-    y, step = axis_nodes(s, inside, change_squares)
-    log_t = solve(squares, change_squares, y, free)
+    ones, free = jnp.ones_like(s), longer - s.shape[-1]
+    spectrum, change_spectrum = Spectrum(s**2, ones), Spectrum(d**2, ones)
+    y, step = axis_nodes(s, inside, change_spectrum.squares)
+    log_t = solve(spectrum, change_spectrum, y, free)
 
     def at(log_t, shift):
-        point = meet(log_t, jnp.where(inside, s + shift, 0) ** 2, change_squares, y, free)
-        return point.residual, jnp.log(point.across)
+        shifted = Spectrum(jnp.where(inside, s + shift, 0) ** 2, ones)
+        point = meet(log_t, shifted, change_spectrum, y, free)
+        return point.residual, point.log_tau
 
-    none = jnp.zeros((), s.dtype)
+    none, still_all = jnp.zeros((), s.dtype), jnp.zeros(y.size + 1, s.dtype)
     still, one = jnp.zeros_like(log_t), jnp.ones_like(none)
     (_, log_across), (by_t, across_by_t) = jax.jvp(at, (log_t, none), (still + 1, none))
     _, (by_s, across_by_s) = jax.jvp(at, (log_t, none), (still, one))
     by_shift = -by_s / by_t
     # At the origin phi_b + phi_D = r, and (phi_b + (1 + kappa') (m - r)) phi_b / t = (phi_D + m - r) phi_D / tau.
-    point = jax.tree.map(lambda x: x[0], meet(log_t, squares, change_squares, y, free))
+    point = jax.tree.map(lambda x: x[0], meet(log_t, spectrum, change_spectrum, y, free))
     bases, changes = point.base, point.change
     held, held_change = (1 - x.slope * (1 / x.seen + 1 / (x.seen + free)) for x in (bases, changes))
     reach = free / (bases.seen + free)
     by_kappa = reach * changes.slope / (held * changes.slope + held_change * bases.slope)
     across_by_kappa = -bases.slope * by_kappa / changes.slope
     base = _with_derivative(functools.partial(_vectors, s, inside, longer), log_t, by_shift, by_kappa)
-    change = _with_derivative(
-        lambda log_t, _, __: _vectors(
-            d, jnp.zeros_like(inside), longer, log_t, jnp.zeros_like(log_t), jnp.zeros_like(log_t)
-        ),
-        log_across,
-        across_by_t * by_shift + across_by_s,
-        across_by_kappa,
-    )
+
+    def of_change(log_t, *_):
+        return _vectors(d, jnp.zeros_like(inside), longer, log_t, still_all, still_all)
+
+    across_by_shift = across_by_t * by_shift + across_by_s
+    change = _with_derivative(of_change, log_across, across_by_shift, across_by_kappa)
     return _Points(base, change, *_weights(step * y, step, reach))
 
 
@@ -227,14 +226,14 @@ def _vectors(values, inside, longer, log_t, kappa, shift):
 
 
 def _with_derivative(vectors, log_t, by_shift, by_kappa):
-    """`vectors` at each of the points log t, with its derivatives by a shift, and at the first again with that by kappa."""
+    """`vectors` at all points log t, with their derivatives by a shift, and at the first again with those by kappa."""
     log_t, none = jnp.append(log_t, log_t[0]), jnp.zeros(log_t.size + 1, log_t.dtype)
     at_origin = none.at[-1].set(1)
     return jax.jvp(vectors, (log_t, none, none), (jnp.append(by_shift, by_kappa), at_origin, 1 - at_origin))
 
 
 def _weights(width, fall, reach):
-    """Of all points: intervals of y, with what lies beyond either end if they fall by exp(-fall) a step, and of kappa."""
+    """Of all points: intervals of y, with what is beyond if terms fall by exp(-fall) a step, and that of kappa."""
     beyond = 1 / jnp.expm1(fall)
     width = jnp.append(width.at[0].multiply(1 + beyond).at[-1].multiply(1 + beyond), 0)
     return width, jnp.zeros_like(width).at[-1].set(reach)

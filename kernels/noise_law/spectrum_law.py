@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from polarax.kernels.noise_law.moments import moments_of_concentration
+from polarax.kernels.noise_law.one_column import isolation, mixed_column
 from polarax.kernels.sides import Shape, longer_side
 from polarax.kernels.thin_svd import numerical_rank
 
@@ -20,13 +22,18 @@ from polarax.kernels.thin_svd import numerical_rank
 _NODES = 64
 # Where the nodes begin and end beyond the scales of the spectra: integrands fall by y below and by y^-3 above, and what
 # is left out below is a geometric series, which is added.
-_BELOW, _ABOVE = 11.0, 6.0
-_CLOSE = 1.0
+_BELOW, _ABOVE = 9.0, 6.0
+_ALONE = 24.0  # beyond so many standard deviations a sign doesn't flip, not even if one direction is all of the change
+_LEAST_SPREAD = 1e-3  # of the variance of an entry of the change, below which it is taken for a normal one
+_INFINITE = 1e5  # times the largest value of the change
 _STEPS = 60  # bracketed Newton steps at most; 6 to 12 are usual
 
 
 def spectrum_law(s_base: jax.Array, s_change: jax.Array, *, shape: Shape) -> jax.Array:
     """Root mean square of nf for changes with the singular values `s_change` in random directions.
+
+    In 415 of 417 drawn cases (r of 32 to 128, m / n of 1 to 4, condition numbers to 1e4, drifts of 1e-3 to 1) it was
+    within 2% and three standard errors of the draws. float32 can't resolve nf below about 3e-5.
 
     Args:
         s_base: (..., r), descending.
@@ -42,10 +49,17 @@ def spectrum_law(s_base: jax.Array, s_change: jax.Array, *, shape: Shape) -> jax
     unit = jnp.where(s[..., :1] > 0, s[..., :1], jnp.nan)
     rank = numerical_rank(s, *shape)
     flat = (s / unit).reshape(-1, s.shape[-1]), (d / unit).reshape(-1, s.shape[-1]), rank.reshape(-1)
-    return lax.map(lambda x: _law(*x, longer), flat).reshape(rank.shape)
+    return lax.map(lambda x: _law(x[0], x[1], x[2], longer), flat).reshape(rank.shape)
 
 
-class _Spectrum(NamedTuple):
+class Spectrum(NamedTuple):
+    """Singular values, each of them counted so many times."""
+
+    squares: jax.Array  # (k,)
+    counts: jax.Array  # (k,), not necessarily whole numbers
+
+
+class _Traces(NamedTuple):
     """Traces of a spectrum at t, each (nodes,)."""
 
     seen: jax.Array  # phi = sum t / (t + s^2)
@@ -53,22 +67,22 @@ class _Spectrum(NamedTuple):
     slope: jax.Array  # d phi / d log t = sum t s^2 / (t + s^2)^2
 
 
-def _traces(t, squares):
-    inverse = 1 / (t[:, None] + squares)
-    seen = t * jnp.sum(inverse, axis=1)
-    share = squares * inverse
-    rest = jnp.sum(share, axis=1)
-    return _Spectrum(seen, rest, t * jnp.sum(share * inverse, axis=1))
+def _traces(t, spectrum):
+    # In forms whose derivatives don't cancel either.
+    seen = 1 / (1 + spectrum.squares / t[:, None]) @ spectrum.counts
+    inverse = 1 / (t[:, None] + spectrum.squares)
+    share = spectrum.squares * inverse
+    return _Traces(seen, share @ spectrum.counts, t * ((share * inverse) @ spectrum.counts))
 
 
 class Point(NamedTuple):
     """Where the two spectra meet at y for a guess of t, each (nodes,)."""
 
-    base: _Spectrum
-    change: _Spectrum
-    across: jax.Array  # tau, the change's t
+    base: _Traces
+    change: _Traces
     joint: jax.Array  # G = g_n / y, of the trace g_n of the sum's resolvent over the n side
     residual: jax.Array  # phi_b + phi_D - n = y g_n, left minus right: 0 where t is right
+    log_tau: jax.Array  # of tau, the change's t
 
 
 def axis_nodes(s: jax.Array, inside: jax.Array, change_squares: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -79,36 +93,36 @@ def axis_nodes(s: jax.Array, inside: jax.Array, change_squares: jax.Array) -> tu
     return jnp.exp(low + step * jnp.arange(_NODES, dtype=s.dtype)), step
 
 
-def meet(
-    log_t: jax.Array, base_squares: jax.Array, change_squares: jax.Array, y: jax.Array, free: jax.typing.ArrayLike
-) -> Point:
-    """What base and change are at y if t = exp(log_t)."""
+def meet(log_t: jax.Array, base: Spectrum, change: Spectrum, y: jax.Array, free: jax.typing.ArrayLike) -> Point:
+    """What base and change are at y if t = exp(log_t); `free` is m - n."""
     t, square = jnp.exp(log_t), y**2
-    base = _traces(t, base_squares)
+    base = _traces(t, base)
     gamma = base.seen * (base.seen + free) / t  # g_n g_m, and g_m = g_n + (m - n) / y
     joint = 2 * gamma / (free + jnp.sqrt(free**2 + 4 * square * gamma))
-    across = (square + base.rest / joint) * (1 + base.rest / (free + square * joint))
-    change = _traces(across, change_squares)
-    return Point(base, change, across, joint, base.seen - change.rest - square * joint)
+    tau = (square + base.rest / joint) * (1 + base.rest / (free + square * joint))
+    change = _traces(tau, change)
+    most = change.rest > change.seen
+    residual = jnp.where(most, change.seen, base.seen) - jnp.where(most, base.rest, change.rest) - square * joint
+    return Point(base, change, joint, residual, jnp.log(tau))
 
 
-def solve(base_squares: jax.Array, change_squares: jax.Array, y: jax.Array, free: jax.typing.ArrayLike) -> jax.Array:
+def solve(base: Spectrum, change: Spectrum, y: jax.Array, free: jax.typing.ArrayLike) -> jax.Array:
     """log t at each y. The residual is negative below it and positive above."""
-    size = base_squares.shape[-1]
-    square, energy = y**2, jnp.sum(change_squares)
+    size = jnp.sum(base.counts)
+    square, energy = y**2, change.squares @ change.counts
     sd2 = energy / (size * (size + free))
     longest = energy / square
     low = 2 * jnp.log(y)
     high = jnp.log((square + energy) * (1 + jnp.where(free > 0, jnp.minimum(longest, size / free), longest))) + 1
-    near = 2 * sd2 * jnp.sum(square[:, None] / (square[:, None] + base_squares), axis=1) + sd2 * free
+    near = 2 * sd2 * square * (1 / (square[:, None] + base.squares) @ base.counts) + sd2 * free
     first = jnp.clip(jnp.log(square + near), low, high)
 
     def residual(log_t):
-        return meet(log_t, base_squares, change_squares, y, free).residual
+        return meet(log_t, base, change, y, free).residual
 
     def unfinished(state):
         step, _, _, _, moved = state
-        return (step < _STEPS) & jnp.any(moved > _CLOSE * jnp.finfo(y.dtype).eps ** 0.75)
+        return (step < _STEPS) & jnp.any(moved > jnp.finfo(y.dtype).eps ** 0.75)
 
     def newton(state):
         step, log_t, low, high, _ = state
@@ -131,16 +145,91 @@ def _log_determinant(point, y, free):
     common = y**2 * joint  # F
     inverse_base, inverse_change, inverse = (1 / x + 1 / (x + free) for x in (base.seen, change.seen, common))
     # Small changes: everything by what is small.
-    over_base = change.rest * (1 / (base.seen * common) + 1 / ((base.seen + free) * (common + free)))
-    over_change = base.rest * (1 / (change.seen * common) + 1 / ((change.seen + free) * (common + free)))
+    over_base = change.rest * (1 / base.seen / common + 1 / (base.seen + free) / (common + free))
+    over_change = base.rest * (1 / change.seen / common + 1 / (change.seen + free) / (common + free))
     crossed = inverse * (inverse_base + inverse_change) - inverse_base * inverse_change
     small = jnp.log1p(-change.rest / base.seen) + jnp.log1p(-change.rest / (base.seen + free))
     small += jnp.log1p(base.slope * over_base + change.slope * over_change - base.slope * change.slope * crossed)
     held_base, held_change = 1 - base.slope * inverse_base, 1 - change.slope * inverse_change
     large = jnp.log(common / base.seen) + jnp.log((common + free) / (base.seen + free))
     large += jnp.log(held_base * held_change + inverse * (base.slope * held_change + change.slope * held_base))
-    ends = jnp.log1p(-change.rest / size) + jnp.log1p(-change.rest / (size + free))
-    return jnp.where(change.rest < base.seen / 2, small, large) - ends
+    small -= jnp.log1p(-change.rest / size) + jnp.log1p(-change.rest / (size + free))
+    large -= jnp.log(change.seen / size) + jnp.log((change.seen + free) / (size + free))
+    return jnp.where(change.rest < base.seen / 2, small, large)
+
+
+def _lost_more(base, change, log_t, log_tau, free):
+    """The correction of the sum of what is lost outside, from t and tau at y = 0, (1,) each.
+
+    That sum is the derivative of E log det(z - H) where z grows by the factor 1 + kappa on the base's own rows alone,
+    so that omega_1 grows there by 1 + e kappa, e = (m - n) / (phi_b + m - n). The correction of E log det is half the
+    logarithm of det(B + (1 - B / O) A) / det O, of the traces A, B and O of pairs of resolvents of the base, of the
+    change and of their product, in units of the joint traces.
+    """
+    size = jnp.sum(base.counts)
+
+    def log_determinant(log_t, log_tau, grown):
+        own, other = _traces(jnp.exp(log_t), base), _traces(jnp.exp(log_tau), change)
+        a11 = ((own.seen - own.slope) / grown**2 + free) / (own.seen / grown + free) ** 2
+        a22 = (own.seen - own.slope) / own.seen / own.seen
+        a12 = own.slope / own.seen / (own.seen + grown * free)
+        long = other.seen + free
+        b11, b22 = (long - other.slope) / long**2, (other.seen - other.slope) / other.seen**2
+        b12 = other.slope / (other.seen * long)
+        # 1 - m b11 and 1 - n b22, which are of second order in a small change.
+        fourth = (change.squares / (jnp.exp(log_tau)[:, None] + change.squares)) ** 2 @ change.counts
+        c11 = (other.rest**2 - (size + free) * fourth) / long**2
+        c22 = (other.rest**2 - size * fourth) / other.seen**2
+        first = -b11 - c11 * a11 + size * b12 * a12
+        second = -b22 - c22 * a22 + (size + free) * b12 * a12
+        mixed = b12 + c11 * a12 - size * b12 * a22, b12 + c22 * a12 - (size + free) * b12 * a11
+        return jnp.log(first * second - mixed[0] * mixed[1])
+
+    own, other = _traces(jnp.exp(log_t), base), _traces(jnp.exp(log_tau), change)
+    share = free / (own.seen + free)
+    # phi_b + phi_D = n and phi_b (phi_b + (1 + e kappa) (m - n)) / t = phi_D (phi_D + m - n) / tau.
+    stiff_own = 1 - own.slope * (1 / own.seen + 1 / (own.seen + free))
+    stiff_other = 1 - other.slope * (1 / other.seen + 1 / (other.seen + free))
+    rate = share / (other.slope * stiff_own + own.slope * stiff_other)
+    one = jnp.ones_like(log_t)
+    tangents = rate * other.slope, -rate * own.slope, one
+    return jnp.sum(share / 2 * jax.jvp(log_determinant, (log_t, log_tau, one), tangents)[1])
+
+
+def _sums(s, counts, moved, change, free, low, high):
+    """Sum of 1 - p_i, and of what is lost outside, over the values (k,) where `moved` is 1, not 0.
+
+    `low` and `high` are the logarithms of the least and of the largest y.
+    """
+    step = (high - low) / (_NODES - 1)
+    y = jnp.exp(low + step * jnp.arange(_NODES, dtype=s.dtype))
+    width = (step * y).at[0].multiply(1 + 1 / jnp.expm1(step))
+    base = Spectrum(s**2, counts)
+    # One more y stands for 0, for what is lost: it is far below the noise, too.
+    variance = change.squares @ change.counts / (jnp.sum(counts) * (jnp.sum(counts) + free))
+    least = y[:1] * jnp.minimum(1, jnp.sqrt(variance * jnp.maximum(free, 1)) * jnp.exp(-low - _BELOW))
+    solved = solve(base, change, jnp.concatenate([least, y]), free)
+    end, log_t = solved[:1], solved[1:]
+    point = meet(log_t, base, change, y, free)
+    # t - y^2, from the change's side: no difference of large numbers.
+    square = y**2
+    longest = point.change.rest / point.joint
+    apart = longest + (square + longest) * point.change.rest / (free + square * point.joint)
+    t = square + apart
+    turned_trace = apart * ((s / ((square[:, None] + s**2) * (t[:, None] + s**2))) @ (moved * counts))
+
+    def at_y(log_t, s):
+        point = meet(log_t, Spectrum(s**2, counts), change, y, free)
+        return point.residual, _log_determinant(point, y, free)
+
+    _, (by_t, log_by_t) = jax.jvp(at_y, (log_t, s), (jnp.ones_like(log_t), 0 * s))
+    _, (by_s, log_by_s) = jax.jvp(at_y, (log_t, s), (jnp.zeros_like(log_t), moved))
+    correction = log_by_s - log_by_t * by_s / by_t
+    turned = jnp.sum(width * (2 * turned_trace - correction / 2)) / jnp.pi
+    point = meet(end, base, change, least, free)
+    seen = point.base.seen[0]
+    lost = free * seen / (seen + free) + _lost_more(base, change, end, point.log_tau, free)
+    return turned, jnp.where(free > 0, lost, 0)
 
 
 def _law(s, d, rank, longer):
@@ -150,30 +239,47 @@ def _law(s, d, rank, longer):
     s = jnp.where(inside, s, 0)
     energy = jnp.sum(d**2)
     changed = energy > 0
-    change_squares = jnp.where(changed, d**2, 1)
+    d = jnp.where(changed, d, 1)
+    change = Spectrum(d**2, jnp.ones_like(d))
     free = longer - size
-    y, step = axis_nodes(s, inside, change_squares)
-    width = (step * y).at[0].multiply(1 + 1 / jnp.expm1(step))
-
-    log_t = solve(s**2, change_squares, y, free)
-    point = meet(log_t, s**2, change_squares, y, free)
-    # t - y^2, from the change's side: no difference of large numbers.
-    square = y**2
-    longest = point.change.rest / point.joint
-    apart = longest + (square + longest) * point.change.rest / (free + square * point.joint)
-    t = square + apart
-    turned_trace = apart * jnp.sum(s / ((square[:, None] + s**2) * (t[:, None] + s**2)), axis=1)
-
-    def at_y(log_t, s):
-        point = meet(log_t, s**2, change_squares, y, free)
-        return point.residual, _log_determinant(point, y, free)
-
-    still, every = jnp.zeros_like(log_t), jnp.where(inside, jnp.ones_like(s), 0)
-    _, (by_t, log_by_t) = jax.jvp(at_y, (log_t, s), (jnp.ones_like(log_t), 0 * s))
-    _, (by_s, log_by_s) = jax.jvp(at_y, (log_t, s), (still, every))
-    correction = log_by_s - log_by_t * by_s / by_t
-    turned = jnp.sum(width * (2 * turned_trace - correction / 2)) / jnp.pi
-    seen = point.base.seen[0]
-    lost = jnp.where(free > 0, free * seen / (seen + free), 0)
-    nf = jnp.sqrt(jnp.maximum(2 * turned - lost + size - rank, 0) / size)
+    low = jnp.log(jnp.min(jnp.where(inside, s, 1))) - _BELOW
+    high = jnp.log(1 + jnp.sqrt(jnp.sum(change.squares))) + _ABOVE
+    turned, lost = _sums(s, jnp.ones_like(s), jnp.where(inside, jnp.ones_like(s), 0), change, free, low, high)
+    nf_squared = 2 * turned - lost
+    nf_squared = jnp.where(rank < size, nf_squared, nf_squared + _flips(s, d, longer))
+    nf = jnp.sqrt(jnp.maximum(nf_squared + (size - rank), 0) / size)
     return jnp.where((rank > 0) & jnp.isfinite(energy), jnp.where(changed, nf, 0), jnp.nan)
+
+
+def _flips(s, d, longer):
+    """What the law doesn't know of r nf^2: the rare sign flip of a single smallest value, as in `polar_law`.
+
+    The column of the change that its direction feels is normal for given entries of the change's right vectors. So the
+    square of its size is a Gamma variable with as many degrees of freedom as the change has directions, or as give the
+    fourth moment of its entries. What the law says of that column alone is what it says of a base with all other values
+    infinite.
+    """
+    size = s.shape[-1]
+    free = longer - size
+    entries = size * longer
+    square = d**2 / jnp.max(d) ** 2
+    concentration = jnp.sum(square**2) / jnp.sum(square) ** 2
+    moments = moments_of_concentration(concentration, (longer, size))
+    spread = jnp.clip((moments.excess + 2 * moments.crossed) / 2, _LEAST_SPREAD, 1)
+    distance, weight = isolation(s, jnp.sum(d**2) / entries, _ALONE)
+    # As many equal directions as give the change's fourth moment, and none.
+    change = Spectrum(
+        jnp.stack([entries * concentration, 0 * concentration]),
+        jnp.stack([1 / concentration, size - 1 / concentration]),
+    )
+    counts, moved = jnp.asarray([1, size - 1], s.dtype), jnp.asarray([1, 0], s.dtype)
+    infinite = _INFINITE * jnp.sqrt(entries * concentration)
+
+    def missing(distance):
+        low, high = jnp.log(distance) - _BELOW, jnp.log(distance + jnp.sqrt(1 + free)) + _ABOVE
+        base = jnp.stack([distance, infinite])
+        law_turned, law_lost = _sums(base, counts, moved, change, free, low, high)
+        turned, lost = mixed_column(distance, free, spread)
+        return 2 * (turned - law_turned) - (lost - law_lost)
+
+    return jnp.sum(jnp.where(weight > 0, weight * jax.vmap(missing)(distance), 0))

@@ -77,6 +77,8 @@ def spreads(s_base: jax.Array, change_norm: jax.Array, moments: Moments, *, shap
     shares = moments_of_shares(moments)
     norm = jnp.sqrt(base.energy)
     relative_sd = base.sd / norm
+    uniform = jnp.where(base.inside, 1 / base.rank[..., None], 0)
+    energy = jnp.where(base.inside, base.values**2, 0) / base.energy[..., None]
     growth = base.free[..., None] / (base.values * (grown(base) + base.values))  # of a ratio, over sd^2
     leading = jnp.minimum(base.rank, top_k)
     parts = {"coordinated": _rotations, "discordant": _rotations, "scaling": _diagonal, "coordination": _coordination}
@@ -88,7 +90,9 @@ def spreads(s_base: jax.Array, change_norm: jax.Array, moments: Moments, *, shap
         coordination=of_budget["coordination"],
         alpha=relative_sd * jnp.sqrt(1 + relative_sd**2 * _variance_of_lengthening(base, moments, shape) / 4),
         alpha_entries=relative_sd,
-        **spreads_of_ratios(base, moments, growth, 1 / base.values**2),
+        ratio_cv=_of_ratios(base, moments, uniform, growth, centred=True),
+        ratio_cv_energy=_of_ratios(base, moments, energy, growth, centred=True),
+        nss=_of_ratios(base, moments, energy, growth, centred=False),
         budget_scaling=of_budget["scaling"],
         budget_coordinated=of_budget["coordinated"],
         budget_discordant=of_budget["discordant"],
@@ -115,15 +119,15 @@ def first_order_turn(base: Base) -> jax.Array:
     return base.sd**2 * _turn(base, pairs)
 
 
+def _turn(base, pairs):
+    """The mean of r nf^2, over sd^2."""
+    return 2 * pairs.total + base.sd**2 * total_over(base, _shortening(base) ** 2)
+
+
 def _shortening(base):
     """1 - s / sqrt(s^2 + free sd^2), over sd^2."""
     longer = grown(base)
     return base.free[..., None] / (longer * (longer + base.values))
-
-
-def _turn(base, pairs):
-    """The mean of r nf^2, over sd^2."""
-    return 2 * pairs.total + base.sd**2 * total_over(base, _shortening(base) ** 2)
 
 
 def _nf(base, moments, pairs):
@@ -143,40 +147,20 @@ def _variance_of_lengthening(base, moments, shape):
     return moments.norm_spread * entries * (entries - 2 * rank) + variance_of_diagonal(moments, rank, rank, rank)
 
 
-def spreads_of_ratios(base: Base, moments: Moments, growth: jax.Array, squares: jax.Array) -> dict[str, jax.Array]:
-    """The spreads of `ratio_cv`, `ratio_cv_energy` and `nss`.
-
-    Args:
-        base: Of r values.
-        moments: Of the change.
-        growth: By how much the mean of each ratio s_p / s_b is above 1, over sd^2, (..., r).
-        squares: The variance of each ratio, over sd^2, (..., r).
-    """
-    uniform = jnp.where(base.inside, 1 / base.rank[..., None], 0)
-    energy = jnp.where(base.inside, base.values**2, 0) / base.energy[..., None]
-    ratios = growth, jnp.where(base.inside, squares, 0)
-    return {
-        "ratio_cv": _of_ratios(base, moments, uniform, *ratios, centred=True),
-        "ratio_cv_energy": _of_ratios(base, moments, energy, *ratios, centred=True),
-        "nss": _of_ratios(base, moments, energy, *ratios, centred=False),
-    }
-
-
-def _of_ratios(base, moments, weights, growth, squares, *, centred):
+def _of_ratios(base, moments, weights, growth, *, centred):
     """Standard deviation of the root of sum_i q_i (ratio_i - c)^2, c being their weighted mean, or 1.
 
-    With z_i, to first order E_ii / s_i, it is a quadratic form in the diagonal, of matrix S^-1 (diag q - q q^T) S^-1, and where the
+    With z_i = E_ii / s_i it is a quadratic form in the diagonal, of matrix S^-1 (diag q - q q^T) S^-1, and where the
     part outside lengthens values unevenly also linear in z and in the lengths outside.
 
     Args:
         base: Of r values.
         moments: Of the change.
         weights: q, (..., r), of sum 1.
-        growth: Of the ratios, over sd^2, (..., r).
-        squares: The variances of z_i, (..., r).
+        growth: Of the ratios by what is outside, over sd^2, (..., r).
         centred: Whether c is the mean.
     """
-    q = weights
+    q, squares = weights, jnp.where(base.inside, 1 / base.values**2, 0)
     kept = 1 - q if centred else jnp.ones_like(q)
     mean_growth = jnp.sum(q * growth, axis=-1) if centred else jnp.zeros_like(base.sd)
     uneven = growth - mean_growth[..., None]
@@ -186,7 +170,7 @@ def _of_ratios(base, moments, weights, growth, squares, *, centred):
     variance = variance_of_diagonal(moments, trace, square_norm, jnp.sum(diagonal**2, axis=-1))
     variance += 4 * base.sd**2 * jnp.sum(q**2 * uneven**2 * squares, axis=-1)
     longer = 1 + base.sd[..., None] ** 2 * growth
-    response = base.sd[..., None] ** 2 * q * uneven / (base.values**2 * longer)
+    response = base.sd[..., None] ** 2 * q * uneven * squares / longer
     total = jnp.sum(response, axis=-1)
     variance += variance_of_lengths(moments, base.free, total, jnp.sum(response**2, axis=-1))
     together = moments.excess * trace * total + 2 * moments.crossed * jnp.sum(diagonal * response, axis=-1)
