@@ -99,10 +99,8 @@ class CompiledParts:
         leaves, tree = jax.tree.flatten((operands, stacks))
         key = (part, tuple(sorted(static.items())), tree, *(_shape_and_dtype(leaf) for leaf in leaves))
         with self._looking:
-            program = self._programs.get(key)
-            first = program is None
-            if first:
-                program = self._programs[key] = concurrent.futures.Future()
+            first = key not in self._programs
+            program = self._programs.setdefault(key, concurrent.futures.Future())
         if first:
             start = time.perf_counter()
             arguments, told = self._told(part, operands, stacks, static)

@@ -121,11 +121,11 @@ def _compiled(lowered: jax.stages.Lowered, quickly: bool) -> jax.stages.Compiled
     runs no slower (docs/benchmarks.md). On CPUs a program that is compiled quickly takes half as long to compile, and a
     few times as long to run.
     """
-    options: dict[str, bool | int] = {}
+    options: dict[str, str | bool] = {}
     if jax.default_backend() == "gpu" and _TRITON not in os.environ.get("XLA_FLAGS", ""):
         options[_TRITON] = False
     if jax.default_backend() == "cpu" and quickly:
-        options["xla_backend_optimization_level"] = 0
+        options["xla_backend_optimization_level"] = "0"
     if options:
         try:
             return lowered.compile(compiler_options=options)

@@ -92,8 +92,8 @@ class MatrixPair:
 
     def _spreads(self, s_change: jax.Array | None, nf: jax.Array) -> Spreads:
         given = self.spectra.s_base, self.spectra.change_norm, s_change
-        known = {"nf": nf, "values": self.values_null}
-        return spreads_at_any_size(*given, shape=self.shape, top_k=self.top_k, **known)[0]
+        values = self.values_null
+        return spreads_at_any_size(*given, shape=self.shape, top_k=self.top_k, nf=nf, values=values)[0]
 
     @functools.cached_property
     def leading_law(self) -> LeadingLaw:

@@ -39,7 +39,7 @@ def isolation(s: jax.Array, variance: jax.Array, alone: float) -> tuple[jax.Arra
     return jnp.clip(distance, 1e-3, alone), jnp.where(counts, weight, 0)
 
 
-def one_column(distance: jax.Array, free: jax.typing.ArrayLike) -> tuple[jax.Array, jax.Array]:
+def one_column(distance: jax.Array, free: jax.Array) -> tuple[jax.Array, jax.Array]:
     """1 - E[u^T p] and the mean of what is lost outside, of a column with norm `distance` and noise of 1 in each entry.
 
     With k = `free` entries more than one, E[u^T p] = sqrt(2 / pi) a times the integral over (0, 1) of exp(-a^2 v^2 / 2)
@@ -53,10 +53,10 @@ def one_column(distance: jax.Array, free: jax.typing.ArrayLike) -> tuple[jax.Arr
     bell = jnp.exp(-((distance * jnp.sin(angle)) ** 2) / 2)
     cosine = jnp.cos(angle)
     kept = math.sqrt(2 / math.pi) * distance * jnp.sum(area * bell * cosine ** (free + 1))
-    return 1 - kept, free * jnp.sum(area * bell * jnp.sin(angle) * cosine**free)
+    return 1 - kept, jnp.sum(area * bell * jnp.sin(angle) * cosine**free) * free
 
 
-def mixed_column(distance: jax.Array, free: jax.typing.ArrayLike, spread: jax.Array) -> tuple[jax.Array, jax.Array]:
+def mixed_column(distance: jax.Array, free: jax.Array, spread: jax.Array) -> tuple[jax.Array, jax.Array]:
     """As `one_column` with a random variance of the noise in place of 1: Gamma-distributed with mean 1.
 
     An entry of a change of k equal directions is a sum of k products of nearly normal numbers: normal for given right

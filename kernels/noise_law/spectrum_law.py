@@ -93,20 +93,22 @@ def axis_nodes(s: jax.Array, inside: jax.Array, change_squares: jax.Array) -> tu
     return jnp.exp(low + step * jnp.arange(_NODES, dtype=s.dtype)), step
 
 
-def meet(log_t: jax.Array, base: Spectrum, change: Spectrum, y: jax.Array, free: jax.typing.ArrayLike) -> Point:
+def meet(log_t: jax.Array, base: Spectrum, change: Spectrum, y: jax.Array, free: jax.Array) -> Point:
     """What base and change are at y if t = exp(log_t); `free` is m - n."""
     t, square = jnp.exp(log_t), y**2
-    base = _traces(t, base)
-    gamma = base.seen * (base.seen + free) / t  # g_n g_m, and g_m = g_n + (m - n) / y
+    of_base = _traces(t, base)
+    gamma = of_base.seen * (of_base.seen + free) / t  # g_n g_m, and g_m = g_n + (m - n) / y
     joint = 2 * gamma / (free + jnp.sqrt(free**2 + 4 * square * gamma))
-    tau = (square + base.rest / joint) * (1 + base.rest / (free + square * joint))
-    change = _traces(tau, change)
-    most = change.rest > change.seen
-    residual = jnp.where(most, change.seen, base.seen) - jnp.where(most, base.rest, change.rest) - square * joint
-    return Point(base, change, joint, residual, jnp.log(tau))
+    tau = (square + of_base.rest / joint) * (1 + of_base.rest / (free + square * joint))
+    of_change = _traces(tau, change)
+    most = of_change.rest > of_change.seen
+    residual = (
+        jnp.where(most, of_change.seen, of_base.seen) - jnp.where(most, of_base.rest, of_change.rest) - square * joint
+    )
+    return Point(of_base, of_change, joint, residual, jnp.log(tau))
 
 
-def solve(base: Spectrum, change: Spectrum, y: jax.Array, free: jax.typing.ArrayLike) -> jax.Array:
+def solve(base: Spectrum, change: Spectrum, y: jax.Array, free: jax.Array) -> jax.Array:
     """log t at each y. The residual is negative below it and positive above."""
     size = jnp.sum(base.counts)
     square, energy = y**2, change.squares @ change.counts
