@@ -13,10 +13,11 @@ import pandas as pd
 import polarax
 from benchmarks.judging.noise import Trial
 from polarax.findings.effects import chance_of, find_effects, may_be_told, rows_that_count
+from polarax.findings.mechanical import tell_apart
 from polarax.metrics import every_metric
 from polarax.metrics.catalogue import DEVIATIONS
 from polarax.metrics.relation import has_relation
-from polarax.metrics.status import JudgedBy, is_changed
+from polarax.metrics.status import is_changed, is_out_of_range
 from polarax.metrics.tables import column, null_of
 
 # Roles in which trials are laid out, so that what is said of roles and layers is judged as well.
@@ -46,7 +47,8 @@ def judge(trials: Sequence[Trial], expected: Collection[str] = ()) -> dict[str, 
         alarms: What was named wrongly, the farthest first, with the numbers behind it.
         reading: Its sentences.
     """
-    frame, effects, run = _compared(trials)
+    frame, run = _compared(trials)
+    effects = tell_apart(frame).effects  # without those that weight decay, say, explains
     summary = run.summary()
     counts = rows_that_count(frame)
     alarms = effects[~effects["kind"].isin(expected)]
@@ -71,19 +73,20 @@ def judge(trials: Sequence[Trial], expected: Collection[str] = ()) -> dict[str, 
 
 def named(trials: Sequence[Trial]) -> list[set[str]]:
     """The kinds of effects that each matrix of a batch is named for."""
-    _, effects, _ = _compared(trials)
+    frame, _ = _compared(trials)
+    effects = find_effects(frame)
     return [set(effects.loc[effects["row"] == index, "kind"]) for index in range(len(trials))]
 
 
 def _compared(trials):
-    """The table of a comparison with its rows labelled by trial, the effects in it, and the run."""
+    """The table of a comparison with its rows labelled by trial, and the run."""
     names = [f"model.layers.{i // len(_MODULES)}.{_MODULES[i % len(_MODULES)]}.weight" for i in range(len(trials))]
     sides = ({name: trial[side] for name, trial in zip(names, trials, strict=True)} for side in (0, 1))
     run = polarax.compare(*sides, progress=False)
     places = {name: index for index, name in enumerate(names)}
     frame = run.frame()
     frame.index = pd.Index([places[name] for name in frame["name"]])
-    return frame, find_effects(frame), run
+    return frame, run
 
 
 def merged(batches: Iterable[dict[str, Any]]) -> dict[str, Any]:
@@ -115,8 +118,8 @@ def _distances(frame):
     for metric in every_metric():
         if metric.null_std is not None and metric.name in frame:
             std = column(frame, metric.null_std)
-            if metric.control.first_order:
-                std = std.where(frame["control"] == JudgedBy.CLOSED_FORM.value)
+            if metric.control.limited:
+                std = std.where(~is_out_of_range(frame))
             yield metric.name, _finite((column(frame, metric.name) - null_of(frame, metric)) / std.where(std > 0))
 
 
