@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+# What the flip of one sign adds to r nf^2; and the standard deviations of noise beyond which no singular value flips.
+_FLIP, _ALONE = 4.0, 8.0
+
+
 def read_rotation(pair: MatrixPair) -> Readings:
     """The columns of `ROTATION`."""
     return rotation_columns(kernels.rotation_difference(pair.vectors), pair.control, pair.spectra.change_norm)
@@ -44,6 +48,18 @@ def _chance_of_nf(frame: "pd.DataFrame") -> Chance:
     _, short = sides(frame)
     std = spread_of(frame, "nf", column(frame, "nf_null_std") * np.sqrt(1 + short / directions(frame)))
     return Chance(mean, mean, std.where(mean.notna()))
+
+
+def _no_flip(rows: "pd.DataFrame") -> "pd.Series":
+    """False where a sign that flips, or two, would make as much of nf.
+
+    A singular value no larger than the noise it feels may change its sign, which turns its vectors apart by all there is:
+    r nf^2 grows by 4. That is a rare event, not one of many small ones, and no number of deviations bounds it.
+    """
+    long, short = sides(rows)
+    nearest = np.sqrt(long * short) / (column(rows, "control_reach") * np.sqrt(column(rows, "stable_rank_base")))
+    excess = short * (column(rows, "nf") ** 2 - _chance_of_nf(rows).high ** 2)
+    return ~((nearest < _ALONE) & (excess > 0) & (excess < 2 * _FLIP))
 
 
 register(
@@ -79,6 +95,7 @@ register(
                 below=Kind("turned alike", "left and right vectors turned apart less than by chance"),
                 measure="factor",
                 chance=_chance_of_nf,
+                where=_no_flip,
                 unless=("alpha", "budget_scaling", "coordination", "budget_outside"),
                 told=2,
             ),

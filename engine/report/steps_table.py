@@ -5,7 +5,7 @@ import pandas as pd
 from polarax.findings.rows import changed_rows, known_roles
 from polarax.metrics import Shown, shown_in
 from polarax.metrics.tables import column
-from polarax.report.table import MEDIANS, align_rows, headings
+from polarax.report.table import MEDIANS, align_rows, by_draws, headings
 
 _MOST_STEPS = 12  # lines for a role; matrices.csv has all steps
 
@@ -25,7 +25,8 @@ def rows_of_steps(frame: pd.DataFrame) -> tuple[list[list[str]], list[str]]:
     judged_by = set(frame["control"])
     for metric in shown_in(Shown.STEPS, measured=frame):
         if metric.name in frame:
-            drawn = f"{metric.name}_spectrum_std" in frame and bool(frame[f"{metric.name}_spectrum_std"].notna().any())
+            own = f"{metric.name}_spectrum_std"
+            drawn = by_draws(judged_by) and own in frame and bool(frame[own].notna().any())
             columns = [metric.name, f"{metric.name}_spectrum" if drawn else metric.null]
             for heading, name in zip(headings(metric, judged_by, drawn), columns, strict=False):
                 if name is not None:  # a control that is 0 needs no column

@@ -36,7 +36,7 @@ def rows_by_role(summary: Mapping) -> tuple[list[list[str]], list[str]]:
     measured = {name for role in roles.values() for name in role}
     shown = [metric for metric in _shown(summary, measured) if metric.name in measured]
     judged_by = set(summary["controls"])
-    drawn = {metric.name for metric in shown if _is_drawn(metric, roles.values())}
+    drawn = {metric.name for metric in shown if _has_own(metric, roles.values())} if by_draws(judged_by) else set()
     rows = [["role", "matrices", *(text for m in shown for text in headings(m, judged_by, m.name in drawn)), "named"]]
     rough = False
     for name, role in roles.items():
@@ -44,10 +44,10 @@ def rows_by_role(summary: Mapping) -> tuple[list[list[str]], list[str]]:
         for metric in shown:
             cells.append(_number(role, metric.name, metric.format))
             if metric.control is not None:
-                by_draws = metric.name in drawn
-                mark = "~" if metric.control.limited and role["out_of_range"] and not by_draws else ""
+                sampled = metric.name in drawn
+                mark = "~" if metric.control.limited and role["out_of_range"] and not sampled else ""
                 rough = rough or bool(mark)
-                cells.append(mark + _control(role, metric, by_draws))
+                cells.append(mark + _control(role, metric, sampled))
         rows.append([*cells, str(role["named"] or "-")])
     notes = [f"{MEDIANS}; named: matrices beyond it."]
     if rough:
@@ -55,8 +55,13 @@ def rows_by_role(summary: Mapping) -> tuple[list[list[str]], list[str]]:
     return rows, notes
 
 
-def _is_drawn(metric, roles):
-    """Whether the control was drawn, so that the reading judges by the draws of the change's own spectrum."""
+def by_draws(judged_by: Set[str]) -> bool:
+    """Whether the reading judges by draws of the change's own spectrum, from the texts of column `control`."""
+    return bool({JudgedBy.DRAWS.value, JudgedBy.SAMPLED.value} & set(judged_by))
+
+
+def _has_own(metric, roles):
+    """Whether the control of the change's own spectrum is known."""
     spread = f"{metric.name}_spectrum_std"
     return any(role.get(spread, {}).get("count") for role in roles)
 
@@ -90,12 +95,14 @@ def _word(control, judged_by, drawn):
 
 
 def _control(role, metric, drawn):
-    spread: str | None
-    if drawn:
-        value, spread = _number(role, f"{metric.name}_spectrum", metric.format), f"{metric.name}_spectrum_std"
+    own = _has_own(metric, [role])  # then it is what the reading judges by
+    mean, spread = (f"{metric.name}_spectrum", f"{metric.name}_spectrum_std") if own else (metric.null, metric.null_std)
+    if metric.null is None and not drawn:
+        value = "0"
     else:
-        value = "0" if metric.null is None else _number(role, metric.null, metric.format)
-        spread = metric.null_std if metric.control.std_shown else None
+        value = "-" if mean is None else _number(role, mean, metric.format)
+    if not (metric.control.std_shown or drawn):
+        spread = None
     deviation = _number(role, spread, "{:.1g}") if spread else "-"
     return f"{value} ± {deviation}" if deviation != "-" else value
 
