@@ -4,9 +4,15 @@ Accelerators compute float32 products in TF32 or bfloat16 passes unless told oth
 reaches a reported number goes through here, so that the precision is written down in one place.
 """
 
+import functools
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
 import jax
 import jax.numpy as jnp
 from jax import lax
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 # HIGHEST: full float32 on GPUs (no TF32), six bfloat16 passes on TPUs, no change on CPUs or for float64.
 PRECISION = lax.Precision.HIGHEST
@@ -71,3 +77,14 @@ def frobenius(x: jax.Array) -> jax.Array:
     largest = jnp.max(jnp.abs(x), axis=(-2, -1), initial=0.0)
     scale = jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1.0)
     return scale * jnp.sqrt(jnp.sum((x / scale[..., None, None]) ** 2, axis=(-2, -1)))
+
+
+def at_full_precision(function: Function) -> Function:
+    """The function with all its products at full precision: by default TPUs round float32 to bfloat16."""
+
+    @functools.wraps(function)
+    def precise(*given, **named):
+        with jax.default_matmul_precision("highest"):
+            return function(*given, **named)
+
+    return cast(Function, precise)

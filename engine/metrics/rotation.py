@@ -53,7 +53,7 @@ def _chance_of_nf(frame: "pd.DataFrame") -> Chance:
 def _no_flip(rows: "pd.DataFrame") -> "pd.Series":
     """False where a sign that flips, or two, would make as much of nf.
 
-    A singular value no larger than the noise it feels may change its sign, which turns its vectors apart by all there is:
+    A singular value no larger than its noise may change its sign, which turns its vectors apart by all there is:
     r nf^2 grows by 4. That is a rare event, not one of many small ones, and no number of deviations bounds it.
     """
     long, short = sides(rows)

@@ -126,6 +126,10 @@ def random_effective_rank(shape: Shape) -> jax.Array:
 
 def _chance_of_effective_rank(frame: "pd.DataFrame") -> Chance:
     random = column(frame, "effective_rank_change_null")
+    if {"rows", "cols"} <= set(frame) and "effective_rank_change_null" not in frame:  # as runs were written before
+        shapes = list(zip(frame["rows"], frame["cols"], strict=True))
+        of_shape = {shape: float(random_effective_rank(shape)) for shape in set(shapes)}
+        random[:] = [of_shape[shape] for shape in shapes]
     return Chance(random, random, constant(frame, math.nan))
 
 

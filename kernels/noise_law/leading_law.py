@@ -14,6 +14,7 @@ from jax import lax
 
 from polarax.kernels.noise_law.leading_profile import LeadingProfile, leading_profile
 from polarax.kernels.overlap import INTRUDER_COSINE, INTRUDER_COUNT
+from polarax.kernels.products import at_full_precision
 from polarax.kernels.sequential import one_at_a_time
 from polarax.kernels.sides import Shape, is_tall, longer_side, shorter_side
 from polarax.kernels.thin_svd import numerical_rank
@@ -43,6 +44,7 @@ class LeadingLaw(NamedTuple):
     spectral_norm: jax.Array  # s_1 of the post, in the unit of the base, (...)
 
 
+@at_full_precision
 def leading_law(
     s_base: jax.typing.ArrayLike,
     change_norm: jax.typing.ArrayLike,

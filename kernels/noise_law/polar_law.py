@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from polarax.kernels.noise_law.one_column import isolation, one_column
+from polarax.kernels.products import at_full_precision
 from polarax.kernels.sides import Shape, entry_count, longer_side, root
 from polarax.kernels.thin_svd import numerical_rank
 
@@ -36,6 +37,7 @@ class PolarLaw(NamedTuple):
     residual: jax.Array  # |c(t0) + delta / t0 - 1|: a few units of rounding, (...)
 
 
+@at_full_precision
 def polar_law(s_base: jax.Array, change_norm: jax.typing.ArrayLike, *, shape: Shape) -> PolarLaw:
     """The noise law of the polar factor, with its correction of relative order 1/r for real matrices.
 

@@ -19,6 +19,7 @@ from jax import lax
 
 from polarax.kernels.noise_law.polar_law import start_of_axis
 from polarax.kernels.noise_law.spectrum_law import Spectrum, axis_nodes, meet, solve
+from polarax.kernels.products import at_full_precision
 from polarax.kernels.sides import Shape, entry_count, longer_side, root
 from polarax.kernels.thin_svd import numerical_rank
 
@@ -34,6 +35,7 @@ class SecondOrder(NamedTuple):
     nuclear: jax.Array  # of sum s_p, in units of (sum s_b)^2
 
 
+@at_full_precision
 def second_order(s_base: jax.Array, change_norm: jax.Array, s_change: jax.Array | None, *, shape: Shape) -> SecondOrder:
     """The variances of r nf^2 and of the nuclear norm, to leading order in 1/r. O(64 r) and products of that size.
 

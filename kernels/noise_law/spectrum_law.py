@@ -14,6 +14,7 @@ from jax import lax
 
 from polarax.kernels.noise_law.moments import moments_of_concentration
 from polarax.kernels.noise_law.one_column import isolation, mixed_column
+from polarax.kernels.products import at_full_precision
 from polarax.kernels.sides import Shape, longer_side
 from polarax.kernels.thin_svd import numerical_rank
 
@@ -29,6 +30,7 @@ _INFINITE = 1e5  # times the largest value of the change
 _STEPS = 60  # bracketed Newton steps at most; 6 to 12 are usual
 
 
+@at_full_precision
 def spectrum_law(s_base: jax.Array, s_change: jax.Array, *, shape: Shape) -> jax.Array:
     """Root mean square of nf for changes with the singular values `s_change` in random directions.
 

@@ -3,6 +3,7 @@
 There is no polarax in it but the noise law of the leading subspaces, which has tests of its own.
 """
 
+import functools
 import math
 
 import jax
@@ -14,7 +15,10 @@ from polarax.kernels.noise_law import leading_law
 def leading_controls(spectrum, norm, *, shape, k):
     """The law in float64."""
     with jax.enable_x64(True):
-        return jax.device_get(leading_law(spectrum, np.asarray(norm), shape=shape, k=k))
+        return jax.device_get(_leading_law(spectrum, np.asarray(norm), shape=shape, k=k))
+
+
+_leading_law = functools.partial(jax.jit, static_argnames=("shape", "k"))(leading_law)
 
 
 def leading_reference(base, post, *, k, known):

@@ -12,7 +12,7 @@ import polarax.comparison
 import polarax.measuring.execution
 import polarax.planning.request
 from polarax.loaders import CheckpointError
-from polarax.metrics import CONTROL_COLUMNS, GROUPS, IDENTITY_COLUMNS, metrics_of
+from polarax.metrics import GROUPS, IDENTITY_COLUMNS, columns
 from polarax.planning.comparison_plan import plan_posts
 from polarax.planning.selection import Selection
 from polarax.results.arrays import read_array
@@ -84,8 +84,7 @@ class TestWhatIsCompared:
     def test_a_metric_group_gives_its_columns_with_the_same_values(self, llama, llama_run, groups):
         run = compare(llama.base, llama.post, metrics=",".join(groups), layers="0", roles="k")
         frame = run.frame()
-        measured = [column for metric in metrics_of(groups) for column in metric.columns]
-        assert list(frame.columns) == [*IDENTITY_COLUMNS, *measured, *CONTROL_COLUMNS]
+        assert list(frame.columns) == list(columns(groups, own_spectrum="shape" in groups))
         everything = llama_run.frame()
         same = everything[(everything["layer"] == 0) & (everything["role"] == "k")]
         assert_same_rows(frame, same[list(frame.columns)].reset_index(drop=True), rtol=1e-9)
@@ -521,10 +520,10 @@ def _count_compilations(monkeypatch):
     compiled = []
     real = polarax.measuring.compiled_parts.load_or_compile
 
-    def counted(function, operands, *stacks, static, keep):
+    def counted(function, operands, *stacks, static, **how):
         if static["part"] == "read_stored":
             compiled.append((stacks[0].shape, stacks[0].dtype.name))
-        return real(function, operands, *stacks, static=static, keep=keep)
+        return real(function, operands, *stacks, static=static, **how)
 
     monkeypatch.setattr(polarax.measuring.compiled_parts, "load_or_compile", counted)
     return compiled

@@ -217,8 +217,8 @@ def test_isotropic_changes(shape, method):
         standard_error = np.sqrt(share * (1 - share) / (entries / 2 + 1) / draws)
         mean = np.mean(np.asarray(getattr(found, part), np.float64))
         assert abs(mean - share) < 4 * standard_error + 1e-6, part
-    assert abs(np.mean(found.coordination)) < 4 * float(control.coordination_std) / np.sqrt(draws)
-    np.testing.assert_allclose(np.std(found.coordination), control.coordination_std, rtol=0.2)
+    assert abs(np.mean(found.coordination)) < 4 * float(control.std.coordination) / np.sqrt(draws)
+    np.testing.assert_allclose(np.std(found.coordination), control.std.coordination, rtol=0.2)
 
 
 def test_stacks_and_vmap():

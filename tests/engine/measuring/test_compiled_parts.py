@@ -20,9 +20,9 @@ def made(monkeypatch):
     names = []
     real = compiled_parts.load_or_compile
 
-    def counted(*arguments, static, keep):
+    def counted(*arguments, static, **how):
         names.append(static["part"])
-        return real(*arguments, static=static, keep=keep)
+        return real(*arguments, static=static, **how)
 
     monkeypatch.setattr(compiled_parts, "load_or_compile", counted)
     return names
@@ -83,7 +83,7 @@ def test_spectra_alone_need_no_frames(made):
     base, measurement = planted(30, 20, seed=3), Measurement(("scaling",))
     post = near(base, seed=4)
     found = measured(CompiledParts(None, None), base, post, measurement=measurement)
-    assert made == ["values_alone", "read_frames", "read_stored"]
+    assert made == ["values_alone", "controls_of_values", "controls_of_pair", "read_frames", "read_stored"]
     assert_same(found, in_one_program(base, post, measurement=measurement), rtol=1e-9)
 
 
@@ -91,10 +91,12 @@ def test_what_is_prepared_is_all_that_a_well_conditioned_pair_takes(made):
     base = planted(40, 24, seed=1)
     parts = CompiledParts(None, None)
     stack = jax.ShapeDtypeStruct(base.shape, base.dtype)
-    described = measure_in_parts_of(PreparedParts(parts), stack)
-    assert sorted(made) == ["decompose_pair", "read_frames", "read_stored"]
+    with PreparedParts(parts) as prepared:
+        described = measure_in_parts_of(prepared, stack)
+    controls = ["controls_of_leading", "controls_of_pair", "controls_of_values"]
+    assert sorted(made) == [*controls, "decompose_pair", "read_frames", "read_stored"]
     found = measured(parts, base, near(base, seed=2))
-    assert len(made) == 3
+    assert len(made) == 6
     shapes = jax.tree.map(
         lambda x: (x.shape, x.dtype), (described.posts, found.posts), is_leaf=lambda x: hasattr(x, "shape")
     )
