@@ -151,7 +151,7 @@ def reference(base, post, k=16):
     explained = np.linalg.norm(s_change[~beyond]) <= 1.5 * rounding
     readings["rank_change"] = int(beyond.sum()) if explained else np.linalg.matrix_rank(post - base)
     with jax.enable_x64(True):
-        readings["nf_rounding"] = float(_nf_null(s_base, np.asarray(rounding), shape=(rows, cols)))
+        readings["nf_rounding"] = float(_nf_null(s_base, np.asarray(rounding), float(max(rows, cols))))
     return readings | closed_form_controls(readings, s_base, norm, rows, cols, k)
 
 
@@ -209,11 +209,12 @@ WITH_STD = (
 def noise_law(s_base, s_change, norm, shape, k):
     """What the law gives in float64: means by column, spreads by metric, nf and spreads of the change's spectrum."""
     with jax.enable_x64(True):
-        return jax.tree.map(np.asarray, _noise_law(s_base, s_change, np.asarray(norm), shape=shape, k=k))
+        return jax.tree.map(np.asarray, _noise_law(s_base, s_change, np.asarray(norm), float(max(shape)), k=k))
 
 
-@functools.partial(jax.jit, static_argnames=("shape", "k"))
-def _noise_law(s_base, s_change, norm, shape, k):
+@functools.partial(jax.jit, static_argnames=("k",))
+def _noise_law(s_base, s_change, norm, rows, k):
+    shape = (rows, s_base.shape[-1])  # of the matrix or its transpose: no left or right is looked at
     polar, values = law.polar_law(s_base, norm, shape=shape), law.values_law(s_base, norm, shape=shape)
     spectrum = law.columns_of_law(s_base, norm, values, shape=shape)
     own_nf = law.spectrum_law(s_base, s_change, shape=shape)
@@ -234,9 +235,9 @@ def _noise_law(s_base, s_change, norm, shape, k):
     return nulls, spreads, own_nf, own_spreads
 
 
-@functools.partial(jax.jit, static_argnames=("shape",))
-def _nf_null(s_base, norm, shape):
-    return law.polar_law(s_base, norm, shape=shape).nf
+@jax.jit
+def _nf_null(s_base, norm, rows):
+    return law.polar_law(s_base, norm, shape=(rows, s_base.shape[-1])).nf
 
 
 def rounding_noise(x):
