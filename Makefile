@@ -11,7 +11,7 @@ BENCH_FLAGS ?= --short
 # Most of the tests' time is compiling, on one core; each process takes up to 2 GiB.
 TEST_PROCESSES ?= 2
 # Seconds for the whole of `make test` and of `make test-all`, beside the limit per test in setup.cfg.
-TEST_TIMEOUT ?= 3000
+TEST_TIMEOUT ?= 4800
 TEST_ALL_TIMEOUT ?= 4800
 
 VENV := .venv
