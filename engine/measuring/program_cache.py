@@ -85,6 +85,13 @@ def load_or_compile(
     return make() if program is None else _Loaded(program, make)
 
 
+def is_kept(function: Any, *arguments: Any, static: Mapping[str, Any], keep: bool = True) -> bool:
+    """Whether there is a file of this program: it then takes no time to have it. Arguments as for `load_or_compile`."""
+    folder = _folder() if keep and jax.local_device_count() == 1 else None
+    name = None if folder is None else _name_of(function, arguments, static)
+    return folder is not None and name is not None and (folder / name).is_file()
+
+
 class _Loaded:
     """A program that was loaded; made again if it proves to be incomplete, which XLA tells when it is called.
 
