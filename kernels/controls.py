@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from polarax.kernels.noise_law import Spreads, isotropic_moments, polar_law, spreads
+from polarax.kernels.noise_law import PolarLaw, Spreads, isotropic_moments, polar_law, spreads
 from polarax.kernels.sides import Shape, entry_count, longer_side, root, shorter_side
 from polarax.kernels.thin_svd import numerical_rank
 
@@ -35,7 +35,15 @@ class Controls(NamedTuple):
     std: Spreads  # standard deviations of single readings
 
 
-def closed_form_controls(s_base: jax.Array, change_norm: jax.Array, *, shape: Shape, top_k: int = 16) -> Controls:
+def closed_form_controls(
+    s_base: jax.Array,
+    change_norm: jax.Array,
+    *,
+    shape: Shape,
+    top_k: int = 16,
+    law: PolarLaw | None = None,
+    std: Spreads | None = None,
+) -> Controls:
     """The controls of a pair, from the base's spectrum, the shape and the size of the change alone. O(r^2).
 
     The numerical rank of the base stands for r: what a rank-deficient base leaves undetermined counts as outside.
@@ -45,6 +53,8 @@ def closed_form_controls(s_base: jax.Array, change_norm: jax.Array, *, shape: Sh
         change_norm: ||D||_F, (...).
         shape: (m, n) of the matrix, m an operand or a number.
         top_k: Dimension of the leading subspaces, for the spreads of what is read of them.
+        law: What `polar_law` gives for these, if it is known.
+        std: Standard deviations, if they are known; to first order by default.
 
     Returns:
         `Controls`; NaN for a base that is zero or not finite.
@@ -75,7 +85,7 @@ def closed_form_controls(s_base: jax.Array, change_norm: jax.Array, *, shape: Sh
     pairs = inside[..., :, None] & inside[..., None, :] & ~jnp.eye(s.shape[-1], dtype=bool)
     # The fit leaves the skew part of E, the diagonal but for alpha, and what is outside.
     unfitted = (rotations + rank - 1 + outside) * sd**2 + _unturned(relative, sd, pairs)
-    law = polar_law(s, norm, shape=shape)
+    law = polar_law(s, norm, shape=shape) if law is None else law
     return Controls(
         nf=law.nf,
         budget_scaling=rank / entries,
@@ -88,7 +98,7 @@ def closed_form_controls(s_base: jax.Array, change_norm: jax.Array, *, shape: Sh
         nuclear_norm_ratio=law.nuclear_norm_ratio,
         fit_error=jnp.sqrt(unfitted) / (base_norm * jnp.sqrt(1 + drift**2)),
         reach=control_reach(s, norm, shape=shape),
-        std=spreads(s, norm, isotropic_moments(shape), shape=shape, top_k=top_k),
+        std=spreads(s, norm, isotropic_moments(shape), shape=shape, top_k=top_k) if std is None else std,
     )
 
 

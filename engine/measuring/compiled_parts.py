@@ -113,7 +113,8 @@ class CompiledParts:
                 quickly = part in OF_SPECTRA and stacks[0]["s_base"].shape[-1] <= _SMALL
                 made = load_or_compile(run_part, *arguments, static=told, keep=self._own, quickly=quickly)
                 program.set_result(made)
-            except BaseException as error:  # whoever waits for it hears of it too
+            except BaseException as error:  # whoever waits for it hears of it; whoever comes later tries again
+                del self._programs[key]
                 program.set_exception(error)
             release_free_memory()
             self.seconds += time.perf_counter() - start

@@ -23,8 +23,8 @@ from polarax.kernels.sides import Side
 from polarax.measuring.first_look import by_first_look
 from polarax.measuring.polar_program import by_polar_factors
 from polarax.measuring.sampled_controls import columns_of_controls, controls_of, drawn_post, read_sampled
-from polarax.metrics import GROUPS, MatrixPair, Readings, Spectra, StoredEntries, sampled_metrics
-from polarax.metrics.own_spectrum import own_spectrum_columns
+from polarax.metrics import GROUPS, MatrixPair, Readings, Spectra, StoredEntries, own_spectrum_metrics
+from polarax.metrics.own_spectrum import read_own_spectrum
 from polarax.planning.measurement import Measurement
 
 Part = TypeVar("Part", bound=Callable[..., Any])
@@ -260,7 +260,7 @@ def read_frames(arrays: Arrays, controls: Arrays, *, rows: Side, measurement: Me
             for read in GROUPS[group].readers:
                 readings |= read(pair)
     if measurement.own_spectrum:
-        readings |= own_spectrum_columns(pair, readings, sampled_metrics(measurement.groups))
+        readings |= read_own_spectrum(pair, readings, own_spectrum_metrics(measurement.groups))
     return readings
 
 

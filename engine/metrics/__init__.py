@@ -38,6 +38,8 @@ from polarax.metrics.catalogue import (
     every_metric,
     metric_of,
     metrics_of,
+    own_spectrum_columns,
+    own_spectrum_metrics,
     register,
     sampled_columns,
     sampled_metrics,
@@ -76,6 +78,8 @@ __all__ = [
     "every_metric",
     "metric_of",
     "metrics_of",
+    "own_spectrum_columns",
+    "own_spectrum_metrics",
     "parse_metrics",
     "quick_groups",
     "ratio_to",
@@ -175,7 +179,7 @@ def columns(
     more = (
         *(CERTIFICATE_COLUMNS if by_products else ()),
         *(sampled_columns(groups, quick=quick) if sampled else ()),
-        *(sampled_columns(groups, kinds=(OWN_SPECTRUM,)) if own_spectrum and not sampled else ()),
+        *(own_spectrum_columns(groups) if own_spectrum and not sampled else ()),
         *(BETWEEN if between else ()),
         *(CERTIFICATE if quick else ()),
     )

@@ -11,6 +11,7 @@ from collections.abc import Callable, Container, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from polarax.kernels import RANDOM_CHANGES
+from polarax.kernels.noise_law import Spreads
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -350,13 +351,20 @@ def sampled_metrics(groups: Iterable[str], *, quick: bool = False) -> tuple[str,
     return tuple(m.name for m in metrics_of(groups, quick=quick) if m.control is not None and m.control.sampled)
 
 
-def sampled_columns(
-    groups: Iterable[str], *, quick: bool = False, kinds: Iterable[str] = RANDOM_CHANGES
-) -> tuple[str, ...]:
-    """The columns that random changes of these kinds add to these groups; with `quick`, to a first look."""
-    return tuple(
-        f"{metric}_{kind}{suffix}"
-        for metric in sampled_metrics(groups, quick=quick)
-        for kind in kinds
-        for suffix in SAMPLED_SUFFIXES
-    )
+def own_spectrum_metrics(groups: Iterable[str]) -> tuple[str, ...]:
+    """Those of the metrics that can be sampled whose control of the change's own spectrum has a closed form."""
+    return tuple(name for name in sampled_metrics(groups) if name in Spreads._fields)
+
+
+def sampled_columns(groups: Iterable[str], *, quick: bool = False) -> tuple[str, ...]:
+    """The columns that random changes add to these groups; with `quick`, to a first look."""
+    return _columns_of_changes(sampled_metrics(groups, quick=quick), RANDOM_CHANGES)
+
+
+def own_spectrum_columns(groups: Iterable[str]) -> tuple[str, ...]:
+    """The columns that the control of the change's own spectrum adds to these groups without draws."""
+    return _columns_of_changes(own_spectrum_metrics(groups), (OWN_SPECTRUM,))
+
+
+def _columns_of_changes(metrics: Iterable[str], kinds: Iterable[str]) -> tuple[str, ...]:
+    return tuple(f"{metric}_{kind}{suffix}" for metric in metrics for kind in kinds for suffix in SAMPLED_SUFFIXES)

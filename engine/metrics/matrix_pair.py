@@ -15,6 +15,7 @@ from polarax.kernels.noise_law import (
     ValuesLaw,
     columns_of_law,
     leading_law,
+    polar_law,
     spectrum_law,
     spreads_at_any_size,
     values_law,
@@ -63,9 +64,9 @@ class MatrixPair:
     @functools.cached_property
     def control(self) -> kernels.Controls:
         """What an isotropic random change of the same size would show, in closed form."""
-        spectra = self.spectra
-        control = kernels.closed_form_controls(spectra.s_base, spectra.change_norm, shape=self.shape, top_k=self.top_k)
-        return control._replace(std=self._spreads(None, control.nf))
+        given = self.spectra.s_base, self.spectra.change_norm
+        law = polar_law(*given, shape=self.shape)
+        return kernels.closed_form_controls(*given, shape=self.shape, law=law, std=self._spreads(None, law.nf))
 
     @functools.cached_property
     def own_nf(self) -> jax.Array:

@@ -14,7 +14,7 @@ from polarax.metrics.controlled import of_random_changes
 from polarax.metrics.matrix_pair import MatrixPair, Readings
 
 
-def own_spectrum_columns(pair: MatrixPair, readings: Readings, metrics: Iterable[str]) -> Readings:
+def read_own_spectrum(pair: MatrixPair, readings: Readings, metrics: Iterable[str]) -> Readings:
     """Mean, standard deviation and distance of each metric.
 
     Args:
@@ -22,11 +22,11 @@ def own_spectrum_columns(pair: MatrixPair, readings: Readings, metrics: Iterable
         readings: The metrics themselves, and their controls.
         metrics: Names.
     """
+    own_means = {"nf": pair.own_nf}
     columns: Readings = {}
     for metric in metrics:
         value, std, null = readings[metric], getattr(pair.own_spreads, metric), metric_of(metric).null
-        mean = jnp.zeros_like(value) if null is None else readings[null]
-        if metric == "nf":
-            mean = pair.own_nf
+        isotropic = jnp.zeros_like(value) if null is None else readings[null]
+        mean = own_means.get(metric, isotropic)
         columns |= of_random_changes(metric, OWN_SPECTRUM, value, mean, std, pair.spectra.change_norm)
     return columns

@@ -1,6 +1,7 @@
 """A made-up metric, registered by one record and one function, is measured, judged and shown everywhere."""
 
 import csv
+import dataclasses
 import math
 import re
 
@@ -178,3 +179,16 @@ def test_registered_in_a_group_after_a_comparison(tmp_path):
     finally:
         group.metrics[:], group.readers[:] = metrics, readers
     assert frame["twice"][0] == pytest.approx(np.linalg.norm(weight["w"]))
+
+
+def test_one_that_can_be_sampled_has_no_closed_form_for_the_spectrum_of_the_change():
+    assert ALONG.control is not None
+    sampled = dataclasses.replace(ALONG, control=dataclasses.replace(ALONG.control, sampled=True))
+    register(Group("direction", "Direction of the change"), [sampled], read_along)
+    try:
+        base = weights()
+        frame = polarax.compare(base, moved(base, 0.01), metrics="direction,rotation,shape", progress=False).frame()
+    finally:
+        del GROUPS["direction"]
+    assert frame["along"].notna().all() and frame["nf_spectrum"].notna().all()
+    assert "along_spectrum" not in frame

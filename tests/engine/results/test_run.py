@@ -11,7 +11,7 @@ import pytest
 
 import polarax
 import polarax.comparison
-from polarax.metrics import CONTROL_COLUMNS, GROUPS, IDENTITY_COLUMNS, OWN_SPECTRUM, sampled_columns
+from polarax.metrics import CONTROL_COLUMNS, GROUPS, IDENTITY_COLUMNS, own_spectrum_columns
 from polarax.planning.comparison_plan import plan_posts
 from polarax.planning.selection import Selection
 from polarax.results.directory import claim_directory
@@ -61,7 +61,7 @@ class TestFinished:
         identity = "name,layer,role,expert,rows,cols,dtype_base,dtype_post,status,relation,name_post,matched_by"
         assert header.startswith(identity + ",")
         measured = [column for group in GROUPS.values() for column in group]
-        own_spectrum = sampled_columns(GROUPS, kinds=[OWN_SPECTRUM])
+        own_spectrum = own_spectrum_columns(GROUPS)
         assert header.split(",") == [*identity.split(","), *measured, *own_spectrum, *CONTROL_COLUMNS]
         assert list(llama_run.frame().columns) == header.split(",")
         assert ",".join(IDENTITY_COLUMNS) == identity
