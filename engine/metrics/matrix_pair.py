@@ -15,7 +15,6 @@ from polarax.kernels.noise_law import (
     ValuesLaw,
     columns_of_law,
     leading_law,
-    polar_law,
     spectrum_law,
     spreads_at_any_size,
     values_law,
@@ -64,9 +63,8 @@ class MatrixPair:
     @functools.cached_property
     def control(self) -> kernels.Controls:
         """What an isotropic random change of the same size would show, in closed form."""
-        given = self.spectra.s_base, self.spectra.change_norm
-        law = polar_law(*given, shape=self.shape)
-        return kernels.closed_form_controls(*given, shape=self.shape, law=law, std=self._spreads(None, law.nf))
+        given, values = (self.spectra.s_base, self.spectra.change_norm), self.values_null
+        return kernels.closed_form_controls(*given, shape=self.shape, top_k=self.top_k, values=values)
 
     @functools.cached_property
     def own_nf(self) -> jax.Array:
@@ -89,12 +87,9 @@ class MatrixPair:
     def own_spreads(self) -> Spreads:
         """Standard deviations over such changes."""
         assert self.spectra.s_change is not None
-        return self._spreads(self.spectra.s_change, self.own_nf)
-
-    def _spreads(self, s_change: jax.Array | None, nf: jax.Array) -> Spreads:
-        given = self.spectra.s_base, self.spectra.change_norm, s_change
-        values = self.values_null
-        return spreads_at_any_size(*given, shape=self.shape, top_k=self.top_k, nf=nf, values=values)[0]
+        spectra, values = self.spectra, self.values_null
+        given = spectra.s_base, spectra.change_norm, spectra.s_change
+        return spreads_at_any_size(*given, shape=self.shape, top_k=self.top_k, nf=self.own_nf, values=values)[0]
 
     @functools.cached_property
     def leading_law(self) -> LeadingLaw:

@@ -82,7 +82,7 @@ def test_results_are_those_of_the_numbers_that_are_meant(checkpoints, of_base):
     of_router = scaled["name"].str.contains("mlp.gate.weight")
     assert set(scaled[own][~of_router]) == {"float8_e4m3fn, scaled"} and set(scaled[other]) == {"bfloat16"}
     # What is known of floating-point types alone, and the type itself.
-    of_type = ["dtype_base", "dtype_post", "rounding_share", "nf_rounding", "spectral_norm_rounding"]
+    of_type = ["dtype_base", "dtype_post", "rounding_share", "nf_rounding", "spectral_norm_rounding", "rank_change"]
     assert scaled.loc[~of_router, of_type[2:]].isna().all(axis=None)
     assert plain.loc[~of_router, "rounding_share"].notna().all()
     pd.testing.assert_frame_equal(scaled.drop(columns=of_type), plain.drop(columns=of_type), check_exact=True)

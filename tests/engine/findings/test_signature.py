@@ -126,6 +126,7 @@ def test_rows_that_are_mostly_rounding_do_not_count():
 
 def test_a_sampled_control_is_the_one_that_counts():
     frame = layers([1.02] * 4, [1.0] * 4).assign(alpha_spectrum=lambda rows: rows["alpha"], alpha_spectrum_std=1e-3)
+    frame["control"] = "draws"
     found = output_signature(frame, draws=50)
     assert found.difference == pytest.approx(0) and not found.distinct
     assert found.control_std == pytest.approx(1e-3 * np.sqrt(1.5) / 2)
