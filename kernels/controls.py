@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from polarax.kernels.noise_law import Spreads, ValuesLaw, polar_law, spreads_at_any_size
+from polarax.kernels.noise_law import PolarLaw, Spreads, polar_law, spreads_at_any_size
 from polarax.kernels.sides import Shape, entry_count, longer_side, root, shorter_side
 from polarax.kernels.thin_svd import numerical_rank
 
@@ -41,7 +41,8 @@ def closed_form_controls(
     *,
     shape: Shape,
     top_k: int = 16,
-    values: ValuesLaw | None = None,
+    law: PolarLaw | None = None,
+    std: Spreads | None = None,
 ) -> Controls:
     """The controls of a pair, from the base's spectrum, the shape and the size of the change alone. O(r^2).
 
@@ -52,7 +53,8 @@ def closed_form_controls(
         change_norm: ||D||_F, (...).
         shape: (m, n) of the matrix, m an operand or a number.
         top_k: Dimension of the leading subspaces, for the spreads of what is read of them.
-        values: What `values_law` gives for these, if it is known.
+        law: What `polar_law` gives for these, if it is known.
+        std: What `spreads_at_any_size` gives of isotropic noise, if it is known.
 
     Returns:
         `Controls`; NaN for a base that is zero or not finite.
@@ -83,7 +85,9 @@ def closed_form_controls(
     pairs = inside[..., :, None] & inside[..., None, :] & ~jnp.eye(s.shape[-1], dtype=bool)
     # The fit leaves the skew part of E, the diagonal but for alpha, and what is outside.
     unfitted = (rotations + rank - 1 + outside) * sd**2 + _unturned(relative, sd, pairs)
-    law = polar_law(s, norm, shape=shape)
+    law = polar_law(s, norm, shape=shape) if law is None else law
+    if std is None:
+        ((std, _),) = spreads_at_any_size(s, norm, None, shape=shape, top_k=top_k, nf=law.nf)
     return Controls(
         nf=law.nf,
         budget_scaling=rank / entries,
@@ -96,7 +100,7 @@ def closed_form_controls(
         nuclear_norm_ratio=law.nuclear_norm_ratio,
         fit_error=jnp.sqrt(unfitted) / (base_norm * jnp.sqrt(1 + drift**2)),
         reach=control_reach(s, norm, shape=shape),
-        std=spreads_at_any_size(s, norm, None, shape=shape, top_k=top_k, nf=law.nf, values=values)[0],
+        std=std,
     )
 
 

@@ -181,8 +181,7 @@ def controls_of_pair(spectra: Arrays, values: Arrays, *, rows: Side, top_k: int)
     """The controls of what is read in frames, from what `controls_of_values` gave."""
     pair = _pair_of(spectra, rows, top_k)
     vars(pair).update(values)
-    own = {} if pair.spectra.s_change is None else {"own_nf": pair.own_nf, "own_spreads": pair.own_spreads}
-    return {"control": pair.control, **own}
+    return {"control": pair.control, "own_law": pair.own_law, "own_spreads": pair.own_spreads}
 
 
 @_part

@@ -10,11 +10,14 @@ import jax.numpy as jnp
 from polarax import kernels
 from polarax.kernels.noise_law import (
     LeadingLaw,
+    PolarLaw,
     SpectrumColumns,
+    SpectrumLaw,
     Spreads,
     ValuesLaw,
     columns_of_law,
     leading_law,
+    polar_law,
     spectrum_law,
     spreads_at_any_size,
     values_law,
@@ -63,14 +66,19 @@ class MatrixPair:
     @functools.cached_property
     def control(self) -> kernels.Controls:
         """What an isotropic random change of the same size would show, in closed form."""
-        given, values = (self.spectra.s_base, self.spectra.change_norm), self.values_null
-        return kernels.closed_form_controls(*given, shape=self.shape, top_k=self.top_k, values=values)
+        given, law, std = (self.spectra.s_base, self.spectra.change_norm), self._polar_law, self._spreads[0]
+        return kernels.closed_form_controls(*given, shape=self.shape, top_k=self.top_k, law=law, std=std)
 
     @functools.cached_property
-    def own_nf(self) -> jax.Array:
-        """Root mean square of nf over changes with this one's singular values in random directions, (...)."""
-        assert self.spectra.s_change is not None
-        return spectrum_law(self.spectra.s_base, self.spectra.s_change, shape=self.shape)
+    def own_law(self) -> SpectrumLaw | None:
+        """The noise law of changes with this one's singular values in random directions; None if they are not known."""
+        spectra = self.spectra
+        return None if spectra.s_change is None else spectrum_law(spectra.s_base, spectra.s_change, shape=self.shape)
+
+    @functools.cached_property
+    def own_spreads(self) -> Spreads | None:
+        """Standard deviations over such changes."""
+        return None if self.own_law is None else self._spreads[1]
 
     @functools.cached_property
     def values_null(self) -> ValuesLaw:
@@ -84,12 +92,24 @@ class MatrixPair:
         return columns_of_law(spectra.s_base, spectra.change_norm, self.values_null, shape=self.shape)
 
     @functools.cached_property
-    def own_spreads(self) -> Spreads:
-        """Standard deviations over such changes."""
-        assert self.spectra.s_change is not None
-        spectra, values = self.spectra, self.values_null
-        given = spectra.s_base, spectra.change_norm, spectra.s_change
-        return spreads_at_any_size(*given, shape=self.shape, top_k=self.top_k, nf=self.own_nf, values=values)[0]
+    def _polar_law(self) -> PolarLaw:
+        return polar_law(self.spectra.s_base, self.spectra.change_norm, shape=self.shape)
+
+    @functools.cached_property
+    def _spreads(self) -> list[Spreads]:
+        """Of isotropic noise, and of changes with this one's singular values if they are known."""
+        spectra = self.spectra
+        found = spreads_at_any_size(
+            spectra.s_base,
+            spectra.change_norm,
+            spectra.s_change,
+            shape=self.shape,
+            top_k=self.top_k,
+            nf=self._polar_law.nf,
+            own=self.own_law,
+            values=self.values_null,
+        )
+        return [spreads for spreads, _ in found]
 
     @functools.cached_property
     def leading_law(self) -> LeadingLaw:

@@ -22,10 +22,12 @@ def read_own_spectrum(pair: MatrixPair, readings: Readings, metrics: Iterable[st
         readings: The metrics themselves, and their controls.
         metrics: Names.
     """
-    own_means = {"nf": pair.own_nf}
+    law, spreads = pair.own_law, pair.own_spreads
+    assert law is not None and spreads is not None
+    own_means = {"nf": law.nf}
     columns: Readings = {}
     for metric in metrics:
-        value, std, null = readings[metric], getattr(pair.own_spreads, metric), metric_of(metric).null
+        value, std, null = readings[metric], getattr(spreads, metric), metric_of(metric).null
         isotropic = jnp.zeros_like(value) if null is None else readings[null]
         mean = own_means.get(metric, isotropic)
         columns |= of_random_changes(metric, OWN_SPECTRUM, value, mean, std, pair.spectra.change_norm)

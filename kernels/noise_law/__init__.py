@@ -6,7 +6,7 @@ from polarax.kernels.noise_law.leading_law import LeadingLaw, leading_law
 from polarax.kernels.noise_law.moments import Moments, change_moments, isotropic_moments, moments_of_concentration
 from polarax.kernels.noise_law.polar_law import PolarLaw, polar_law
 from polarax.kernels.noise_law.second_order import SecondOrder, second_order
-from polarax.kernels.noise_law.spectrum_law import spectrum_law
+from polarax.kernels.noise_law.spectrum_law import SpectrumLaw, spectrum_law
 from polarax.kernels.noise_law.spreads import Spreads, spreads
 from polarax.kernels.noise_law.values_law import ValuesLaw, values_law
 
@@ -14,8 +14,9 @@ __all__ = [
     "LeadingLaw",
     "Moments",
     "PolarLaw",
-    "SpectrumColumns",
     "SecondOrder",
+    "SpectrumColumns",
+    "SpectrumLaw",
     "SpreadSource",
     "Spreads",
     "ValuesLaw",

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 from polarax.kernels.noise_law.moments import change_moments, isotropic_moments
 from polarax.kernels.noise_law.polar_law import polar_law
 from polarax.kernels.noise_law.second_order import second_order
-from polarax.kernels.noise_law.spectrum_law import spectrum_law
-from polarax.kernels.noise_law.spreads import Spreads, first_order_turn, spreads
+from polarax.kernels.noise_law.spectrum_law import SpectrumLaw, spectrum_law
+from polarax.kernels.noise_law.spreads import Spreads, first_order
 from polarax.kernels.noise_law.units import in_units, std_of_root, total_over
 from polarax.kernels.noise_law.values_law import ValuesLaw, values_law
 from polarax.kernels.sides import Shape
@@ -40,56 +40,64 @@ def spreads_at_any_size(
     shape: Shape,
     top_k: int = 16,
     nf: jax.Array | None = None,
+    own: SpectrumLaw | None = None,
     values: ValuesLaw | None = None,
-) -> tuple[Spreads, jax.Array]:
+) -> tuple[tuple[Spreads, jax.Array], ...]:
     """`spreads`, but the noise law's of nf, nuclear_norm_ratio and ratio_cv where smallest values are not far above it.
 
     Args:
         s_base: Singular values of the base, (..., r), descending.
         change_norm: ||D||_F, (...).
         s_change: Singular values of the change, (..., r), in any unit and of which the directions are random; None for
-            isotropic noise.
+            isotropic noise alone.
         shape: (m, n) of the matrix, m an operand or a number.
         top_k: As for `spreads`.
-        nf: What `polar_law` or `spectrum_law` gives for these, if it is known.
-        values: What `values_law` gives for these, if it is known.
+        nf: What `polar_law` gives for these, if it is known.
+        own: What `spectrum_law` gives, if it is known.
+        values: What `values_law` gives, if it is known.
 
     Returns:
-        `Spreads`, and of each matrix (...) a `SpreadSource`, int32.
+        For isotropic noise, and for changes with the singular values s_change if they are given: `Spreads`, and of each
+        matrix (...) a `SpreadSource`, int32.
     """
     s_base = jnp.asarray(s_base)
     change_norm = jnp.broadcast_to(jnp.asarray(change_norm, s_base.dtype), s_base.shape[:-1])
-    moments = isotropic_moments(shape) if s_change is None else change_moments(s_change, shape)
-    if s_change is None:
-        nf = polar_law(s_base, change_norm, shape=shape).nf if nf is None else nf
-    elif nf is None:
-        length = jnp.linalg.norm(s_change, axis=-1)
-        scale = change_norm / jnp.where(length > 0, length, 1)
-        nf = spectrum_law(s_base, scale[..., None] * s_change, shape=shape)
+    nf = polar_law(s_base, change_norm, shape=shape).nf if nf is None else nf
     values = values_law(s_base, change_norm, shape=shape) if values is None else values
-    first = spreads(s_base, change_norm, moments, shape=shape, top_k=top_k)
-    second = second_order(s_base, change_norm, s_change, shape=shape)
+    moments, means = [isotropic_moments(shape)], [nf]
+    seconds = [second_order(s_base, change_norm, None, shape=shape)]
+    if s_change is not None:
+        if own is None:
+            length = jnp.linalg.norm(s_change, axis=-1)
+            scale = change_norm / jnp.where(length > 0, length, 1)
+            own = spectrum_law(s_base, scale[..., None] * s_change, shape=shape)
+        moments.append(change_moments(s_change, shape))
+        means.append(own.nf)
+        seconds.append(second_order(s_base, change_norm, s_change, shape=shape, log_t=own.log_t))
 
     base = in_units(s_base, change_norm, shape)
-    size = s_base.shape[-1]
-    turn = jnp.maximum(size * nf**2 - (size - base.rank), 0)  # r nf^2
-    expected = first_order_turn(base)
-    departure = jnp.abs(turn / jnp.where(expected > 0, expected, 1) - 1)
+    small = first_order(base, moments, shape=shape, top_k=top_k)
     crowding = base.sd**2 * total_over(base, 1 / base.values**2)
-    weight = jnp.maximum(_ramp(departure, _AGREES, _DEPARTS), _ramp(crowding, _APART, _CROWDED))
-    weight = jnp.where(expected > 0, weight, 0)
+    crowded = _ramp(crowding, _APART, _CROWDED)
+    ratio_cv = _of_ratio_cv(base, *(x / s_base for x in (values.shift, values.std)))
 
-    law = {
-        "nf": std_of_root(turn, second.turn) / jnp.sqrt(base.rank),
-        "nuclear_norm_ratio": jnp.sqrt(second.nuclear),
-        "ratio_cv": _of_ratio_cv(base, *(x / s_base for x in (values.shift, values.std))),
-    }
+    def of_kind(first, nf, second):
+        turn = jnp.maximum(s_base.shape[-1] * nf**2 - (s_base.shape[-1] - base.rank), 0)  # r nf^2
+        departure = jnp.abs(turn / jnp.where(small.turn > 0, small.turn, 1) - 1)
+        weight = jnp.maximum(_ramp(departure, _AGREES, _DEPARTS), crowded)
+        weight = jnp.where(small.turn > 0, weight, 0)
+        law = {
+            "nf": std_of_root(turn, second.turn) / jnp.sqrt(base.rank),
+            "nuclear_norm_ratio": jnp.sqrt(second.nuclear),
+            "ratio_cv": ratio_cv,
+        }
+        mixed = {
+            name: jnp.sqrt((1 - weight) * getattr(first, name) ** 2 + jnp.where(weight > 0, weight * large**2, 0))
+            for name, large in law.items()
+        }
+        return first._replace(**mixed), (weight > 0).astype(jnp.int32)
 
-    def mixed(small, large):
-        return jnp.sqrt((1 - weight) * small**2 + jnp.where(weight > 0, weight * large**2, 0))
-
-    result = first._replace(**{name: mixed(getattr(first, name), spread) for name, spread in law.items()})
-    return result, (weight > 0).astype(jnp.int32)
+    return tuple(map(of_kind, small.spreads, means, seconds))
 
 
 def _ramp(x, low, high):

@@ -5,10 +5,16 @@ is alone and of the size of the noise, that event rules (docs: definitions, "The
 """
 
 import math
+from collections.abc import Callable
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 _TRAILING = 8  # so many of the smallest values may be isolated
 _GAUSS_NODES, _TAIL = 48, 9.0  # of integrals of exp(-a^2 v^2 / 2), cut at e^-40
@@ -37,6 +43,27 @@ def isolation(s: jax.Array, variance: jax.Array, alone: float) -> tuple[jax.Arra
     weight = jnp.where(far > 0, jnp.maximum(1 - crowding, 0) ** 1.5, 0).at[-1].set(1)
     counts = (far > 0) & (tail > 0) & (distance < alone)
     return jnp.clip(distance, 1e-3, alone), jnp.where(counts, weight, 0)
+
+
+def by_weight(law: Callable[[Item], Result], single: Item, weight: jax.Array, base: Item) -> tuple[Result, Result]:
+    """The law of single values and of a whole base, one after another by one program.
+
+    Args:
+        law: Maps a case to arrays.
+        single: Cases, (k, ...).
+        weight: (k,); the law of those of weight 0 is not looked at, and given as zeros.
+        base: One more case.
+
+    Returns:
+        The law of the single values, (k, ...), and that of the base.
+    """
+    cases = jax.tree.map(lambda x, y: jnp.concatenate([x, jnp.asarray(y)[None]]), single, base)
+
+    def nothing(case):
+        return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(law, case))
+
+    found = lax.map(lambda x: lax.cond(x[0] > 0, law, nothing, x[1]), (jnp.append(weight, 1), cases))
+    return jax.tree.map(lambda x: x[:-1], found), jax.tree.map(lambda x: x[-1], found)
 
 
 def one_column(distance: jax.Array, free: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from polarax.kernels.noise_law.one_column import isolation, one_column
+from polarax.kernels.noise_law.one_column import by_weight, isolation, one_column
 from polarax.kernels.products import at_full_precision
 from polarax.kernels.sides import Shape, entry_count, longer_side, root
 from polarax.kernels.thin_svd import numerical_rank
@@ -24,6 +24,7 @@ _NODES = 80
 # that begins with the square root of it, and is added; at e^12 integrands have fallen by its power 3/2.
 _BELOW, _ABOVE = 36.0, 12.0
 _ALONE = 8.0  # beyond so many standard deviations a sign doesn't flip
+_FAR = 1e8  # so many are infinite
 _NEWTON_STEPS = 16  # from within a factor of a few, quadratic: 6 to 8 are enough
 
 
@@ -61,18 +62,23 @@ def polar_law(s_base: jax.Array, change_norm: jax.typing.ArrayLike, *, shape: Sh
     return PolarLaw(*(x.reshape(s.shape[:-1] + x.shape[1:]) for x in law))
 
 
+class _Case(NamedTuple):
+    """A spectrum and the noise."""
+
+    s: jax.Array  # (r,), descending
+    least: jax.Array  # of s that is not 0
+    most: jax.Array  # the square of the largest value that is looked at, with noise
+    variance: jax.Array  # sd^2
+
+
 class _Sums(NamedTuple):
-    """The law of a spectrum (r,), of values and changes in one unit."""
+    """The law of a case."""
 
     turned: jax.Array  # 1 - p_i, (r,)
     lost: jax.Array  # (r,)
     lost_more: jax.Array  # the correction of the sum of `lost`
     grown: jax.Array  # mean of sum s_p - sum s_b
     residual: jax.Array
-
-    def nf_squared(self) -> jax.Array:
-        """r times the mean square of nf."""
-        return 2 * jnp.sum(self.turned) - jnp.sum(self.lost) - self.lost_more
 
 
 def _law(s, sd, rank, longer):
@@ -83,10 +89,16 @@ def _law(s, sd, rank, longer):
     s = jnp.where(inside, s, 0)
     variance = jnp.where(noisy, sd, 1) ** 2
     free = longer - size
-    sums = _sums(s, jnp.min(jnp.where(inside, s, 1)), variance, variance * free)
-    nf_squared, turned, lost = _isolated(sums, s, variance, free)
+    base = _Case(s, jnp.min(jnp.where(inside, s, 1)), s[0] ** 2 + variance * size, variance)
+    single, turned, lost, weight = _isolated(s, variance, free)
+    of_single, sums = by_weight(lambda case: _sums(case, free), single, weight, base)
+    # What a matrix of one column shows, exactly, takes the place of what the law says of that column.
+    count = weight.size
+    turned = sums.turned.at[-count:].add(weight * (turned - of_single.turned[:, -1]))
+    lost = sums.lost.at[-count:].add(weight * (lost - of_single.lost[:, -1]))
     turned, lost = (jnp.where(inside, x, 0) for x in (turned, lost))
-    nf_squared = jnp.where(rank < size, 2 * jnp.sum(turned) - jnp.sum(lost) - sums.lost_more, nf_squared)
+    lost_more = sums.lost_more - weight @ of_single.lost_more
+    nf_squared = 2 * jnp.sum(turned) - jnp.sum(lost) - lost_more  # r times the mean square
     nf = jnp.sqrt(jnp.maximum(nf_squared + (size - rank), 0) / size)
     defined = (rank > 0) & jnp.isfinite(sd)
 
@@ -102,12 +114,26 @@ def _law(s, sd, rank, longer):
     )
 
 
-def _sums(s, smallest, variance, delta):
-    """The law with its correction; `smallest` is the least of s that is not 0."""
+def _isolated(s, variance, free):
+    """Smallest values that rule by themselves: the cases of these alone, what each shows exactly, and their weights.
+
+    All other values of such a case are far off, in units of the noise.
+    """
+    distance, weight = isolation(s, variance, _ALONE)
+    last = jnp.arange(s.size) == s.size - 1
+    ones = jnp.ones_like(distance)
+    cases = _Case(jnp.where(last, distance[:, None], _FAR), distance, distance**2 + 1, ones)
+    return cases, *jax.vmap(one_column, (0, None))(distance, free), weight
+
+
+def _sums(case, free):
+    """The law with its correction."""
+    s, least, most, variance = case
+    delta = variance * free
     squares = s**2
     start, x_start, residual = start_of_axis(squares, variance, delta)
-    low = jnp.log(smallest**2 + start) - _BELOW
-    high = jnp.log(squares[0] + variance * s.shape[-1] + delta) + _ABOVE
+    low = jnp.log(least**2 + start) - _BELOW
+    high = jnp.log(most + delta) + _ABOVE
     step = (high - low) / (_NODES - 1)
     ahead = jnp.exp(low + step * jnp.arange(_NODES, dtype=s.dtype))  # t - t0
     width = step * ahead
@@ -157,28 +183,6 @@ def _sums(s, smallest, variance, delta):
     grown = jnp.sum(above * (potential * growth / y - y * bend / growth / 2)) / jnp.pi
 
     return _Sums(turned, lost, lost_more, grown, residual)
-
-
-def _isolated(sums, s, variance, free):
-    """Mends the law where a single smallest value of the size of the noise rules: nf_squared, turned, lost.
-
-    What a matrix of one column shows, exactly, takes the place of what the law says of that column.
-    """
-    distance, weight = isolation(s, variance, _ALONE)
-    count = distance.shape[-1]
-    one = jnp.asarray(1, s.dtype)
-
-    def mend(distance):
-        law = _sums(distance[None], distance, one, free * one)
-        turned, lost = one_column(distance, free)
-        return turned - law.turned[0], lost - law.lost[0], 2 * turned - lost - law.nf_squared()
-
-    turned, lost, squared = (weight * x for x in jax.vmap(mend)(distance))
-    return (
-        sums.nf_squared() + jnp.sum(squared),
-        sums.turned.at[-count:].add(turned),
-        sums.lost.at[-count:].add(lost),
-    )
 
 
 def start_of_axis(squares: jax.Array, variance: jax.Array, delta: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:

@@ -36,7 +36,14 @@ class SecondOrder(NamedTuple):
 
 
 @at_full_precision
-def second_order(s_base: jax.Array, change_norm: jax.Array, s_change: jax.Array | None, *, shape: Shape) -> SecondOrder:
+def second_order(
+    s_base: jax.Array,
+    change_norm: jax.Array,
+    s_change: jax.Array | None,
+    *,
+    shape: Shape,
+    log_t: jax.Array | None = None,
+) -> SecondOrder:
     """The variances of r nf^2 and of the nuclear norm, to leading order in 1/r. O(64 r) and products of that size.
 
     Args:
@@ -45,6 +52,7 @@ def second_order(s_base: jax.Array, change_norm: jax.Array, s_change: jax.Array 
         s_change: Singular values of a change in random directions, (..., r), in any order and unit; None for isotropic
             noise.
         shape: (m, n) of the matrix, m an operand or a number.
+        log_t: Of `spectrum_law` of base and change of norm `change_norm`, if it is known, (..., nodes).
 
     Returns:
         A `SecondOrder`; NaN for a base that is zero or not finite, 0 where nothing changes. Values beyond the base's
@@ -76,13 +84,16 @@ def second_order(s_base: jax.Array, change_norm: jax.Array, s_change: jax.Array 
         change = d * (relative / jnp.where(usable, length, root(size)))[..., None]
 
     def of_matrix(operands):
-        values, inside, change = operands
-        change = change[0] if s_change is None else change
-        points = (_isotropic if s_change is None else _own)(values, inside, change, longer)
+        values, inside, change, log_t = operands
+        if s_change is None:
+            points = _isotropic(values, inside, change[0], longer)
+        else:
+            points = _own(values, inside, change, longer, log_t)
         turn, nuclear = _variances(points)
         return turn, nuclear / jnp.sum(values) ** 2
 
-    flat = jax.tree.map(lambda x: x.reshape(-1, x.shape[-1]), (values, inside, change))
+    log_t = None if log_t is None else jnp.where(sound[..., None], log_t, 0)
+    flat = jax.tree.map(lambda x: x.reshape(-1, x.shape[-1]), (values, inside, change, log_t))
     still = jnp.where((rank > 0) & (norm == 0), 0, jnp.nan)
     return SecondOrder(*(jnp.where(sound, x.reshape(sound.shape), still) for x in lax.map(of_matrix, flat)))
 
@@ -175,12 +186,12 @@ def _isotropic(s, inside, sd, longer):
     return _Points(base, None, *_weights(width, step / 2, x_start))
 
 
-def _own(s, inside, d, longer):
+def _own(s, inside, d, longer, log_t):
     """The points of a base (r,) with s_1 = 1 and a change with singular values d in random directions."""
     ones, free = jnp.ones_like(s), longer - s.shape[-1]
     spectrum, change_spectrum = Spectrum(s**2, ones), Spectrum(d**2, ones)
     y, step = axis_nodes(s, inside, change_spectrum.squares)
-    log_t = solve(spectrum, change_spectrum, y, free)
+    log_t = solve(spectrum, change_spectrum, y, free) if log_t is None else log_t
 
     def at(log_t, shift):
         shifted = Spectrum(jnp.where(inside, s + shift, 0) ** 2, ones)
@@ -188,9 +199,9 @@ def _own(s, inside, d, longer):
         return point.residual, point.log_tau
 
     none, still_all = jnp.zeros((), s.dtype), jnp.zeros(y.size + 1, s.dtype)
-    still, one = jnp.zeros_like(log_t), jnp.ones_like(none)
-    (_, log_across), (by_t, across_by_t) = jax.jvp(at, (log_t, none), (still + 1, none))
-    _, (by_s, across_by_s) = jax.jvp(at, (log_t, none), (still, one))
+    (_, log_across), along = jax.linearize(at, log_t, none)
+    each = jnp.asarray([1, 0], s.dtype)
+    (by_t, by_s), (across_by_t, across_by_s) = jax.vmap(along)(jnp.outer(each, jnp.ones_like(log_t)), 1 - each)
     by_shift = -by_s / by_t
     # At the origin phi_b + phi_D = r, and (phi_b + (1 + kappa') (m - r)) phi_b / t = (phi_D + m - r) phi_D / tau.
     point = jax.tree.map(lambda x: x[0], meet(log_t, spectrum, change_spectrum, y, free))

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from polarax.kernels.noise_law.moments import moments_of_concentration
-from polarax.kernels.noise_law.one_column import isolation, mixed_column
+from polarax.kernels.noise_law.one_column import by_weight, isolation, mixed_column
 from polarax.kernels.products import at_full_precision
 from polarax.kernels.sides import Shape, longer_side
 from polarax.kernels.thin_svd import numerical_rank
@@ -30,9 +30,16 @@ _INFINITE = 1e5  # times the largest value of the change
 _STEPS = 60  # bracketed Newton steps at most; 6 to 12 are usual
 
 
+class SpectrumLaw(NamedTuple):
+    """What a change with singular values of its own in random directions does."""
+
+    nf: jax.Array  # root mean square of nf, (...)
+    log_t: jax.Array  # where base and change meet at each of `axis_nodes`, in the unit s_1 = 1, (..., nodes)
+
+
 @at_full_precision
-def spectrum_law(s_base: jax.Array, s_change: jax.Array, *, shape: Shape) -> jax.Array:
-    """Root mean square of nf for changes with the singular values `s_change` in random directions.
+def spectrum_law(s_base: jax.Array, s_change: jax.Array, *, shape: Shape) -> SpectrumLaw:
+    """The noise law for changes with the singular values `s_change` in random directions.
 
     In 415 of 417 drawn cases (r of 32 to 128, m / n of 1 to 4, condition numbers to 1e4, drifts of 1e-3 to 1) it was
     within 2% and three standard errors of the draws. float32 can't resolve nf below about 3e-5.
@@ -43,15 +50,17 @@ def spectrum_law(s_base: jax.Array, s_change: jax.Array, *, shape: Shape) -> jax
         shape: (m, n) of the base.
 
     Returns:
-        nf, (...), with the correction of relative order 1/r for real matrices; NaN where the base is zero or either is
-        not finite. Values beyond the base's numerical rank count as zeros. O(64 r) a step of the iteration and matrix.
+        A `SpectrumLaw`, with the correction of relative order 1/r for real matrices; NaN where the base is zero or
+        either is not finite. Values beyond the base's numerical rank count as zeros. O(64 r) a step of the iteration
+        and matrix.
     """
     s, d = jnp.broadcast_arrays(jnp.asarray(s_base), jnp.asarray(s_change))
     longer = jnp.asarray(longer_side(shape), s.dtype)
     unit = jnp.where(s[..., :1] > 0, s[..., :1], jnp.nan)
     rank = numerical_rank(s, *shape)
     flat = (s / unit).reshape(-1, s.shape[-1]), (d / unit).reshape(-1, s.shape[-1]), rank.reshape(-1)
-    return lax.map(lambda x: _law(x[0], x[1], x[2], longer), flat).reshape(rank.shape)
+    nf, log_t = lax.map(lambda x: _law(x[0], x[1], x[2], longer), flat)
+    return SpectrumLaw(nf.reshape(rank.shape), log_t.reshape((*rank.shape, _NODES)))
 
 
 class Spectrum(NamedTuple):
@@ -200,63 +209,73 @@ def _lost_more(base, change, log_t, log_tau, free):
     return jnp.sum(share / 2 * jax.jvp(log_determinant, (log_t, log_tau, one), tangents)[1])
 
 
-def _sums(s, counts, moved, change, free, low, high):
-    """Sum of 1 - p_i, and of what is lost outside, over the values (k,) where `moved` is 1, not 0.
+class _Case(NamedTuple):
+    """A base and a change that the law is asked about."""
 
-    `low` and `high` are the logarithms of the least and of the largest y.
-    """
+    s: jax.Array  # singular values of the base, (r,)
+    moved: jax.Array  # 1 for the values that count, 0 for the others, (r,)
+    change: Spectrum
+    low: jax.Array  # logarithms of the least and of the largest y
+    high: jax.Array
+
+
+def _sums(case, free):
+    """Sum of 1 - p_i and of what is lost outside over the values that count, and log t at each y."""
+    s, moved, change, low, high = case
     step = (high - low) / (_NODES - 1)
     y = jnp.exp(low + step * jnp.arange(_NODES, dtype=s.dtype))
     width = (step * y).at[0].multiply(1 + 1 / jnp.expm1(step))
-    base = Spectrum(s**2, counts)
+    base = Spectrum(s**2, jnp.ones_like(s))
     # One more y stands for 0, for what is lost: it is far below the noise, too.
-    variance = change.squares @ change.counts / (jnp.sum(counts) * (jnp.sum(counts) + free))
+    variance = change.squares @ change.counts / (s.size * (s.size + free))
     least = y[:1] * jnp.minimum(1, jnp.sqrt(variance * jnp.maximum(free, 1)) * jnp.exp(-low - _BELOW))
-    solved = solve(base, change, jnp.concatenate([least, y]), free)
-    end, log_t = solved[:1], solved[1:]
-    point = meet(log_t, base, change, y, free)
-    # t - y^2, from the change's side: no difference of large numbers.
-    square = y**2
-    longest = point.change.rest / point.joint
-    apart = longest + (square + longest) * point.change.rest / (free + square * point.joint)
-    t = square + apart
-    turned_trace = apart * ((s / ((square[:, None] + s**2) * (t[:, None] + s**2))) @ (moved * counts))
+    all_y = jnp.append(y, least)
+    log_t = solve(base, change, all_y, free)
 
     def at_y(log_t, s):
-        point = meet(log_t, Spectrum(s**2, counts), change, y, free)
-        return point.residual, _log_determinant(point, y, free)
+        point = meet(log_t, Spectrum(s**2, base.counts), change, all_y, free)
+        return (point.residual, _log_determinant(point, all_y, free)), point
 
-    _, (by_t, log_by_t) = jax.jvp(at_y, (log_t, s), (jnp.ones_like(log_t), 0 * s))
-    _, (by_s, log_by_s) = jax.jvp(at_y, (log_t, s), (jnp.zeros_like(log_t), moved))
-    correction = log_by_s - log_by_t * by_s / by_t
+    _, along, point = jax.linearize(at_y, log_t, s, has_aux=True)
+    one = jnp.ones_like(log_t)
+    tangents = jnp.stack([one, 0 * one]), jnp.stack([0 * moved, moved])
+    (by_t, by_s), (log_by_t, log_by_s) = jax.vmap(along)(*tangents)
+    correction = (log_by_s - log_by_t * by_s / by_t)[:-1]
+    # t - y^2, from the change's side: no difference of large numbers.
+    square = y**2
+    rest, joint = point.change.rest[:-1], point.joint[:-1]
+    longest = rest / joint
+    apart = longest + (square + longest) * rest / (free + square * joint)
+    t = square + apart
+    turned_trace = apart * ((s / ((square[:, None] + s**2) * (t[:, None] + s**2))) @ moved)
     turned = jnp.sum(width * (2 * turned_trace - correction / 2)) / jnp.pi
-    point = meet(end, base, change, least, free)
-    seen = point.base.seen[0]
-    lost = free * seen / (seen + free) + _lost_more(base, change, end, point.log_tau, free)
-    return turned, jnp.where(free > 0, lost, 0)
+    seen = point.base.seen[-1]
+    lost = free * seen / (seen + free) + _lost_more(base, change, log_t[-1:], point.log_tau[-1:], free)
+    return turned, jnp.where(free > 0, lost, 0), log_t[:-1]
 
 
 def _law(s, d, rank, longer):
-    """nf of one spectrum (r,) with s_1 = 1."""
+    """nf of one spectrum (r,) with s_1 = 1, and log t."""
     size = s.shape[-1]
+    free = longer - size
     inside = jnp.arange(size) < rank
     s = jnp.where(inside, s, 0)
     energy = jnp.sum(d**2)
     changed = energy > 0
     d = jnp.where(changed, d, 1)
     change = Spectrum(d**2, jnp.ones_like(d))
-    free = longer - size
-    low = jnp.log(jnp.min(jnp.where(inside, s, 1))) - _BELOW
-    high = jnp.log(1 + jnp.sqrt(jnp.sum(change.squares))) + _ABOVE
-    turned, lost = _sums(s, jnp.ones_like(s), jnp.where(inside, jnp.ones_like(s), 0), change, free, low, high)
-    nf_squared = 2 * turned - lost
-    nf_squared = jnp.where(rank < size, nf_squared, nf_squared + _flips(s, d, longer))
+    y, _ = axis_nodes(s, inside, change.squares)
+    case = _Case(s, inside.astype(s.dtype), change, jnp.log(y[0]), jnp.log(y[-1]))
+    single, exact, weight = _isolated(s, d, longer)
+    weight = jnp.where(rank < size, 0, weight)
+    of_single, (turned, lost, log_t) = by_weight(lambda case: _sums(case, free), single, weight, case)
+    nf_squared = 2 * turned - lost + weight @ (exact - (2 * of_single[0] - of_single[1]))
     nf = jnp.sqrt(jnp.maximum(nf_squared + (size - rank), 0) / size)
-    return jnp.where((rank > 0) & jnp.isfinite(energy), jnp.where(changed, nf, 0), jnp.nan)
+    return jnp.where((rank > 0) & jnp.isfinite(energy), jnp.where(changed, nf, 0), jnp.nan), log_t
 
 
-def _flips(s, d, longer):
-    """What the law doesn't know of r nf^2: the rare sign flip of a single smallest value, as in `polar_law`.
+def _isolated(s, d, longer):
+    """The rare sign flip of a single smallest value, as in `polar_law`: cases, what each makes of r nf^2, and weights.
 
     The column of the change that its direction feels is normal for given entries of the change's right vectors. So the
     square of its size is a Gamma variable with as many degrees of freedom as the change has directions, or as give the
@@ -271,19 +290,19 @@ def _flips(s, d, longer):
     moments = moments_of_concentration(concentration, (longer, size))
     spread = jnp.clip((moments.excess + 2 * moments.crossed) / 2, _LEAST_SPREAD, 1)
     distance, weight = isolation(s, jnp.sum(d**2) / entries, _ALONE)
+    last = jnp.arange(size) == size - 1
     # As many equal directions as give the change's fourth moment, and none.
-    change = Spectrum(
-        jnp.stack([entries * concentration, 0 * concentration]),
-        jnp.stack([1 / concentration, size - 1 / concentration]),
+    first = jnp.arange(size) == 0
+    counts = jnp.where(first, 1 / concentration, (size - 1 / concentration) / max(size - 1, 1))
+    change = jnp.where(first, entries * concentration, 0), counts
+    shared = jnp.stack([last.astype(s.dtype), *change])
+    moved, squares, counts = (jnp.broadcast_to(x, (distance.size, size)) for x in shared)
+    cases = _Case(
+        jnp.where(last, distance[:, None], _INFINITE * jnp.sqrt(entries * concentration)),
+        moved,
+        Spectrum(squares, counts),
+        jnp.log(distance) - _BELOW,
+        jnp.log(distance + jnp.sqrt(1 + free)) + _ABOVE,
     )
-    counts, moved = jnp.asarray([1, size - 1], s.dtype), jnp.asarray([1, 0], s.dtype)
-    infinite = _INFINITE * jnp.sqrt(entries * concentration)
-
-    def missing(distance):
-        low, high = jnp.log(distance) - _BELOW, jnp.log(distance + jnp.sqrt(1 + free)) + _ABOVE
-        base = jnp.stack([distance, infinite])
-        law_turned, law_lost = _sums(base, counts, moved, change, free, low, high)
-        turned, lost = mixed_column(distance, free, spread)
-        return 2 * (turned - law_turned) - (lost - law_lost)
-
-    return jnp.sum(jnp.where(weight > 0, weight * jax.vmap(missing)(distance), 0))
+    turned, lost = jax.vmap(mixed_column, (0, None, None))(distance, free, spread)
+    return cases, 2 * turned - lost, weight

@@ -6,6 +6,8 @@ these are the spreads of isotropic noise; with those of the change's own singula
 directions (docs: definitions, "Spreads").
 """
 
+import operator
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -57,6 +59,13 @@ class Spreads(NamedTuple):
     leading_coordination: jax.Array
 
 
+class FirstOrder(NamedTuple):
+    """First-order forms of one base."""
+
+    spreads: tuple[Spreads, ...]  # for each of the moments
+    turn: jax.Array  # mean of r nf^2, (...)
+
+
 def spreads(s_base: jax.Array, change_norm: jax.Array, moments: Moments, *, shape: Shape, top_k: int = 16) -> Spreads:
     """The standard deviations of a pair's readings, O(r^2).
 
@@ -73,7 +82,26 @@ def spreads(s_base: jax.Array, change_norm: jax.Array, moments: Moments, *, shap
         `Spreads`; NaN for a base that is zero or not finite.
     """
     base = in_units(jnp.asarray(s_base), jnp.asarray(change_norm), shape)
+    return first_order(base, [moments], shape=shape, top_k=top_k).spreads[0]
+
+
+def first_order(base: Base, moments: Sequence[Moments], *, shape: Shape, top_k: int) -> FirstOrder:
+    """`spreads` for several kinds of change; sums over the pairs of singular values are those of the base."""
     pairs, repelled, absorbed = pair_sums(base, _pair_weights, base.inside)
+
+    def of_kind(moments):
+        return _of_moments(base, moments, (pairs, repelled, absorbed), shape, top_k)
+
+    # One program for all kinds.
+    each = [jax.tree.map(lambda x: jnp.broadcast_to(x, base.rank.shape).astype(base.sd.dtype), one) for one in moments]
+    found = jax.vmap(of_kind)(jax.tree.map(lambda *x: jnp.stack(x), *each))
+    kinds = (jax.tree.map(operator.itemgetter(place), found) for place in range(len(moments)))
+    return FirstOrder(tuple(kinds), base.sd**2 * _turn(base, pairs))
+
+
+def _of_moments(base, moments, sums, shape, top_k):
+    """The spreads for one kind of change, from the sums over pairs."""
+    pairs, repelled, absorbed = sums
     shares = moments_of_shares(moments)
     norm = jnp.sqrt(base.energy)
     relative_sd = base.sd / norm
@@ -111,12 +139,6 @@ def _pair_weights(values, others, sd):
     gaps = jnp.abs(values - others)
     reach = jnp.sqrt(gaps**2 + 2 * sd**2) + gaps
     return *turned(values, others, sd), 0.5 / (values + others), gaps / jnp.where(reach > 0, reach, 1)
-
-
-def first_order_turn(base: Base) -> jax.Array:
-    """The mean of r nf^2 to first order, (...)."""
-    (pairs,) = pair_sums(base, turned, base.inside)
-    return base.sd**2 * _turn(base, pairs)
 
 
 def _turn(base, pairs):

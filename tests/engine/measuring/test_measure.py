@@ -217,11 +217,9 @@ def _noise_law(s_base, s_change, norm, rows, k):
     shape = (rows, s_base.shape[-1])  # of the matrix or its transpose: no left or right is looked at
     polar, values = law.polar_law(s_base, norm, shape=shape), law.values_law(s_base, norm, shape=shape)
     spectrum = law.columns_of_law(s_base, norm, values, shape=shape)
-    own_nf = law.spectrum_law(s_base, s_change, shape=shape)
-    spreads, own_spreads = (
-        law.spreads_at_any_size(s_base, norm, change, shape=shape, top_k=k, nf=nf, values=values)[0]._asdict()
-        for change, nf in ((None, polar.nf), (s_change, own_nf))
-    )
+    own_nf = law.spectrum_law(s_base, s_change, shape=shape).nf
+    found = law.spreads_at_any_size(s_base, norm, s_change, shape=shape, top_k=k)
+    spreads, own_spreads = (spreads._asdict() for spreads, _ in found)
     of_spectrum = ("alpha", "alpha_geo", "ratio_mean", "ratio_cv", "ratio_cv_energy", "nss")
     nulls = {f"{name}_null": getattr(spectrum, name) for name in of_spectrum}
     nulls |= {
