@@ -1,10 +1,10 @@
 """Over which base vectors the leading vectors of base + noise spread.
 
-Of W + sd G the resolvent is, in the base's frame, that of W at moved points w1, w2 (Dozier and Silverstein 2007;
-Hachem, Loubaton and Najim 2007), whose product is the T of `curve` and whose quotient follows from z = w1 X. The
-imaginary parts of its diagonal, at the point of a singular value of the post, say how that value's vectors spread: of
-right ones w1 / (T - s_j^2) over the right base vectors, of left ones w2 / (T - s_j^2) over the left ones and 1 / w1 over
-each of the m - n dimensions outside. With z real these parts are in proportion to
+Of W + sd G the resolvent is, in the base's frame, that of W at moved points w1 = z / X and w2 = T / w1 (Dozier and
+Silverstein 2007; Hachem, Loubaton and Najim 2007; T, X and z as in `curve`). At the point of a singular value of the
+post the imaginary parts of its diagonal say how that value's vectors spread: of right ones w1 / (T - s_j^2) over the
+right base vectors, of left ones w2 / (T - s_j^2) over the left ones and 1 / w1 over each of the m - n dimensions
+outside. z is real there, so that w1 and w2 have one imaginary part, and in its unit these are, without their sign,
 
     right: (|w1|^2 + s_j^2) / |T - s_j^2|^2,   left: (|w2|^2 + s_j^2) / |T - s_j^2|^2,   outside: 1 / |w1|^2.
 
