@@ -177,6 +177,13 @@ def _pair_of(arrays: Arrays, rows: Side, top_k: int, *, pictures: bool = False) 
 
 
 @_part
+def controls_of_values(spectra: Arrays, *, rows: Side, top_k: int) -> Arrays:
+    """Those of singular values."""
+    pair = _pair_of(spectra, rows, top_k)
+    return {"values_null": pair.values_null, "spectrum_null": pair.spectrum_null}
+
+
+@_part
 def controls_of_pair(spectra: Arrays, values: Arrays, *, rows: Side, top_k: int) -> Arrays:
     """The controls of what is read in frames, from what `controls_of_values` gave."""
     pair = _pair_of(spectra, rows, top_k)
@@ -185,20 +192,14 @@ def controls_of_pair(spectra: Arrays, values: Arrays, *, rows: Side, top_k: int)
 
 
 @_part
-def controls_of_values(spectra: Arrays, *, rows: Side) -> Arrays:
-    """Those of singular values."""
-    pair = _pair_of(spectra, rows, 1)
-    return {"values_null": pair.values_null, "spectrum_null": pair.spectrum_null}
-
-
-@_part
-def controls_of_leading(spectra: Arrays, *, rows: Side, top_k: int) -> Arrays:
-    """Those of leading vectors."""
-    return {"leading_law": _pair_of(spectra, rows, top_k).leading_law}
+def controls_of_leading(spectra: Arrays, values: Arrays, *, rows: Side, top_k: int) -> Arrays:
+    """Those of leading vectors, from the same."""
+    pair = _pair_of(spectra, rows, top_k)
+    vars(pair).update(values)
+    return {"leading_law": pair.leading_law}
 
 
 # The groups whose readers look at what pairs have; others that do have it computed with what they read.
-_OF_VALUES = {"scaling", "shape"}
 _OF_PAIRS = {"scaling", "rotation", "budget", "polar", "fit"}
 _OF_LEADING = {"overlap", "shape"}
 
@@ -219,15 +220,16 @@ def controls_for(
         measurement: What is measured.
     """
     spectra = {name: arrays[name] for name in Spectra._fields}
-    groups, top_k = set(measurement.groups), measurement.top_k
-    controls: Arrays = {}
-    of_pairs = bool(groups & _OF_PAIRS) or measurement.own_spectrum
-    if of_pairs or groups & _OF_VALUES:
-        controls = run(controls_of_values, spectra, operands=rows)
+    groups, how = set(measurement.groups), {"operands": rows, "top_k": measurement.top_k}
+    of_pairs, of_leading = bool(groups & _OF_PAIRS) or measurement.own_spectrum, bool(groups & _OF_LEADING)
+    if not (of_pairs or of_leading):
+        return {}
+    values = run(controls_of_values, spectra, **how)
+    controls = {**values}
     if of_pairs:
-        controls |= run(controls_of_pair, spectra, controls, operands=rows, top_k=top_k)
-    if groups & _OF_LEADING:
-        controls |= run(controls_of_leading, spectra, operands=rows, top_k=top_k)
+        controls |= run(controls_of_pair, spectra, values, **how)
+    if of_leading:
+        controls |= run(controls_of_leading, spectra, values, **how)
     return controls
 
 

@@ -83,7 +83,7 @@ class MatrixPair:
     @functools.cached_property
     def values_null(self) -> ValuesLaw:
         """Where an isotropic random change of the same size puts each singular value of the post."""
-        return values_law(self.spectra.s_base, self.spectra.change_norm, shape=self.shape)
+        return values_law(self.spectra.s_base, self.spectra.change_norm, shape=self.shape, leading=self.top_k)
 
     @functools.cached_property
     def spectrum_null(self) -> SpectrumColumns:
@@ -114,7 +114,8 @@ class MatrixPair:
     @functools.cached_property
     def leading_law(self) -> LeadingLaw:
         """What such a change does to the leading values and vectors, at any size."""
-        return leading_law(self.spectra.s_base, self.spectra.change_norm, shape=self.shape, k=self.top_k)
+        given, values = (self.spectra.s_base, self.spectra.change_norm), self.values_null
+        return leading_law(*given, shape=self.shape, k=self.top_k, values=values)
 
     @property
     def vectors(self) -> kernels.Frames:

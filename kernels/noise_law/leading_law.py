@@ -12,7 +12,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from polarax.kernels.noise_law.curve import Noise, noise_of, of_each, points_of
 from polarax.kernels.noise_law.leading_profile import LeadingProfile, leading_profile
+from polarax.kernels.noise_law.values_law import ValuesLaw
 from polarax.kernels.overlap import INTRUDER_COSINE, INTRUDER_COUNT
 from polarax.kernels.products import at_full_precision
 from polarax.kernels.sequential import one_at_a_time
@@ -44,6 +46,9 @@ class LeadingLaw(NamedTuple):
     spectral_norm: jax.Array  # s_1 of the post, in the unit of the base, (...)
 
 
+_STILL = LeadingLaw(1, 1, 1, 1, 1, 1, 0, 0, 1)  # nothing changed, in the unit s_1
+
+
 @at_full_precision
 def leading_law(
     s_base: jax.typing.ArrayLike,
@@ -52,6 +57,7 @@ def leading_law(
     shape: Shape,
     k: int,
     tail: jax.typing.ArrayLike | None = None,
+    values: ValuesLaw | None = None,
 ) -> LeadingLaw:
     """What isotropic noise of norm ||D||_F does to the leading k singular vectors of both sides.
 
@@ -63,6 +69,7 @@ def leading_law(
         shape: (m, n) of the matrix, m an operand or a number.
         k: Dimension of the subspaces; the number of values that are given at most is used.
         tail: Root mean square of the values that are not given, (...); not needed where all are.
+        values: What `values_law` gives for these, if it is known.
 
     Returns:
         `LeadingLaw`; NaN for a base that is zero, and where anything is not finite.
@@ -80,67 +87,42 @@ def leading_law(
     if k < 1:
         raise ValueError(f"k must be at least 1. Got k={k}.")
     s, norm = jnp.asarray(s_base), jnp.asarray(change_norm)
-    others = shorter_side(shape) - s.shape[-1]
-    rest = jnp.zeros_like(norm) if tail is None else jnp.asarray(tail, s.dtype)
-    rows = jnp.asarray(longer_side(shape), s.dtype)
-
-    def of_matrix(operands):
-        values, change, mean = operands
-        return _of_matrix(values, change, mean, rows, shorter_side(shape), others, min(k, s.shape[-1]))
-
-    batch = s.shape[:-1]
-    flat = s.reshape(-1, s.shape[-1]), *(jnp.broadcast_to(x, batch).reshape(-1) for x in (norm, rest))
-    if flat[0].shape[0] == 1:
-        found = jax.tree.map(lambda x: x[None], of_matrix(tuple(x[0] for x in flat)))
+    count = min(max(k, INTRUDER_COUNT), s.shape[-1])
+    near = min(count + _BEYOND, s.shape[-1])
+    noise, unit = noise_of(s, norm, shape=shape, tail=None if tail is None else jnp.asarray(tail, s.dtype))
+    if values is None or values.v.shape[-1] < count:
+        offset, v = of_each(lambda one: points_of(jnp.arange(count), one)[:2], noise, still=(0, 0))
     else:
-        found = lax.map(of_matrix, flat, batch_size=_AT_ONCE)
-    law = LeadingLaw._make(x.reshape(batch + x.shape[1:]) for x in found)
+        offset, v = (x[..., :count] / unit[..., None] for x in (values.offset, values.v))
+
+    def of_matrix(one, offset, v):
+        profile = leading_profile(one, offset, v, near=near)
+        determined = jnp.arange(near) < numerical_rank(one.s, longer_side(shape), shorter_side(shape))
+        return _read(profile._replace(shares=profile.shares * determined), min(k, s.shape[-1]))
+
+    law = of_each(of_matrix, noise, offset, v, still=_STILL, at_once=_AT_ONCE)
+    law = law._replace(spectral_norm=law.spectral_norm * unit)
     if is_tall(shape):
         return law
     swapped = [x for pair in zip(law[1:8:2], law[0:8:2], strict=True) for x in pair]
     return LeadingLaw._make([*swapped, law.spectral_norm])
 
 
-def _of_matrix(s, change, tail, rows, cols, others, k):
-    """The law of one matrix, left being the longer side."""
-    counted = min(max(k, INTRUDER_COUNT), s.shape[0])
-    near = min(counted + _BEYOND, s.shape[0])
-    sd = change / jnp.sqrt(rows * cols)
-    unit = s[0] + sd * (jnp.sqrt(rows) + cols**0.5)  # so that squares stay in range, whichever is larger
-    valid = (s[0] > 0) & jnp.isfinite(unit + tail)
-    unit = jnp.where(valid, unit, 1)
-    relative = jnp.where(valid, s / unit, jnp.linspace(1, 0.5, s.shape[0], dtype=s.dtype))
-    # Less than the rounding of the values turns nothing that could be told.
-    noise = jnp.where(valid, jnp.maximum(sd / unit, 4 * jnp.finfo(s.dtype).eps), 1)
-    squares, counts = relative**2, jnp.ones_like(s)
-    if others:
-        squares = jnp.append(squares, (jnp.where(valid, tail, 0) / unit) ** 2)
-        counts = jnp.append(counts, others)
-    profile = leading_profile(squares, counts, noise, rows - cols, count=counted, near=near)
-    determined = jnp.arange(near) < numerical_rank(s, rows, cols)
-    profile = profile._replace(longer=profile.longer * determined, shorter=profile.shorter * determined)
-    law = _read(profile, k)
-    at_rest = [*map(jnp.ones_like, law[:6]), *map(jnp.zeros_like, law[6:8]), s[0] / unit]
-    law = LeadingLaw._make(jnp.where(change == 0, still, x) for x, still in zip(law, at_rest, strict=True))
-    law = law._replace(spectral_norm=law.spectral_norm * unit)
-    return jax.tree.map(lambda x: jnp.where(valid, x, jnp.nan), law)
-
-
 def _read(profile: LeadingProfile, k: int) -> LeadingLaw:
-    """The readings of a profile."""
+    """The readings of a profile, left being the longer side."""
     draws = max(_DRAWS, _DRAWN_ROWS // k)
-    count, near = profile.longer.shape
+    _, count, near = profile.shares.shape
+    tried = min(count, INTRUDER_COUNT)
     key = jax.random.key(0, impl="threefry2x32")  # the same for every matrix, whatever JAX's settings
-    normal = jax.random.normal(key, (draws, max(k, min(count, INTRUDER_COUNT)), near), profile.longer.dtype)
-    sides = (profile.longer, profile.inside_longer), (profile.shorter, profile.inside_shorter)
-    readings = []
-    for shares, inside in sides:
+    normal = jax.random.normal(key, (draws, max(k, tried), near), profile.shares.dtype)
+
+    def of_side(shares, inside):
         overlap = jnp.minimum(jnp.mean(jnp.sum(shares[:k, :k], axis=-1)), 1)
         cosines = _cosines(shares[:k], inside[:k], overlap, normal[:, :k])
-        own = jnp.diagonal(shares)
-        tried = min(count, INTRUDER_COUNT)
-        readings.append((overlap, cosines, own, _intruders(shares[:tried], normal[:_DRAWS, :tried])))
-    return LeadingLaw._make([*(x for pair in zip(*readings, strict=True) for x in pair), profile.values[0]])
+        return overlap, cosines, jnp.diagonal(shares), _intruders(shares[:tried], normal[:_DRAWS, :tried])
+
+    readings = jax.vmap(of_side)(profile.shares, profile.inside)
+    return LeadingLaw(*(side for both in readings for side in both), profile.largest)
 
 
 def _cosines(shares, inside, overlap, normal):

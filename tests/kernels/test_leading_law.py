@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from polarax.kernels.noise_law import LeadingLaw, leading_law
+from polarax.kernels.noise_law import LeadingLaw, leading_law, values_law
 
 
 def spectrum(kind, n):
@@ -181,13 +181,44 @@ def test_a_tail_that_stands_for_many():
         np.testing.assert_allclose(getattr(front, name), getattr(whole, name), rtol=1e-9)
 
 
-def test_groups_of_the_rest_stand_for_it():
-    """600 values, of which the law sums some 110, against all of them: what is lost to the first order."""
+def test_what_a_long_spectrum_loses_to_the_first_order():
     s, k, variance = np.linspace(1, 0.1, 600), 4, 1e-14
     law = law_of(s, np.sqrt(variance) * 600, rows=600, k=k, fields=SHARES)
     inside, outside = s[:k, None] ** 2, s[k:] ** 2
     lost = variance * np.sum((inside + outside) / (inside - outside) ** 2) / k
-    assert 1 - law.overlap_right == pytest.approx(lost, rel=0.01)
+    assert 1 - law.overlap_right == pytest.approx(lost, rel=1e-3)
+
+
+@pytest.mark.parametrize(("drift", "rows"), [(0.0, 40), (0.1, 32), (0.3, 96)])
+def test_from_the_points_that_the_law_of_all_values_found(drift, rows):
+    """The shares are imaginary parts of the resolvent's diagonal there; and they are those without these points."""
+    s, k = spectrum("bulk", 32), 4
+    norm = drift * np.linalg.norm(s)
+    values, law = jax.device_get(from_values(s, norm, float(rows)))
+    alone = law_of(s, norm, rows=rows, k=k)
+    for name in LeadingLaw._fields:
+        np.testing.assert_allclose(getattr(law, name), getattr(alone, name), rtol=1e-8, atol=1e-10, err_msg=name)
+    if not drift:
+        return
+    variance = norm**2 / (rows * 32)
+    t = (s[:10] + values.offset[:10] + 1j * values.v[:10])[:, None] ** 2
+    x = 1 + variance * np.sum(1 / (t - s**2), axis=1, keepdims=True)
+    z = np.sqrt(t * x**2 + variance * (rows - 32) * x)
+    right, left = (-np.imag(w / (t - s**2)) for w in (z / x, t * x / z))
+    outside = -np.imag(x / z) * (rows - 32)
+    np.testing.assert_allclose(law.cos2_right, np.diagonal(right / np.sum(right, 1, keepdims=True)), rtol=1e-7)
+    np.testing.assert_allclose(law.cos2_left, np.diagonal(left / (np.sum(left, 1, keepdims=True) + outside)), rtol=1e-7)
+    np.testing.assert_allclose(law.spectral_norm, z[0, 0].real, rtol=1e-9)
+
+
+def from_values(s, norm, rows):
+    @jax.jit
+    def both(s, norm, rows):
+        values = values_law(s, norm, shape=(rows, s.shape[-1]))
+        return values, leading_law(s, norm, shape=(rows, s.shape[-1]), k=4, values=values)
+
+    with jax.enable_x64(True):
+        return both(s, norm, rows)
 
 
 def test_k_must_be_positive():

@@ -1,5 +1,6 @@
 """The law of singular values under noise against numpy's decompositions of drawn matrices, and its exact limits."""
 
+import functools
 from math import erf, exp, pi, sqrt
 
 import jax
@@ -97,6 +98,33 @@ def test_more_values_than_are_solved_for():
     excess = np.mean((values - diagonal) @ s) / (s @ s) - 1
     np.testing.assert_allclose(columns.alpha - 1, excess, rtol=0.02)
     np.testing.assert_allclose(solution.values, np.mean(values, axis=0), rtol=0, atol=1.5 * norm / 384)
+
+
+@pytest.mark.parametrize(("size", "leading", "known"), [(24, 4, 24), (160, 40, 40)])
+def test_points_of_the_leading_values(size, leading, known):
+    """z^2 is real at each point, the count above the i-th value is i - 1/2, and no more v does that."""
+    s, rows, norm = np.geomspace(1, 1e-3, size), size + 20, 0.5
+    with jax.enable_x64(True):
+        solve = jax.jit(functools.partial(values_law, shape=(rows, size), leading=leading))
+        solution = jax.device_get(solve(1e3 * s, np.asarray(1e3 * norm)))
+    assert solution.residual < 1e-9
+    assert solution.v.shape == solution.offset.shape == (known,)
+    u, v, variance = s[:known] + solution.offset / 1e3, solution.v / 1e3, norm**2 / (rows * size)
+
+    def above(factor):
+        """T - s^2, X and q at v times a factor."""
+        t = (u + 1j * factor * v) ** 2
+        x = 1 + variance * np.sum(1 / (t[:, None] - s**2), axis=1)
+        return t, x, t * x**2 + variance * (rows - size) * x
+
+    t, x, q = above(1)
+    np.testing.assert_allclose(q.imag / t.imag, 0, atol=1e-9)
+    assert all(np.all(above(factor)[2].imag > 0) for factor in (1.01, 1.5, 3, 10))
+    inverse = np.sum(1 / (t[:, None] - s**2), axis=1)
+    slope = x**2 - variance * (2 * t * x + variance * (rows - size)) * np.sum(1 / (t[:, None] - s**2) ** 2, axis=1)
+    phases = np.sum(np.angle(t[:, None] - s**2), axis=1) + (rows - size) * np.angle(np.sqrt(q) / x)
+    phases += variance * np.imag(inverse * (t * inverse + rows - size)) + np.angle(slope) / 2
+    np.testing.assert_allclose(phases / np.pi, np.arange(known) + 0.5, atol=1e-8)
 
 
 def test_float32():
