@@ -46,9 +46,9 @@ _ROUNDING = 1e-3
 _SMALL_TIMES = 24
 # Traces of one value alone, g(2t) = g(t)^2, agree to so many units of rounding.
 _ONE_LEFT = 1e3
-# Nodes of the spectrum with the same g: this many an octave, and how often they are weighed again. With a third of the
-# weighings the law of nf is off by up to 10%, with three times as many by up to 4%, as with these.
-_NODES_AN_OCTAVE, _WEIGHINGS = 6, 1000
+# Nodes of the spectrum with the same g: this many an octave, how often they are weighed again, and to which power (1 is
+# the plain iteration; below 2 it converges, as much faster). Twice as many weighings gain a few tenths of a percent of nf.
+_NODES_AN_OCTAVE, _WEIGHINGS, _POWER = 8, 1000, 1.9
 # Columns and powers from which the largest singular value is taken.
 _COLUMNS, _POWERS = 8, 40
 
@@ -212,7 +212,7 @@ def _spectrum_like(traces, rank, shape):
     def weigh(_, weights):
         there = jnp.where(counted, matmul(weights[..., None, :], transpose(kernel))[..., 0, :] * relative, 1)
         wanted = jnp.where(counted, relative / there, 0)
-        return weights * matmul(wanted[..., None, :], kernel)[..., 0, :] / jnp.where(back > 0, back, 1)
+        return weights * (matmul(wanted[..., None, :], kernel)[..., 0, :] / jnp.where(back > 0, back, 1)) ** _POWER
 
     even = jnp.broadcast_to(g[..., :1] / len(places), (*g.shape[:-1], len(places)))
     weights = lax.fori_loop(0, _WEIGHINGS, weigh, even)

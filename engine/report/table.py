@@ -6,7 +6,7 @@ from polarax.metrics import ControlKind, Metric, Shown, shown_in
 from polarax.metrics.status import JudgedBy
 
 MEDIANS = "Medians over a role's matrices; control: what a random change of the same size would show"
-# What stands behind each control is a word: counted, law, first order (ControlKind), or draws.
+# What stands behind each control is a word: counted, law (ControlKind), or draws; in old runs first order.
 _DRAWS = "draws"
 _OF_OLD = "closed form"  # of runs that were written before there was a law, where it is not of first order
 _BY_LAW = {JudgedBy.LAW.value, JudgedBy.DRAWS.value}

@@ -134,7 +134,7 @@ def test_from_the_command_line(checkpoints, on_an_accelerator, capsys):
     printed = capsys.readouterr().out
     heading, _, *rows = printed[printed.index("role ") :].splitlines()[:4]
     headings = [word.strip() for word in heading.split("  ") if word.strip()]
-    assert headings[2:] == ["nf", "control (first order)", "symmetry", "control (counted)", "named"]
+    assert headings[2:] == ["nf", "control (law)", "symmetry", "control (counted)", "named"]
     assert all(len(row.split()) >= 6 for row in rows)
     assert "Layer 1's o: changed symmetrically in its own frame" in printed and "by symmetry" in printed
     found = polarax.Run.open(checkpoints / "run")

@@ -92,7 +92,7 @@ def controls(*changes):
 
 @pytest.mark.parametrize("control", ["first order", "out of range", "closed form", "sampled"])
 def test_runs_without_a_law_have_controls_of_first_order(control):
-    """By products alone, and those written before there was one."""
+    """Those that were written before there was one."""
     words = {name: heading for name, (heading, _) in controls({"control": control}).items()}
     assert words["nf"] == words["ratio_cv"] == "control (first order)"
     assert words["alpha"] == "control (closed form)" and words["coordination"] == "control (counted)"
