@@ -69,4 +69,4 @@ def _judged_by(row: Mapping[str, Any], status: Status, measurement: Measurement)
         reach = row["control_reach"]
     else:  # none of a first look's controls depends on the smallest singular value
         reach = math.nan if status.meaningless else 0.0
-    return JudgedBy.of_reach(reach, drawn=bool(measurement.draws), by_products=measurement.by_products)
+    return JudgedBy.of_reach(reach, drawn=bool(measurement.draws))

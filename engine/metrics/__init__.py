@@ -95,11 +95,10 @@ IDENTITY_COLUMNS = (
     "matched_by",
 )  # fmt: skip
 
-# Columns that every run has, at the end: they say how far the first-order controls can be trusted.
+# Columns that every run has, at the end: how far first order would reach, and what a row is judged by.
 CONTROL_COLUMNS = {
     "control_reach": "condition number of the base times drift",
-    "control": "'law'; 'draws' where random changes were drawn; by products alone 'first order', or 'out of range' "
-    "where control_reach passes 1",
+    "control": "'law'; 'draws' where random changes were drawn",
 }
 
 # Columns of a run in which polar factors were iterated for: how good these are.

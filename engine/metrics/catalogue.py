@@ -67,7 +67,7 @@ class Control:
     excess: str = ""  # NAME_excess: the metric over its control
     z: str = ""  # NAME_z: the distance from it in its standard deviations
     kind: ControlKind = ControlKind.COUNTED
-    limited: bool = False  # first order in runs that have no law: by products alone, and those written before
+    limited: bool = False  # first order in runs that were written before there was a law
     sampled: bool = False  # can also be drawn (--control_draws)
     std_shown: bool = True  # beside the mean, in tables
 

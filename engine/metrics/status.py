@@ -64,29 +64,24 @@ class JudgedBy(enum.Enum):
 
     NONE = ""
     LAW = "law"
+    DRAWS = "draws"
+    # Of runs that were written before there was a law, of first order all.
     FIRST_ORDER = "first order"
     OUT_OF_RANGE = "out of range"
-    DRAWS = "draws"
-    # Of runs that were written before there was a law, of first order both.
     CLOSED_FORM = "closed form"
     SAMPLED = "sampled"
 
     @classmethod
-    def of_reach(cls, reach: float, *, drawn: bool, by_products: bool) -> "JudgedBy":
+    def of_reach(cls, reach: float, *, drawn: bool) -> "JudgedBy":
         """Which one it is.
 
         Args:
             reach: The base's condition number times drift.
             drawn: Whether random changes were drawn.
-            by_products: Whether nothing was decomposed, and so no spectrum is there for the law.
         """
         if math.isnan(reach):
             return cls.NONE
-        if drawn:
-            return cls.DRAWS
-        if not by_products:
-            return cls.LAW
-        return cls.FIRST_ORDER if reach <= CONTROL_REACH_LIMIT else cls.OUT_OF_RANGE
+        return cls.DRAWS if drawn else cls.LAW
 
 
 def status_labels(frame: "pd.DataFrame") -> "pd.Series":

@@ -6,11 +6,12 @@ from polarax.metrics import ControlKind, Metric, Shown, shown_in
 from polarax.metrics.status import JudgedBy
 
 MEDIANS = "Medians over a role's matrices; control: what a random change of the same size would show"
-# What stands behind each control is a word: counted, law, first order (ControlKind), or draws.
+# What stands behind each control is a word: counted, law (ControlKind), or draws; in old runs first order.
 _DRAWS = "draws"
 _OF_OLD = "closed form"  # of runs that were written before there was a law, where it is not of first order
 _BY_LAW = {JudgedBy.LAW.value, JudgedBy.DRAWS.value}
 _BEFORE_IT = {one.value for one in JudgedBy if one is not JudgedBy.NONE} - _BY_LAW
+_WIDE = 120  # columns of a terminal: headings of a wider table take two lines
 
 
 def table_by_role(summary: Mapping) -> str:
@@ -24,9 +25,10 @@ def table_by_role(summary: Mapping) -> str:
 
 def align_rows(rows: Sequence[Sequence[str]], notes: Sequence[str], text_columns: int = 1) -> str:
     """A table for the terminal: the heading first, the first columns to the left, the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [_line(row, widths, text_columns) for row in rows]
-    lines.insert(1, "-" * max(map(len, lines)))
+    heading, *cells = rows
+    lines = _aligned([heading], cells, text_columns)
+    if max(map(len, lines)) > _WIDE:
+        lines = _aligned(list(zip(*map(_in_two_lines, heading), strict=True)), cells, text_columns)
     return "\n".join([*lines, *notes])
 
 
@@ -110,6 +112,21 @@ def _control(role, metric, drawn):
 def _number(role, column, form):
     described = role.get(column)
     return form.format(described["median"]) if described and described["count"] else "-"
+
+
+def _aligned(heading, rows, text_columns):
+    """The lines of a table whose heading has one line or several, with a rule below it."""
+    widths = [max(map(len, column)) for column in zip(*heading, *rows, strict=True)]
+    lines = [_line(cells, widths, text_columns) for cells in (*heading, *rows)]
+    lines.insert(len(heading), "-" * max(map(len, lines)))
+    return lines
+
+
+def _in_two_lines(heading):
+    """A heading broken where it gets narrowest."""
+    words = heading.split(" ")
+    halves = [(" ".join(words[:place]), " ".join(words[place:])) for place in range(1, len(words) + 1)]
+    return min(halves, key=lambda both: max(map(len, both)))
 
 
 def _line(cells, widths, text_columns):

@@ -29,9 +29,6 @@ class SpectrumColumns(NamedTuple):
     ratio_cv: jax.Array  # root mean square
     ratio_cv_energy: jax.Array  # root mean square
     nss: jax.Array  # root mean square
-    nuclear_norm_ratio: jax.Array  # mean
-    spectral_norm: jax.Array  # mean of the post's, unit of s
-    stable_rank: jax.Array  # of the post: E ||W_p||_F^2 / E s_1^2
     effective_rank: jax.Array  # of the post's mean values
     exponent: jax.Array  # of the power law fitted to the post's mean values
 
@@ -57,7 +54,6 @@ def columns_of_law(s_base: jax.Array, change_norm: jax.Array, law: ValuesLaw, *,
     safe = jnp.where(kept, base, 1)
     change, spread = (jnp.where(kept, x / safe, 0) for x in (shift, std))
     count = jnp.where(jnp.any(kept, axis=-1), jnp.sum(kept, axis=-1), jnp.nan).astype(base.dtype)
-    largest_squared = (base[..., 0] + shift[..., 0]) ** 2 + std[..., 0] ** 2
     return SpectrumColumns(
         # 2 <s, z> = ||s||^2 + ||z||^2 - ||z - s||^2, and noise adds ||D||^2 to ||z||^2.
         alpha=1 + (drift_squared - moved) / (2 * energy),
@@ -66,9 +62,6 @@ def columns_of_law(s_base: jax.Array, change_norm: jax.Array, law: ValuesLaw, *,
         ratio_cv=_ratio_cv(change, spread, kept.astype(base.dtype)),
         ratio_cv_energy=_ratio_cv(change, spread, jnp.where(kept, base**2, 0)),
         nss=jnp.sqrt(moved / energy),
-        nuclear_norm_ratio=1 + jnp.sum(shift, axis=-1) / jnp.sum(base, axis=-1),
-        spectral_norm=law.values[..., 0],
-        stable_rank=(energy + drift_squared) / largest_squared,
         effective_rank=effective_rank(law.values),
         exponent=power_law(law.values).exponent,
     )

@@ -27,25 +27,24 @@ def controls(values, drift, shape, dtype):
         return _controls(hermitian, *numbers, np.int32(np.count_nonzero(values)), jax.numpy.zeros(shape, "int8"))
 
 
-def sums(values, drift, shape):
-    """The closed forms of docs/definitions.md, entry by entry."""
-    rank, free = len(values), max(shape) - len(values)
-    sd = drift * np.linalg.norm(values) / math.sqrt(math.prod(shape))
-    off = ~np.eye(rank, dtype=bool)
-    added = (values[:, None] + values)[off]
-    pairs = 2 * sd**2 / added**2
-    grown = np.sqrt(values**2 + free * sd**2)
-    shortened = 1 - values / grown
-    nf_squared = (pairs.sum() + np.sum(shortened**2)) / rank
-    slope = 2 * shortened * values / (2 * grown**3) * math.sqrt(2 * free) * sd**2
-    deviation = math.sqrt(4 * np.sum(pairs**2) + np.sum(slope**2)) / rank
+def law(values, drift, shape):
+    """What the noise law gives of the singular values themselves, in float64."""
+    with jax.enable_x64(True):
+        return jax.device_get(_law(values, drift * np.linalg.norm(values), shape=shape))
+
+
+_law = jax.jit(kernels.closed_form_controls, static_argnames="shape")
+
+
+def spectrum(kind, size, condition):
+    tail = min(4, size // 8)
     return {
-        "nf": math.sqrt(nf_squared),
-        "nf_std": deviation / (2 * math.sqrt(nf_squared)),
-        "reach": drift * values[0] / values[-1],
-        "nuclear_norm_ratio": 1 + (np.sum(sd**2 / added) / 2 + np.sum(grown - values)) / values.sum(),
-        "nuclear_norm_ratio_std": sd * math.sqrt(rank) / values.sum(),
-    }
+        "bulk and tail": np.concatenate(
+            [np.geomspace(12, 2, 4), np.linspace(1.5, 0.3, size - 4 - tail), np.geomspace(0.2, 12 / condition, tail)]
+        ),
+        "geometric": np.geomspace(1, 1 / condition, size),
+        "one small": np.append(np.linspace(1, 0.3, size - 1), 1 / condition),
+    }[kind]
 
 
 def control_of(found, name):
@@ -53,58 +52,68 @@ def control_of(found, name):
     return getattr(found.std, name.removesuffix("_std")) if name.endswith("_std") else getattr(found, name)
 
 
-# The trapezoidal rule's own errors are 5e-6 to 6e-4 (the module's docstring); float32 knows singular values to eps s_1,
-# so that its smallest, 1e-5 s_1, is off by up to 1% (`nf` sums over many); the space outside is read off a spectrum
-# that is not unique.
-@pytest.mark.parametrize(
-    ("dtype", "shape", "tolerance"),
-    [
-        ("float64", (48, 48), 1e-3),
-        ("float32", (48, 48), 2e-3),
-        ("float64", (96, 48), 0.03),
-        ("float32", (96, 48), 0.03),
-    ],
-)
-@pytest.mark.parametrize("condition", [1e2, 1e5])
-@pytest.mark.parametrize("drift", [1e-3, 0.1])
-def test_sums_over_pairs(dtype, shape, tolerance, condition, drift):
-    values = np.linalg.svd(weight(shape, condition), compute_uv=False)
-    found, expected = controls(values, drift, shape, dtype), sums(values, drift, shape)
-    for name, value in expected.items():
-        allowed = {"nf": tolerance, "nf_std": 3 * tolerance, "reach": 0.05}.get(name, tolerance)
-        if name == "nuclear_norm_ratio":
-            assert float(found.nuclear_norm_ratio) - 1 == pytest.approx(value - 1, rel=allowed, abs=4e-7)
-        else:
-            assert float(control_of(found, name)) == pytest.approx(value, rel=allowed), name
+# A spectrum with the same traces is not the same spectrum: single values are known to 20%, sums over many to a percent.
+@pytest.mark.parametrize(("shape", "dtype"), [((48, 48), "float32"), ((192, 48), "float64")], ids=str)
+@pytest.mark.parametrize("kind", ["bulk and tail", "geometric", "one small"])
+@pytest.mark.parametrize("condition", [1e3, 1e5])
+def test_the_law_of_a_spectrum_with_the_same_traces(kind, condition, shape, dtype):
+    values = spectrum(kind, 48, condition)
+    for drift in (1e-3, 1e-2, 0.05, 0.3):
+        found, expected = controls(values, drift, shape, dtype), law(values, drift, shape)
+        assert float(found.nf) == pytest.approx(float(expected.nf), rel=0.04), drift
+        assert float(found.std.nf) == pytest.approx(float(expected.std.nf), rel=0.25), drift
+        spread = float(expected.std.nuclear_norm_ratio)
+        assert float(found.std.nuclear_norm_ratio) == pytest.approx(spread, rel=0.01), drift
+        assert float(found.nuclear_norm_ratio) == pytest.approx(float(expected.nuclear_norm_ratio), abs=0.25 * spread)
+        assert float(found.reach) == pytest.approx(float(expected.reach), rel=0.1), drift
 
 
-@pytest.mark.parametrize("shape", [(48, 48), (96, 48)], ids=str)
-def test_what_needs_no_singular_value_is_what_the_closed_forms_give(shape):
-    values = np.linalg.svd(weight(shape, 1e3), compute_uv=False)
-    found = controls(values, 0.01, shape, "float64")
-    with jax.enable_x64(True):
-        closed = kernels.closed_form_controls(values, np.float64(0.01 * np.linalg.norm(values)), shape=shape)
+def test_nf_of_drawn_changes_far_beyond_first_order():
+    """A condition number of 1000 at a drift of 0.1, where first order has long ended."""
+    rng, size, drift, draws = np.random.default_rng(2), 48, 0.1, 100
+    values = spectrum("bulk and tail", size, 1e3)
+    noise = rng.normal(size=(draws, size, size)) * drift * np.linalg.norm(values) / size
+    u, _, vt = np.linalg.svd(np.diag(values) + noise)
+    squares = np.sum((u @ vt - np.eye(size)) ** 2, axis=(1, 2)) / size
+    error = np.std(squares) / np.sqrt(draws) / np.mean(squares) / 2
+    found = float(controls(values, drift, (size, size), "float32").nf)
+    assert found == pytest.approx(np.sqrt(np.mean(squares)), rel=0.02 + 3 * error)
+
+
+# The trapezoidal rule's own error is 5e-5 of the sum over pairs, and the law's correction of it 1e-4 at this reach.
+def test_for_small_noise_sums_over_pairs_are_exact():
+    """Of 512 values in float32."""
+    size, drift = 512, 1e-4
+    values = spectrum("bulk and tail", size, 1e2)
+    added = (values[:, None] + values)[~np.eye(size, dtype=bool)]
+    pairs = 2 * (drift * np.linalg.norm(values) / size / added) ** 2
+    nf, found = np.sqrt(np.sum(pairs) / size), controls(values, drift, (size, size), "float32")
+    assert float(found.nf) == pytest.approx(nf, rel=3e-4)
+    assert float(found.std.nf) == pytest.approx(np.sqrt(np.sum(pairs**2)) / size / nf, rel=0.03)
+
+
+@pytest.mark.parametrize(("shape", "dtype"), [((48, 48), "float32"), ((192, 48), "float64")], ids=str)
+def test_what_needs_no_singular_value_is_what_the_closed_forms_give(shape, dtype):
+    values = spectrum("bulk and tail", 48, 1e3)
+    found, closed = controls(values, 0.01, shape, dtype), law(values, 0.01, shape)
     for name in (
         *("budget_scaling", "budget_coordinated", "budget_discordant", "budget_outside", "budget_outside_std"),
         *("symmetry", "symmetry_std"),
     ):
-        assert float(control_of(found, name)) == pytest.approx(float(control_of(closed, name)), rel=1e-9), name
+        expected = float(control_of(closed, name))
+        assert float(control_of(found, name)) == pytest.approx(expected, rel=100 * float(np.finfo(dtype).eps))
     for name in ("fit_error", "fit_error_std", "ratio_cv_std", "overlap_left_std"):
         assert np.isnan(control_of(found, name))
 
 
-def test_undetermined_directions_are_left_out():
-    values = np.linalg.svd(weight((48, 32), 1e2), compute_uv=False)
-    expected = sums(values, 0.01, (48, 32))
-    found = controls(np.append(values, np.zeros(0)), 0.01, (48, 32), "float64")
-    deficient = controls(np.append(values, np.zeros(8)), 0.01, (48, 40), "float64")
-    assert np.isinf(deficient.reach) and np.isfinite(found.reach)
-    # The same pairs: what differs is the number of entries that the change has.
-    pairs = float(deficient.nf) / math.sqrt(32 / 40)
-    assert pairs == pytest.approx(expected["nf"], rel=0.05)
+def test_undetermined_directions_count_as_zeros():
+    values = np.append(spectrum("bulk and tail", 40, 1e2), np.zeros(8))
+    found, expected = controls(values, 0.01, (192, 48), "float64"), law(values, 0.01, (192, 48))
+    assert np.isinf(found.reach)
+    assert float(found.nf) == pytest.approx(float(expected.nf), rel=0.01)
 
 
-@pytest.mark.parametrize("shape", [(40, 40), (90, 30)], ids=str)
+@pytest.mark.parametrize("shape", [(48, 48), (192, 48)], ids=str)
 def test_controls_of_symmetry_and_of_nuclear_norms_are_what_random_changes_give(shape):
     """Means within four standard errors, and what the second order leaves out; deviations within 15%."""
     rng, draws, drift = np.random.default_rng(5), 600, 0.03
@@ -117,8 +126,7 @@ def test_controls_of_symmetry_and_of_nuclear_norms_are_what_random_changes_give(
         in_frame = u.T @ change @ vt.T
         symmetries.append(np.sum(in_frame * in_frame.T) / np.sum(in_frame**2))
         ratios.append(np.linalg.svd(base + change, compute_uv=False).sum() / s.sum())
-    with jax.enable_x64(True):
-        control = kernels.closed_form_controls(s, np.float64(drift * np.linalg.norm(base)), shape=shape)
+    control = law(s, drift, shape)
     for name, sample, left_out in (
         ("symmetry", symmetries, 0.0),
         ("nuclear_norm_ratio", ratios, 0.05 * float(control.nuclear_norm_ratio - 1)),
@@ -126,10 +134,3 @@ def test_controls_of_symmetry_and_of_nuclear_norms_are_what_random_changes_give(
         mean, std = float(getattr(control, name)), float(getattr(control.std, name))
         assert abs(np.mean(sample) - mean) < 4 * std / math.sqrt(draws) + left_out, name
         assert np.std(sample) == pytest.approx(std, rel=0.15), name
-
-
-def test_float32_keeps_the_smallest_singular_values():
-    """Of 512 values, the smallest 1e-5 of the largest: squares of exp(-t H) would be off by 2e-3."""
-    values = np.linalg.svd(weight((512, 512), 1e5), compute_uv=False)
-    found, expected = controls(values, 0.01, (512, 512), "float32"), sums(values, 0.01, (512, 512))
-    assert float(found.nf) == pytest.approx(expected["nf"], rel=3e-4)

@@ -70,8 +70,9 @@ def test_by_products_and_from_frames(shape, dtype):
     assert not set(by_products) & {"s_base", "s_post"}
     exact = 1e-4 if dtype == "float32" else 1e-9
     for name in (*SHARED, *OWN):
-        # The control's sums by the trapezoidal rule, and for tall matrices what is outside. A z is a difference.
+        # Controls are those of a spectrum with the same traces: means to 3%, deviations to 20%. A z is a difference.
         near = 0.03 if name.startswith("nf_") else 1e-2 if name.startswith("nuclear_norm_ratio_") else exact
+        near = 0.2 if name in ("nf_null_std", "nf_z") else near
         apart = 0.01 if name.endswith("_z") else exact
         np.testing.assert_allclose(by_products[name], from_frames[name], rtol=near, atol=apart, err_msg=name)
     np.testing.assert_allclose(by_products["control_reach"], from_frames["control_reach"], rtol=0.05)
@@ -134,7 +135,7 @@ def test_from_the_command_line(checkpoints, on_an_accelerator, capsys):
     printed = capsys.readouterr().out
     heading, _, *rows = printed[printed.index("role ") :].splitlines()[:4]
     headings = [word.strip() for word in heading.split("  ") if word.strip()]
-    assert headings[2:] == ["nf", "control (first order)", "symmetry", "control (counted)", "named"]
+    assert headings[2:] == ["nf", "control (law)", "symmetry", "control (counted)", "named"]
     assert all(len(row.split()) >= 6 for row in rows)
     assert "Layer 1's o: changed symmetrically in its own frame" in printed and "by symmetry" in printed
     found = polarax.Run.open(checkpoints / "run")

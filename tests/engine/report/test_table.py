@@ -1,5 +1,8 @@
 """The table by role: each headline number beside its control, as far as they were measured."""
 
+import itertools
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -39,18 +42,31 @@ ROW = {
 NO_SKIPPED = pd.DataFrame({"name": [], "reason": []}, dtype=str)
 
 
-def lines(*changes, without=()):
+def table(*changes, without=()):
     frame = pd.DataFrame([ROW | change for change in changes]).drop(columns=list(without))
     return table_by_role(summarise(frame, NO_SKIPPED)).splitlines()
 
 
+def lines(*changes, without=()):
+    """The heading's first line, the rule, the rows, the notes."""
+    found = table(*changes, without=without)
+    return [found[0], *found[found.index("-" * len(found[0])) :]]
+
+
+def columns(*changes, without=()):
+    """Heading and cell of each column, by where they end; of the first row."""
+    found = table(*changes, without=without)
+    rule = found.index("-" * len(found[0]))
+    parts = [{cell.end(): cell[0] for cell in re.finditer(r"\S+( \S+)*", line)} for line in found[: rule + 2]]
+    texts = parts.pop()
+    headings = [" ".join(line[end] for line in parts[:rule] if end in line) for end in texts]
+    return list(zip(headings[1:], list(texts.values())[1:], strict=True))  # roles begin where their heading does
+
+
 def test_each_headline_number_stands_beside_its_control():
-    header, rule, row, note = lines({})
+    header, rule, _, note = lines({})
     assert header.split("  ")[0] == "role" and set(rule) == {"-"}
-    headings = [heading.strip() for heading in header.split("  ") if heading.strip()]
-    cells = [cell.strip() for cell in row.split("  ") if cell.strip()]
-    assert list(zip(headings, cells, strict=True)) == [
-        ("role", "q"),
+    assert columns({}) == [
         ("matrices", "1"),
         ("drift", "0.0123"),
         ("alpha", "1.00021"),
@@ -70,13 +86,13 @@ def test_each_headline_number_stands_beside_its_control():
 
 def controls(*changes):
     """Heading -> (the control's heading, its cell in the first row)."""
-    header, _, row, *_ = ([cell.strip() for cell in line.split("  ") if cell.strip()] for line in lines(*changes))
-    return {name: (header[at + 1], row[at + 1]) for at, name in enumerate(header[:-1])}
+    found = columns(*changes)
+    return {name: control for (name, _), control in itertools.pairwise(found)}
 
 
 @pytest.mark.parametrize("control", ["first order", "out of range", "closed form", "sampled"])
 def test_runs_without_a_law_have_controls_of_first_order(control):
-    """By products alone, and those written before there was one."""
+    """Those that were written before there was one."""
     words = {name: heading for name, (heading, _) in controls({"control": control}).items()}
     assert words["nf"] == words["ratio_cv"] == "control (first order)"
     assert words["alpha"] == "control (closed form)" and words["coordination"] == "control (counted)"
@@ -97,6 +113,12 @@ def test_a_single_draw_has_no_spread_and_the_law_is_shown():
 def test_columns_are_aligned():
     header, rule, *rows = lines({"role": "embed", "alpha": 0.9}, {"role": "q"}, {"role": "o", "nf": 123.0})[:5]
     assert len({len(line) for line in (header, rule, *rows)}) == 1
+
+
+def test_headings_of_a_wide_table_take_two_lines():
+    wide, narrow = table({}), table({}, without=[c for c in ROW if c.startswith(("alpha", "ratio", "nf"))])
+    assert wide[1].split() == ["(law)", "(law)", "(law)", "share", "(counted)", "(counted)"]
+    assert "control (counted)" in narrow[0] and set(narrow[1]) == {"-"} and len(narrow[1]) <= 120
 
 
 def test_roles_come_in_display_order_with_medians():
