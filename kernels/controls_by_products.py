@@ -146,7 +146,7 @@ def controls_by_products(
     values = _spectrum_like(traces, rank, shape)
     noise = drift / unit
     law = polar_law(values, noise, shape=shape)
-    spreads, source = spreads_at_any_size(values, noise, None, shape=shape, nf=law.nf)
+    ((spreads, source),) = spreads_at_any_size(values, noise, None, shape=shape, nf=law.nf)
     # To first order the sums over pairs are exact. They count where first order holds.
     turn = shorter * law.nf**2 - (shorter - rank)  # r nf^2
     expected = first_order_turn(in_units(values, noise, shape))

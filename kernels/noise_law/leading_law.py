@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from polarax.kernels.noise_law.curve import Noise, noise_of, of_each, points_of
+from polarax.kernels.noise_law.curve import noise_of, of_each, points_of
 from polarax.kernels.noise_law.leading_profile import LeadingProfile, leading_profile
 from polarax.kernels.noise_law.values_law import ValuesLaw
 from polarax.kernels.overlap import INTRUDER_COSINE, INTRUDER_COUNT

@@ -141,6 +141,12 @@ def _pair_weights(values, others, sd):
     return *turned(values, others, sd), 0.5 / (values + others), gaps / jnp.where(reach > 0, reach, 1)
 
 
+def first_order_turn(base: Base) -> jax.Array:
+    """The mean of r nf^2 to first order, (...)."""
+    (pairs,) = pair_sums(base, turned, base.inside)
+    return base.sd**2 * _turn(base, pairs)
+
+
 def _turn(base, pairs):
     """The mean of r nf^2, over sd^2."""
     return 2 * pairs.total + base.sd**2 * total_over(base, _shortening(base) ** 2)
