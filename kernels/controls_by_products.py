@@ -31,7 +31,7 @@ from polarax.kernels.controls import Controls
 from polarax.kernels.gram import gram
 from polarax.kernels.noise_law import Spreads, SpreadSource, polar_law, spreads_at_any_size
 from polarax.kernels.noise_law.moments import isotropic_moments, moments_of_shares, variance_of_block
-from polarax.kernels.noise_law.spreads import first_order_turn
+from polarax.kernels.noise_law.spreads import first_order
 from polarax.kernels.noise_law.units import in_units
 from polarax.kernels.products import frobenius, matmul, transpose
 
@@ -146,10 +146,11 @@ def controls_by_products(
     values = _spectrum_like(traces, rank, shape)
     noise = drift / unit
     law = polar_law(values, noise, shape=shape)
-    spreads, source = spreads_at_any_size(values, noise, None, shape=shape, nf=law.nf)
+    ((spreads, source),) = spreads_at_any_size(values, noise, None, shape=shape, nf=law.nf)
     # To first order the sums over pairs are exact. They count where first order holds.
     turn = shorter * law.nf**2 - (shorter - rank)  # r nf^2
-    expected = first_order_turn(in_units(values, noise, shape))
+    moments = isotropic_moments(shape)
+    expected = first_order(in_units(values, noise, shape), [moments], shape=shape, top_k=1).turn
     holds = jnp.clip(turn / jnp.where(expected > 0, expected, 1), 0, 1) ** 2
     alike = traces._replace(traces=_exponentials(traces.times, values))
     exact, near = ([_over_pairs(x, power) if shorter > 1 else 0.0 for power in (1, 2, 4)] for x in (traces, alike))
@@ -158,7 +159,7 @@ def controls_by_products(
     wider = jnp.sqrt(jnp.where(sound, exact[2], 1) / jnp.where(sound, near[2], 1))
     sum_of_values = jnp.sum(values, axis=-1)
     grown = (law.nuclear_norm_ratio - 1) * sum_of_values + more_grown / 2
-    missing, shares = jnp.full_like(drift, jnp.nan), moments_of_shares(isotropic_moments(shape))
+    missing, shares = jnp.full_like(drift, jnp.nan), moments_of_shares(moments)
     reach = drift * traces.largest / jnp.where(drift > 0, _smallest(traces), 1)
     return Controls(
         nf=jnp.sqrt(jnp.maximum(shorter * law.nf**2 + 2 * more_turned, 0) / shorter),
