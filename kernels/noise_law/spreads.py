@@ -6,6 +6,7 @@ these are the spreads of isotropic noise; with those of the change's own singula
 directions (docs: definitions, "Spreads").
 """
 
+import functools
 import operator
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -113,14 +114,16 @@ def _of_moments(base, moments, sums, shape, top_k):
     of_budget = {part: spread(shares, base.rank, shape) for part, spread in parts.items()}
     of_leading = {f"leading_{part}": spread(shares, leading, shape) for part, spread in parts.items()}
     left, right = _overlaps(base, moments, leading, min(top_k, shorter_side(shape)), shape)
+    weights, centred = jnp.stack([uniform, energy, energy]), jnp.asarray([1, 1, 0], base.sd.dtype)
+    ratio_cv, ratio_cv_energy, nss = jax.vmap(functools.partial(_of_ratios, base, moments, growth))(weights, centred)
     return Spreads(
         nf=_nf(base, moments, pairs),
         coordination=of_budget["coordination"],
         alpha=relative_sd * jnp.sqrt(1 + relative_sd**2 * _variance_of_lengthening(base, moments, shape) / 4),
         alpha_entries=relative_sd,
-        ratio_cv=_of_ratios(base, moments, uniform, growth, centred=True),
-        ratio_cv_energy=_of_ratios(base, moments, energy, growth, centred=True),
-        nss=_of_ratios(base, moments, energy, growth, centred=False),
+        ratio_cv=ratio_cv,
+        ratio_cv_energy=ratio_cv_energy,
+        nss=nss,
         budget_scaling=of_budget["scaling"],
         budget_coordinated=of_budget["coordinated"],
         budget_discordant=of_budget["discordant"],
@@ -175,7 +178,7 @@ def _variance_of_lengthening(base, moments, shape):
     return moments.norm_spread * entries * (entries - 2 * rank) + variance_of_diagonal(moments, rank, rank, rank)
 
 
-def _of_ratios(base, moments, weights, growth, *, centred):
+def _of_ratios(base, moments, growth, weights, centred):
     """Standard deviation of the root of sum_i q_i (ratio_i - c)^2, c being their weighted mean, or 1.
 
     With z_i = E_ii / s_i it is a quadratic form in the diagonal, of matrix S^-1 (diag q - q q^T) S^-1, and where the
@@ -184,16 +187,16 @@ def _of_ratios(base, moments, weights, growth, *, centred):
     Args:
         base: Of r values.
         moments: Of the change.
-        weights: q, (..., r), of sum 1.
         growth: Of the ratios by what is outside, over sd^2, (..., r).
-        centred: Whether c is the mean.
+        weights: q, (..., r), of sum 1.
+        centred: 1 if c is the mean, 0 if it is 1.
     """
     q, squares = weights, jnp.where(base.inside, 1 / base.values**2, 0)
-    kept = 1 - q if centred else jnp.ones_like(q)
-    mean_growth = jnp.sum(q * growth, axis=-1) if centred else jnp.zeros_like(base.sd)
+    kept = 1 - centred * q
+    mean_growth = centred * jnp.sum(q * growth, axis=-1)
     uneven = growth - mean_growth[..., None]
     diagonal = q * kept * squares
-    of_mean = jnp.sum(q**2 * squares, axis=-1) ** 2 - 2 * jnp.sum(q**3 * squares**2, axis=-1) if centred else 0
+    of_mean = centred * (jnp.sum(q**2 * squares, axis=-1) ** 2 - 2 * jnp.sum(q**3 * squares**2, axis=-1))
     trace, square_norm = jnp.sum(diagonal, axis=-1), jnp.sum((q * squares) ** 2, axis=-1) + of_mean
     variance = variance_of_diagonal(moments, trace, square_norm, jnp.sum(diagonal**2, axis=-1))
     variance += 4 * base.sd**2 * jnp.sum(q**2 * uneven**2 * squares, axis=-1)
