@@ -142,9 +142,7 @@ def _cosines(shares, inside, overlap, normal):
     together = jnp.sqrt(lost * lost_inside) * jnp.sum(shares[:, :k] ** 2, axis=-1)
     apart = kept * jnp.sum(shares[:, k:] ** 2, axis=-1)
     mixed = jnp.sqrt(jnp.minimum(apart / jnp.where(together > 0, together, jnp.inf), 1))
-    index = jnp.arange(k)
-    c = jnp.sqrt(shares[:, :k] * mixed[:, None]) * normal[..., :k]
-    c = c.at[:, index, index].add(jnp.sqrt(kept * (1 - mixed)))
+    c = jnp.sqrt(shares[:, :k] * mixed[:, None]) * normal[..., :k] + jnp.diag(jnp.sqrt(kept * (1 - mixed)))
     b = jnp.sqrt(beyond) * normal[..., k : k + beyond.shape[-1]]
     eps = jnp.finfo(shares.dtype).eps
     lost_squares = jnp.matmul(b, b.mT, precision=lax.Precision.HIGHEST) + jnp.diag(even)
