@@ -15,7 +15,7 @@ term is larger than 1: float32 holds all of it, for any size of the noise.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -113,7 +113,7 @@ def noise_of(
 
 
 def of_each(
-    solve: Callable[..., Result], noise: Noise, *operands: jax.Array, still: Result, at_once: int | None = None
+    solve: Callable[..., Result], noise: Noise, *operands: jax.Array, still: Any, at_once: int | None = None
 ) -> Result:
     """What `solve` says of each base, (...).
 
@@ -272,7 +272,7 @@ def _argument(ratio):
     """
     ratio = jnp.pad(ratio, [(0, 0)] * (ratio.ndim - 1) + [(0, -ratio.shape[-1] % 8)], constant_values=jnp.inf)
     im = 1 / (jnp.abs(ratio) + 1)
-    re, turns = jnp.sign(ratio) * (1 - im), 0
+    re, turns = jnp.sign(ratio) * (1 - im), jnp.zeros_like(ratio[..., 0])
     for _ in range(3):
         a, b = jnp.split(re, 2, axis=-1)
         c, d = jnp.split(im, 2, axis=-1)

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from polarax.kernels.noise_law.curve import Noise, noise_of, of_each, points_of
+from polarax.kernels.noise_law.curve import noise_of, of_each, points_of
 from polarax.kernels.noise_law.leading_profile import LeadingProfile, leading_profile
 from polarax.kernels.noise_law.values_law import ValuesLaw
 from polarax.kernels.overlap import INTRUDER_COSINE, INTRUDER_COUNT
@@ -46,7 +46,7 @@ class LeadingLaw(NamedTuple):
     spectral_norm: jax.Array  # s_1 of the post, in the unit of the base, (...)
 
 
-_STILL = LeadingLaw(1, 1, 1, 1, 1, 1, 0, 0, 1)  # nothing changed, in the unit s_1
+_STILL = LeadingLaw._make([1, 1, 1, 1, 1, 1, 0, 0, 1])  # nothing changed, in the unit s_1
 
 
 @at_full_precision
@@ -122,7 +122,7 @@ def _read(profile: LeadingProfile, k: int) -> LeadingLaw:
         return overlap, cosines, jnp.diagonal(shares), _intruders(shares[:tried], normal[:_DRAWS, :tried])
 
     readings = jax.vmap(of_side)(profile.shares, profile.inside)
-    return LeadingLaw(*(side for both in readings for side in both), profile.largest)
+    return LeadingLaw._make([*(side for both in readings for side in both), profile.largest])
 
 
 def _cosines(shares, inside, overlap, normal):
