@@ -15,7 +15,7 @@ term is larger than 1: float32 holds all of it, for any size of the noise.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -75,16 +75,16 @@ class _Point(NamedTuple):
 
 
 class _Search(NamedTuple):
-    """Where the points are, and between which bounds, (points,)."""
+    """Where the points are, between which bounds, and what was found there, (points,)."""
 
     steps: jax.Array  # ()
-    offset: jax.Array  # u - anchor
-    v: jax.Array
+    settled: jax.Array  # whether no point took the last step, ()
+    found: jax.Array  # whether this point stands still
     low: jax.Array  # bounds of the offset
     high: jax.Array
     v_low: jax.Array  # bounds of v at this offset
     v_high: jax.Array
-    left: jax.Array  # of the equations
+    points: Points  # with shift, density and residual where they were before the last step
 
 
 def noise_of(
@@ -113,7 +113,7 @@ def noise_of(
 
 
 def of_each(
-    solve: Callable[..., Result], noise: Noise, *operands: jax.Array, still: Result, at_once: int | None = None
+    solve: Callable[..., Result], noise: Noise, *operands: jax.Array, still: Any, at_once: int | None = None
 ) -> Result:
     """What `solve` says of each base, (...).
 
@@ -158,9 +158,10 @@ def points_of(index: jax.Array, noise: Noise) -> Points:
     tolerance = 20 * jnp.finfo(s.dtype).eps * (size + extra)
 
     def advance(search):
-        _, offset, v, low, high, v_low, v_high, _ = search
+        offset, v, *_ = search.points
         point = _evaluate(anchor, offset, v, target, noise)
         f, excess = point.on_curve, point.excess
+        left = jnp.maximum(jnp.abs(f), jnp.abs(excess))
         in_gap = (f > 0) & (v < floor)
         # Beside a small u the curve is steep in N: there a step must start closer to it, and at most halve u.
         halved = -(anchor + offset) / 2
@@ -168,34 +169,37 @@ def points_of(index: jax.Array, noise: Noise) -> Points:
         certain = (jnp.abs(f) < _NEAR / 20) & (jnp.abs(excess) > 0.02 + size * jnp.abs(f))
         agreed = certain & (point.step.real * excess > 0)
         decided = in_gap | agreed
-        low = jnp.where(decided & (excess > 0), offset, low)
-        high = jnp.where(decided & (excess < 0), offset, high)
+        low = jnp.where(decided & (excess > 0), offset, search.low)
+        high = jnp.where(decided & (excess < 0), offset, search.high)
         # Both equations at once, by no more than the height of the curve at a time ...
         step = jnp.where(jnp.abs(point.step) <= 1, point.step, jnp.sign(excess) / 2) * v
         moved = jnp.where(in_gap, jnp.sign(excess) * jnp.inf, offset + jnp.maximum(step.real, halved))
         outside = (near | in_gap) & ~((moved > low) & (moved < high))
         bound = jnp.where(moved > low, high, low)
         # ... or up or down to the curve ...
-        v_low, v_high = jnp.where(f < 0, v, v_low), jnp.where(f > 0, v, v_high)
+        v_low, v_high = jnp.where(f < 0, v, search.v_low), jnp.where(f > 0, v, search.v_high)
         level = v * jnp.sqrt(jnp.clip(point.to_curve, 1 / 4096, 64))
         level = jnp.where((level > v_low) & (level < v_high), level, (v_low + v_high) / 2)
-        # ... or from above at another u.
-        left = jnp.maximum(jnp.abs(f), jnp.abs(excess))
-        found = left < tolerance
-        here = found | ~(near | outside)
+        # ... or from above at another u. What solves both equations takes one step more, and stands still.
+        still = search.found | ((left < tolerance) & ~(near & ~outside))
+        here = still | ~(near | outside)
+        risen = jnp.where(outside, top, jnp.where(near, jnp.clip(v + step.imag, v / 4, 4 * v), level))
         return _Search(
             search.steps + 1,
-            jnp.where(outside, (offset + bound) / 2, jnp.where(here, offset, moved)),
-            jnp.where(found, v, jnp.where(outside, top, jnp.where(near, jnp.clip(v + step.imag, v / 4, 4 * v), level))),
+            jnp.all(search.found),
+            search.found | (left < tolerance),
             low,
             high,
             jnp.where(here, v_low, 0),
             jnp.where(here, v_high, 2 * top),
-            left,
+            Points(
+                jnp.where(here, offset, jnp.where(outside, (offset + bound) / 2, moved)),
+                jnp.where(still, v, risen),
+                point.shift,
+                point.density,
+                left,
+            ),
         )
-
-    def unfinished(search):
-        return (search.steps < _STEPS) & ~jnp.all(search.left < tolerance)
 
     # Far below the noise u is that of a base of zeros, nearly.
     below = (size - target) / size
@@ -204,10 +208,10 @@ def points_of(index: jax.Array, noise: Noise) -> Points:
     )
     zeros = jnp.zeros_like(anchor)
     bounds = -anchor, 1 + top - anchor, zeros, zeros + 2 * top
-    search = lax.while_loop(unfinished, advance, _Search(jnp.asarray(0), start, zeros + top, *bounds, zeros + jnp.inf))
-    point = _evaluate(anchor, search.offset, search.v, target, noise)
-    residual = jnp.maximum(jnp.abs(point.on_curve), jnp.abs(point.excess))
-    return Points(search.offset, search.v, point.shift, point.density, residual)
+    first = _Search(
+        jnp.asarray(0), jnp.asarray(False), zeros > 0, *bounds, Points(start, zeros + top, zeros, zeros, zeros)
+    )
+    return lax.while_loop(lambda search: (search.steps < _STEPS) & ~search.settled, advance, first).points
 
 
 def resolvent(anchor: jax.Array, offset: jax.Array, v: jax.Array, noise: Noise) -> Resolvent:
@@ -261,23 +265,21 @@ def _evaluate(anchor, offset, v, target, noise):
 
 
 def _argument(ratio):
-    """The sum over the last axis of the arguments of ratio + i, each between 0 and pi, by a tree of products.
+    """The sum over the last axis of the arguments of ratio + i, each between 0 and pi, by products of eight.
 
     The product of two numbers of the upper half plane has an argument between 0 and 2 pi: where it left the half plane
-    it is turned back, and pi is counted.
+    it is turned back, and pi is counted. Few arguments are left to take, and the sum of counts is exact.
     """
-    re, im = ratio / (jnp.abs(ratio) + 1), 1 / (jnp.abs(ratio) + 1)
-    turns = jnp.zeros_like(ratio[..., 0])
-    while re.shape[-1] > 1:
-        if re.shape[-1] % 2:
-            re, im = (jnp.concatenate([x, jnp.full_like(x[..., :1], one)], axis=-1) for x, one in ((re, 1), (im, 0)))
-        half = re.shape[-1] // 2
-        (a, b), (c, d) = ((x[..., :half], x[..., half:]) for x in (re, im))
+    ratio = jnp.pad(ratio, [(0, 0)] * (ratio.ndim - 1) + [(0, -ratio.shape[-1] % 8)], constant_values=jnp.inf)
+    im = 1 / (jnp.abs(ratio) + 1)
+    re, turns = jnp.sign(ratio) * (1 - im), jnp.zeros_like(ratio[..., 0])
+    for _ in range(3):
+        a, b = jnp.split(re, 2, axis=-1)
+        c, d = jnp.split(im, 2, axis=-1)
         re, im = a * b - c * d, a * d + b * c
-        scale = jnp.where(im < 0, -1, 1) / (jnp.abs(re) + jnp.abs(im))
-        turns += jnp.sum(im < 0, axis=-1)
-        re, im = re * scale, im * scale
-    return jnp.pi * turns + jnp.arctan2(im[..., 0], re[..., 0])
+        back = im < 0
+        re, im, turns = jnp.where(back, -re, re), jnp.abs(im), turns + jnp.sum(back, axis=-1)
+    return jnp.pi * turns + jnp.sum(jnp.arctan2(im, re), axis=-1)
 
 
 def _common_zero(first, value, second, other):

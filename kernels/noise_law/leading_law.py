@@ -46,7 +46,7 @@ class LeadingLaw(NamedTuple):
     spectral_norm: jax.Array  # s_1 of the post, in the unit of the base, (...)
 
 
-_STILL = LeadingLaw(1, 1, 1, 1, 1, 1, 0, 0, 1)  # nothing changed, in the unit s_1
+_STILL = LeadingLaw._make([1, 1, 1, 1, 1, 1, 0, 0, 1])  # nothing changed, in the unit s_1
 
 
 @at_full_precision
@@ -122,7 +122,7 @@ def _read(profile: LeadingProfile, k: int) -> LeadingLaw:
         return overlap, cosines, jnp.diagonal(shares), _intruders(shares[:tried], normal[:_DRAWS, :tried])
 
     readings = jax.vmap(of_side)(profile.shares, profile.inside)
-    return LeadingLaw(*(side for both in readings for side in both), profile.largest)
+    return LeadingLaw._make([*(side for both in readings for side in both), profile.largest])
 
 
 def _cosines(shares, inside, overlap, normal):
@@ -142,9 +142,7 @@ def _cosines(shares, inside, overlap, normal):
     together = jnp.sqrt(lost * lost_inside) * jnp.sum(shares[:, :k] ** 2, axis=-1)
     apart = kept * jnp.sum(shares[:, k:] ** 2, axis=-1)
     mixed = jnp.sqrt(jnp.minimum(apart / jnp.where(together > 0, together, jnp.inf), 1))
-    index = jnp.arange(k)
-    c = jnp.sqrt(shares[:, :k] * mixed[:, None]) * normal[..., :k]
-    c = c.at[:, index, index].add(jnp.sqrt(kept * (1 - mixed)))
+    c = jnp.sqrt(shares[:, :k] * mixed[:, None]) * normal[..., :k] + jnp.diag(jnp.sqrt(kept * (1 - mixed)))
     b = jnp.sqrt(beyond) * normal[..., k : k + beyond.shape[-1]]
     eps = jnp.finfo(shares.dtype).eps
     lost_squares = jnp.matmul(b, b.mT, precision=lax.Precision.HIGHEST) + jnp.diag(even)
