@@ -1,9 +1,10 @@
-"""What chance makes of nf where a change lies unevenly in the base's own directions.
+"""What chance gives where a change lies unevenly in the base's own directions.
 
 The error of a quantised entry grows with the entry, or with the largest of its row. So there is more of it in the
-base's leading directions, where a change turns vectors by less than it does elsewhere: nf is smaller than isotropic
-noise of that size would make it, and nothing turned alike. The control here is a random change that has as much in each
-of the base's directions as the one at hand (docs: definitions, "A change that lies where this one does").
+base's leading directions, where a change turns vectors by less than it does elsewhere, and less outside of the base's
+space: nf and the share outside are smaller than isotropic noise of that size would make them, though nothing turned
+alike. The control here is a random change that has as much in each of the base's directions as the one at hand (docs:
+definitions, "A change that lies where this one does").
 """
 
 from typing import NamedTuple
@@ -14,6 +15,9 @@ import jax.numpy as jnp
 from polarax.kernels.frames_type import Frames
 from polarax.kernels.noise_law.units import Base, in_units, std_of_root, total_over
 from polarax.kernels.sides import entry_count, is_tall, shorter_side
+
+# Of the base's directions, how many of the last ones say how a change goes on beyond them: one in so many.
+_TRAILING = 4
 
 
 class PlacedTurn(NamedTuple):
@@ -53,8 +57,7 @@ def placed_turn(pair: Frames) -> PlacedTurn:
     """
     base = in_units(pair.s_base, pair.change_norm, pair.shape)
     energy = base.sd**2 * entry_count(pair.shape)
-    unit = pair.change / jnp.where(pair.change_norm > 0, pair.change_norm, jnp.nan)[..., None, None]
-    rows, cols = (energy[..., None] * jnp.sum(unit**2, axis=axis) for axis in (-1, -2))
+    rows, cols = (energy[..., None] * shares for shares in _shares(pair))
     gained = jnp.maximum(pair.rank_post - base.rank, 0)
     outside = energy / jnp.sum(rows, axis=-1) - 1
     placed = _Profile(rows, cols, _step(base.free, gained, outside), gained)
@@ -63,6 +66,36 @@ def placed_turn(pair: Frames) -> PlacedTurn:
     square, std = _turn(base, placed, tall=is_tall(pair.shape))
     square_even, std_even = _turn(base, even, tall=is_tall(pair.shape))
     return PlacedTurn(jnp.sqrt(_ratio(square, square_even)), _ratio(std, std_even))
+
+
+def placed_outside(pair: Frames) -> jax.Array:
+    """The share outside of the base's space if directions there have as much of the change as the base's last ones.
+
+    They are those of singular values of 0, so that a change which falls off along the base's directions has less in
+    them. O(r^2).
+
+    Args:
+        pair: Base and post; only E, its size and the base's rank are read.
+
+    Returns:
+        (...) in [0, 1]; NaN where nothing changed, or nothing of it is inside.
+    """
+    base = in_units(pair.s_base, pair.change_norm, pair.shape)
+    index, last = jnp.arange(base.values.shape[-1]), jnp.maximum(base.rank // _TRAILING, 1)
+    trailing = base.inside & (index >= (base.rank - last)[..., None])
+    longer, shorter = _shares(pair) if is_tall(pair.shape) else reversed(_shares(pair))
+    inside = jnp.sum(longer, axis=-1)
+    kept = 1.0
+    for shares, beyond in ((longer, base.free), (shorter, shorter_side(pair.shape) - base.rank)):
+        each = jnp.sum(jnp.where(trailing, shares, 0), axis=-1) / last
+        kept /= 1 + _ratio(beyond * each, inside)
+    return 1 - kept
+
+
+def _shares(pair):
+    """Of ||D||^2 in each row and in each column of E, (..., r)."""
+    unit = pair.change / jnp.where(pair.change_norm > 0, pair.change_norm, jnp.nan)[..., None, None]
+    return tuple(jnp.sum(unit**2, axis=axis) for axis in (-1, -2))
 
 
 def _step(free, gained, outside):
@@ -76,7 +109,7 @@ def _turn(base: Base, profile: _Profile, *, tall: bool) -> tuple[jax.Array, jax.
     """The mean of nf^2 and the standard deviation of nf."""
     rows, cols, step, gained = profile
     total, others = jnp.sum(rows, axis=-1), base.values[..., None, :]
-    variance = (rows[..., :, None] * cols[..., None, :] + rows[..., None, :] * cols[..., :, None])
+    variance = rows[..., :, None] * cols[..., None, :] + rows[..., None, :] * cols[..., :, None]
     weights = jnp.where(jnp.eye(rows.shape[-1], dtype=bool), 0, 1 / (base.values[..., None] + others) ** 2)
     pairs = variance / total[..., None, None] * weights  # of which each stands twice
     # What the base lacks and the post has counts as a singular value of 0.

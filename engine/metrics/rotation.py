@@ -7,7 +7,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from polarax import kernels
-from polarax.metrics.catalogue import ROTATION, Chance, Control, ControlKind, Effect, Kind, Metric, Shown, register
+from polarax.metrics.catalogue import (
+    OWN_SPECTRUM,
+    ROTATION,
+    Chance,
+    Control,
+    ControlKind,
+    Effect,
+    Kind,
+    Metric,
+    Shown,
+    register,
+)
 from polarax.metrics.controlled import controlled
 from polarax.metrics.matrix_pair import MatrixPair, Readings
 from polarax.metrics.status import is_out_of_range
@@ -48,17 +59,17 @@ def read_pictures(pair: MatrixPair) -> Readings:
 def _chance_of_nf(frame: "pd.DataFrame") -> Chance:
     """From that of directions at random to that of a change which lies where this one does.
 
-    The first is that of the change's own spectrum, drawn or in closed form; where neither was measured, isotropic noise,
-    wider for few directions. The other end is by first order, which overstates what differs where the change is large.
+    The first is that of the change's own spectrum, drawn or in closed form; where neither was measured, isotropic
+    noise, wider for few directions. The other is by first order, which overstates it where the change is large.
     """
     isotropic = column(frame, "nf_null").where(~is_out_of_range(frame))
-    mean = column(frame, "nf_spectrum").fillna(isotropic)
+    mean = column(frame, f"nf_{OWN_SPECTRUM}").fillna(isotropic)
     mean = mean.where(mean > 0)
     _, short = sides(frame)
     std = spread_of(frame, "nf", column(frame, "nf_null_std") * np.sqrt(1 + short / directions(frame)))
     std = np.fmax(std, column(frame, "nf_placed_std"))
-    placed = (mean * column(frame, "nf_placed") / column(frame, "nf_null")).fillna(mean)
-    return Chance(np.fmin(mean, placed), np.fmax(mean, placed), std.where(mean.notna()))
+    placed = mean * column(frame, "nf_placed") / column(frame, "nf_null")
+    return Chance.between(mean, placed, std.where(mean.notna()))
 
 
 def _no_flip(rows: "pd.DataFrame") -> "pd.Series":

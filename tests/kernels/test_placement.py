@@ -87,6 +87,13 @@ def placed(base, change):
         return np.array(placed_turn(jnp.asarray(base), jnp.asarray(base + change)))
 
 
+def outside(base, change):
+    """The kernel's share of matrices (..., m, n)."""
+    with jax.enable_x64(True):
+        pair = kernels.frames(jnp.asarray(base), jnp.asarray(base + change))
+        return np.array(kernels.placed_outside(pair))
+
+
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("case", CASES)
 def test_it_is_what_changes_of_that_place_show(case, place):
@@ -142,6 +149,36 @@ def test_directions_that_neither_matrix_has_do_not_count():
         for ratio, shape in ((placed(base, change)[0], (30, 12)), (placed(*wider)[0], (30, 17)))
     ]
     assert found[1] == pytest.approx(found[0], rel=1e-9)
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("case", ["square", "tall", "wide", "of lower rank", "square of lower rank"])
+def test_the_share_outside_goes_on_from_the_last_directions(case, place):
+    """Energies of a product of scales, of which those outside are the mean of the last quarter's."""
+    rows, cols, rank, drift = CASES[case]
+    shape, rng = (rows, cols), np.random.default_rng(9)
+    std = deviations(PLACES[place], shape, rank)
+    factors = [np.linalg.norm(std[:rank, :rank], axis=axis) for axis in (1, 0)]
+    longer = [np.pad(x**2, (0, side - rank)) for x, side in zip(factors, shape, strict=True)]
+    for energies in longer:
+        energies[rank:] = np.mean(energies[rank - rank // 4 : rank])
+    total = np.outer(*longer)
+    expected = 1 - np.sum(total[:rank, :rank]) / np.sum(total)
+    change = drift * np.sqrt(total / np.sum(total)) * rng.choice([-1.0, 1.0], shape)
+    to_frame = frame_of(rng, shape)
+    base, post = to_frame(based(spectrum(rank), shape)), to_frame(based(spectrum(rank), shape) + change)
+    found = outside(base, post - base)
+    assert float(found) == pytest.approx(expected, rel=1e-6, abs=1e-12)
+    if shape == (rank, rank):
+        assert float(found) == 0
+
+
+def test_the_share_outside_of_isotropic_noise():
+    rng = np.random.default_rng(10)
+    base = np.broadcast_to(based(spectrum(20), (40, 20)), (DRAWS, 40, 20))
+    found = outside(base, 1e-3 * rng.standard_normal(base.shape))
+    # The mean of a ratio: of energies of 100 squares each, to 2 / 100.
+    assert np.mean(found) == pytest.approx(0.5, abs=5 * np.std(found) / np.sqrt(DRAWS) + 0.01)
 
 
 @pytest.mark.parametrize("scale", [1e-18, 1.0, 1e18])
