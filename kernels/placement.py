@@ -28,7 +28,7 @@ class PlacedTurn(NamedTuple):
 
 
 class _Profile(NamedTuple):
-    """Independent entries of E, of variances rows_i cols_j / sum(rows), in units of the base."""
+    """Independent entries of E, of variances rows_i cols_j / sum(rows), over that of isotropic noise."""
 
     rows: jax.Array  # energy of each row of E, (..., r), 0 beyond the rank
     cols: jax.Array  # energy of each column, likewise
@@ -56,12 +56,12 @@ def placed_turn(pair: Frames) -> PlacedTurn:
         True
     """
     base = in_units(pair.s_base, pair.change_norm, pair.shape)
-    energy = base.sd**2 * entry_count(pair.shape)
-    rows, cols = (energy[..., None] * shares for shares in _shares(pair))
+    energy = entry_count(pair.shape)
+    rows, cols = (energy * shares for shares in _shares(pair))
     gained = jnp.maximum(pair.rank_post - base.rank, 0)
     outside = energy / jnp.sum(rows, axis=-1) - 1
     placed = _Profile(rows, cols, _step(base.free, gained, outside), gained)
-    uniform = jnp.where(base.inside, (base.rank * base.sd**2)[..., None], 0)
+    uniform = jnp.where(base.inside, base.rank[..., None], 0)
     even = _Profile(uniform, uniform, 1 / base.rank, shorter_side(pair.shape) - base.rank)
     square, std = _turn(base, placed, tall=is_tall(pair.shape))
     square_even, std_even = _turn(base, even, tall=is_tall(pair.shape))
@@ -85,11 +85,12 @@ def placed_outside(pair: Frames) -> jax.Array:
     trailing = base.inside & (index >= (base.rank - last)[..., None])
     longer, shorter = _shares(pair) if is_tall(pair.shape) else reversed(_shares(pair))
     inside = jnp.sum(longer, axis=-1)
-    kept = 1.0
-    for shares, beyond in ((longer, base.free), (shorter, shorter_side(pair.shape) - base.rank)):
-        each = jnp.sum(jnp.where(trailing, shares, 0), axis=-1) / last
-        kept /= 1 + _ratio(beyond * each, inside)
-    return 1 - kept
+    beyond = base.free, shorter_side(pair.shape) - base.rank
+    grown = [
+        1 + _ratio(count * jnp.sum(jnp.where(trailing, shares, 0), axis=-1) / last, inside)
+        for count, shares in zip(beyond, (longer, shorter), strict=True)
+    ]
+    return 1 - 1 / (grown[0] * grown[1])
 
 
 def _shares(pair):
@@ -106,21 +107,21 @@ def _step(free, gained, outside):
 
 
 def _turn(base: Base, profile: _Profile, *, tall: bool) -> tuple[jax.Array, jax.Array]:
-    """The mean of nf^2 and the standard deviation of nf."""
+    """The mean of nf^2 over sd^2, and the standard deviation of nf over sd."""
     rows, cols, step, gained = profile
-    total, others = jnp.sum(rows, axis=-1), base.values[..., None, :]
-    variance = rows[..., :, None] * cols[..., None, :] + rows[..., None, :] * cols[..., :, None]
+    shares, others = rows / jnp.sum(rows, axis=-1, keepdims=True), base.values[..., None, :]
+    variance = shares[..., :, None] * cols[..., None, :] + shares[..., None, :] * cols[..., :, None]
     weights = jnp.where(jnp.eye(rows.shape[-1], dtype=bool), 0, 1 / (base.values[..., None] + others) ** 2)
-    pairs = variance / total[..., None, None] * weights  # of which each stands twice
+    pairs = variance * weights  # of which each stands twice
     # What the base lacks and the post has counts as a singular value of 0.
     to_new = (gained * step)[..., None] * (rows + cols) / base.values**2
     across = (base.free * step)[..., None] * (cols if tall else rows)
-    longer = jnp.sqrt(base.values**2 + across)
+    longer = jnp.sqrt(base.values**2 + base.sd[..., None] ** 2 * across)
     shortened = across / (longer * (longer + base.values))
-    mean = jnp.sum(pairs, axis=(-2, -1)) + total_over(base, to_new + shortened**2)
+    mean = jnp.sum(pairs, axis=(-2, -1)) + total_over(base, to_new + (base.sd[..., None] * shortened) ** 2)
     size = base.rank + gained
     std = std_of_root(mean, 4 * jnp.sum(pairs**2, axis=(-2, -1))) / jnp.sqrt(size)
-    return (mean + gained) / size, std
+    return (mean + gained / base.sd**2) / size, std
 
 
 def _ratio(value, unit):

@@ -181,11 +181,11 @@ def test_the_share_outside_of_isotropic_noise():
     assert np.mean(found) == pytest.approx(0.5, abs=5 * np.std(found) / np.sqrt(DRAWS) + 0.01)
 
 
-@pytest.mark.parametrize("scale", [1e-18, 1.0, 1e18])
-def test_float32_and_units(scale):
+@pytest.mark.parametrize(("scale", "drift"), [(1e-15, 1e-3), (1.0, 1e-3), (1e18, 1e-3), (1.0, 0.1)])
+def test_float32_and_units(scale, drift):
     rng = np.random.default_rng(7)
     base = rng.standard_normal((40, 24)) * np.geomspace(30, 1, 24)
-    change = 1e-3 * base * rng.standard_normal((40, 24))
+    change = drift * base * rng.standard_normal((40, 24))
     base32, post32 = (np.float32(scale * x) for x in (base, base + change))
     found = placed_turn(base32, post32)
     assert found.nf.dtype == jnp.float32
