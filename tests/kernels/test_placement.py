@@ -77,21 +77,16 @@ def isotropic(shape, s, size):
 
 
 @jax.jit
-def placed_turn(base, post):
-    return kernels.placed_turn(kernels.frames(base, post))
+def controls(base, post):
+    """The ratios of nf's root mean square and deviation, and the share outside."""
+    pair = kernels.frames(base, post)
+    return *kernels.placed_turn(pair), kernels.placed_outside(pair)
 
 
 def placed(base, change):
-    """The kernel's ratios of matrices (..., m, n): (2, ...)."""
+    """The same in float64, of matrices (..., m, n): (3, ...)."""
     with jax.enable_x64(True):
-        return np.array(placed_turn(jnp.asarray(base), jnp.asarray(base + change)))
-
-
-def outside(base, change):
-    """The kernel's share of matrices (..., m, n)."""
-    with jax.enable_x64(True):
-        pair = kernels.frames(jnp.asarray(base), jnp.asarray(base + change))
-        return np.array(kernels.placed_outside(pair))
+        return np.array(controls(jnp.asarray(base), jnp.asarray(base + change)))
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -104,7 +99,7 @@ def test_it_is_what_changes_of_that_place_show(case, place):
     base, std = based(s, shape), std * drift * np.linalg.norm(s) / np.linalg.norm(std)
     drawn = np.array([nf(base, base + std * rng.standard_normal(shape), rank) for _ in range(DRAWS)])
     to_frame = frame_of(rng, shape)
-    ratio, ratio_std = placed(to_frame(base), to_frame(std * rng.choice([-1.0, 1.0], shape)))
+    ratio, ratio_std, _ = placed(to_frame(base), to_frame(std * rng.choice([-1.0, 1.0], shape)))
     square, spread = isotropic(shape, s, np.linalg.norm(std))
     lacking = min(shape) - rank
     turn = min(shape) * drawn**2 - lacking
@@ -120,7 +115,7 @@ def test_it_is_what_changes_of_that_place_show(case, place):
 @pytest.mark.parametrize("place", ["leading", "trailing"])
 def test_where_a_change_lies_makes_a_difference(place):
     base, std = based(spectrum(24), (24, 24)), deviations(PLACES[place], (24, 24), 24)
-    ratio, _ = placed(base, 1e-4 * std)
+    ratio = placed(base, 1e-4 * std)[0]
     assert ratio < 0.7 if place == "leading" else ratio > 1.4
 
 
@@ -167,7 +162,7 @@ def test_the_share_outside_goes_on_from_the_last_directions(case, place):
     change = drift * np.sqrt(total / np.sum(total)) * rng.choice([-1.0, 1.0], shape)
     to_frame = frame_of(rng, shape)
     base, post = to_frame(based(spectrum(rank), shape)), to_frame(based(spectrum(rank), shape) + change)
-    found = outside(base, post - base)
+    found = placed(base, post - base)[2]
     assert float(found) == pytest.approx(expected, rel=1e-6, abs=1e-12)
     if shape == (rank, rank):
         assert float(found) == 0
@@ -176,7 +171,7 @@ def test_the_share_outside_goes_on_from_the_last_directions(case, place):
 def test_the_share_outside_of_isotropic_noise():
     rng = np.random.default_rng(10)
     base = np.broadcast_to(based(spectrum(20), (40, 20)), (DRAWS, 40, 20))
-    found = outside(base, 1e-3 * rng.standard_normal(base.shape))
+    found = placed(base, 1e-3 * rng.standard_normal(base.shape))[2]
     # The mean of a ratio: of energies of 100 squares each, to 2 / 100.
     assert np.mean(found) == pytest.approx(0.5, abs=5 * np.std(found) / np.sqrt(DRAWS) + 0.01)
 
@@ -187,8 +182,8 @@ def test_float32_and_units(scale, drift):
     base = rng.standard_normal((40, 24)) * np.geomspace(30, 1, 24)
     change = drift * base * rng.standard_normal((40, 24))
     base32, post32 = (np.float32(scale * x) for x in (base, base + change))
-    found = placed_turn(base32, post32)
-    assert found.nf.dtype == jnp.float32
+    found = controls(base32, post32)
+    assert {x.dtype for x in found} == {jnp.dtype(jnp.float32)}
     # The rounding of the entries is a change of its own, of 1e-7 of the base beside 1e-3.
     assert [float(x) for x in found] == pytest.approx(placed(base, change), rel=1e-3)
 
