@@ -27,6 +27,7 @@ from polarax.kernels.frames import frames, map_frames, map_posts
 from polarax.kernels.frames_type import Frames, joint_signs
 from polarax.kernels.methods import method_names
 from polarax.kernels.overlap import Overlap, overlap, overlap_of_frames
+from polarax.kernels.placement import PlacedTurn, placed_outside, placed_turn
 from polarax.kernels.polar import POLAR_METHODS, Polar, polar, polar_by_products
 from polarax.kernels.polar_headlines import Headlines, PolarPair, headlines_of_frames, polar_pair
 from polarax.kernels.products import frobenius
@@ -63,6 +64,7 @@ __all__ = [
     "Frames",
     "Headlines",
     "Overlap",
+    "PlacedTurn",
     "Polar",
     "PolarPair",
     "PowerLaw",
@@ -103,6 +105,8 @@ __all__ = [
     "one_at_a_time",
     "overlap",
     "overlap_of_frames",
+    "placed_outside",
+    "placed_turn",
     "polar",
     "polar_by_products",
     "polar_pair",

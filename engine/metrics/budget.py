@@ -10,6 +10,7 @@ from polarax import kernels
 from polarax.metrics.catalogue import (
     BUDGET,
     DEVIATIONS,
+    OWN_SPECTRUM,
     Chance,
     Control,
     Effect,
@@ -29,14 +30,15 @@ if TYPE_CHECKING:
 PARTS = ("budget_scaling", "budget_coordinated", "budget_discordant", "budget_outside")
 SHARE = 0.1  # of the change, beyond the control
 # The same of what is outside the base's row or column space. Quantised weights err most where their rows are large,
-# which is where the base's own directions are: by itself that moves some tenths of the change inside.
+# which is where the base's own directions are: of that the control knows what they show of it, and misses up to 0.07.
 OUTSIDE = 0.2
 COORDINATION = 0.1
 
 
 def read_budget(pair: MatrixPair) -> Readings:
     """The columns of `BUDGET`."""
-    return budget_columns(kernels.budget_of_frames(pair.vectors), pair.control, pair.spectra.change_norm)
+    columns = budget_columns(kernels.budget_of_frames(pair.vectors), pair.control, pair.spectra.change_norm)
+    return columns | {"budget_outside_placed": kernels.placed_outside(pair.vectors)}
 
 
 def budget_columns(budget: kernels.DriftBudget, control: kernels.Controls, change_norm: jax.Array) -> Readings:
@@ -92,11 +94,13 @@ def chance_of_diagonal(frame: "pd.DataFrame", *, metric: str) -> Chance:
 
 
 def _chance_of_outside(frame: "pd.DataFrame") -> Chance:
+    """From that of directions at random to that of a change which goes on as it does along the base's own."""
     null = column(frame, "budget_outside_null")
     rank = np.sqrt((1 - null).clip(lower=0) * (column(frame, "rows") * column(frame, "cols")))
     relative = sum(2 * (1 - rank / side) / rank for side in sides(frame))
     widest = (1 - null) * np.sqrt(relative.clip(lower=0) / directions(frame))
-    return Chance(null, null, spread_of(frame, "budget_outside", widest))
+    mean, placed = (column(frame, f"budget_outside_{which}") for which in (OWN_SPECTRUM, "placed"))
+    return Chance.between(mean.fillna(null), placed, spread_of(frame, "budget_outside", widest))
 
 
 def chance_of_coordination(frame: "pd.DataFrame", *, metric: str) -> Chance:
@@ -172,9 +176,15 @@ register(
                 above=Kind("outside", "changed more outside the base's row or column space than by chance"),
                 below=Kind("inside", "changed less outside the base's row or column space than by chance"),
                 chance=_chance_of_outside,
+                draws_in_chance=True,
                 unless=("alpha", "budget_scaling", "coordination"),
                 told=1,
             ),
+        ),
+        Metric(
+            "budget_outside_placed",
+            "control of budget_outside for a random change with as much in each direction outside as this one has in"
+            " the base's last ones",
         ),
         Metric(
             "coordination",

@@ -93,6 +93,11 @@ class Chance:
     high: "pd.Series"  # and at most this
     std: "pd.Series"  # NaN throughout where no deviations are asked for
 
+    @classmethod
+    def between(cls, mean: "pd.Series", other: "pd.Series", std: "pd.Series") -> "Chance":
+        """That of two controls of which chance may give either; NaN in `other` where there is but one."""
+        return cls(mean.where(~(other < mean), other), mean.where(~(other > mean), other), std)
+
 
 @dataclasses.dataclass(frozen=True)
 class Effect:
@@ -109,6 +114,7 @@ class Effect:
     measure: str = "difference"  # from the control: "difference", "factor" (over it, or under) or "share" (below alone)
     by_deviations: bool = True  # also asks for a distance in the control's standard deviations
     chance: "Callable[[pd.DataFrame], Chance] | None" = None  # closed form that is judged by; else that of the columns
+    draws_in_chance: bool = False  # whether that reads draws itself; otherwise they take its place
     where: "Callable[[pd.DataFrame], pd.Series] | None" = None  # of which rows it can be said at all
     needs: tuple[str, ...] = ()  # columns, of other metrics, without which nothing is said
     unless: tuple[str, ...] = ()  # metrics whose effects explain this one: it then says nothing of its own

@@ -7,7 +7,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from polarax import kernels
-from polarax.metrics.catalogue import ROTATION, Chance, Control, ControlKind, Effect, Kind, Metric, Shown, register
+from polarax.metrics.catalogue import (
+    OWN_SPECTRUM,
+    ROTATION,
+    Chance,
+    Control,
+    ControlKind,
+    Effect,
+    Kind,
+    Metric,
+    Shown,
+    register,
+)
 from polarax.metrics.controlled import controlled
 from polarax.metrics.matrix_pair import MatrixPair, Readings
 from polarax.metrics.status import is_out_of_range
@@ -23,7 +34,12 @@ _FLIP, _ALONE = 4.0, 8.0
 
 def read_rotation(pair: MatrixPair) -> Readings:
     """The columns of `ROTATION`."""
-    return rotation_columns(kernels.rotation_difference(pair.vectors), pair.control, pair.spectra.change_norm)
+    control, placed = pair.control, kernels.placed_turn(pair.vectors)
+    return {
+        **rotation_columns(kernels.rotation_difference(pair.vectors), control, pair.spectra.change_norm),
+        "nf_placed": control.nf * placed.nf,
+        "nf_placed_std": control.std.nf * placed.std,
+    }
 
 
 def rotation_columns(nf: jax.Array, control: kernels.Controls, change_norm: jax.Array) -> Readings:
@@ -41,13 +57,19 @@ def read_pictures(pair: MatrixPair) -> Readings:
 
 
 def _chance_of_nf(frame: "pd.DataFrame") -> Chance:
-    """That of the change's own spectrum; where it was not measured, isotropic noise, wider for few directions."""
+    """From that of directions at random to that of a change which lies where this one does.
+
+    The first is that of the change's own spectrum, drawn or in closed form; where neither was measured, isotropic
+    noise, wider for few directions. The other is by first order, which overstates it where the change is large.
+    """
     isotropic = column(frame, "nf_null").where(~is_out_of_range(frame))
-    mean = column(frame, "nf_spectrum").fillna(isotropic)
+    mean = column(frame, f"nf_{OWN_SPECTRUM}").fillna(isotropic)
     mean = mean.where(mean > 0)
     _, short = sides(frame)
     std = spread_of(frame, "nf", column(frame, "nf_null_std") * np.sqrt(1 + short / directions(frame)))
-    return Chance(mean, mean, std.where(mean.notna()))
+    std = np.fmax(std, column(frame, "nf_placed_std"))
+    placed = mean * column(frame, "nf_placed") / column(frame, "nf_null")
+    return Chance.between(mean, placed, std.where(mean.notna()))
 
 
 def _no_flip(rows: "pd.DataFrame") -> "pd.Series":
@@ -95,11 +117,17 @@ register(
                 below=Kind("turned alike", "left and right vectors turned apart less than by chance"),
                 measure="factor",
                 chance=_chance_of_nf,
+                draws_in_chance=True,
                 where=_no_flip,
                 unless=("alpha", "budget_scaling", "coordination", "budget_outside"),
                 told=2,
             ),
         ),
+        Metric(
+            "nf_placed",
+            "control of nf for a random change with as much of it in each of the base's directions as this one",
+        ),
+        Metric("nf_placed_std", "standard deviation of nf under that control"),
     ],
     read_rotation,
 )

@@ -115,6 +115,17 @@ def outside(drift: float) -> Change:
     return change
 
 
+def with_rows_apart(weights: Weights, ratio: float) -> Weights:
+    """The same weights with rows of different norm, the last `ratio` times as long as the first."""
+    return {name: w * np.geomspace(1, ratio, len(w))[:, None] for name, w in weights.items()}
+
+
+def to_int4(rng: np.random.Generator, name: str, w: np.ndarray) -> np.ndarray:
+    """w as 4-bit integers times a scale for each row."""
+    scale = np.abs(w).max(axis=1, keepdims=True) / 7
+    return np.round(w / scale) * scale
+
+
 def dithered(rng: np.random.Generator, name: str, w: np.ndarray) -> np.ndarray:
     """w in bfloat16, rounded up or down by chance so that the mean is right."""
     bits = w.astype(np.float32).view(np.uint32) + rng.integers(0, 2**16, size=w.shape, dtype=np.uint32)

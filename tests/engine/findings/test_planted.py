@@ -153,6 +153,21 @@ def test_outside_of_the_base_s_space(frames):
     assert sorted(frame.loc[effects["row"], "role"]) == ["down"] * 4 + ["up"] * 4
 
 
+def test_the_errors_of_a_quantisation_are_no_coordination():
+    """They grow with the norm of a row, so that they lie where the base's leading directions are."""
+    rng = np.random.default_rng(11)
+    base = planted.with_rows_apart(planted.model(rng), 30.0)
+    turned = planted.changed(rng, base, planted.rotated(0.002))
+    pairs = {("int4", 0): (base, planted.changed(rng, base, planted.to_int4)), ("turned", 0): (base, turned)}
+    found = frames_of(pairs)
+    errors, turned = found["int4", 0], found["turned", 0]
+    assert find_effects(errors).empty
+    unaware = find_effects(errors.drop(columns=["nf_placed", "budget_outside_placed"]))
+    assert set(unaware["kind"]) == {"turned alike", "inside"}
+    assert set(find_effects(turned)["kind"]) == {"coordinated"}
+    assert len(find_effects(turned)) == len(turned)
+
+
 @pytest.mark.parametrize("dithered", [False, True])
 def test_only_storage_rounding(dithered):
     rng = np.random.default_rng(8)

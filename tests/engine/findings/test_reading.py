@@ -282,6 +282,22 @@ class TestNotNamed:
     def test_large_but_within_chance(self, change):
         assert is_quiet(change)
 
+    @pytest.mark.parametrize(("nf", "placed"), [(0.013, 0.012), (0.01, 0.012), (0.03, 0.032), (0.038, 0.032)])
+    def test_nf_as_far_as_where_the_change_lies_explains_it(self, nf, placed):
+        assert is_quiet({"nf": nf, "nf_placed": placed, "nf_placed_std": 1e-4})
+
+    @pytest.mark.parametrize(("outside", "placed"), [(0.25, 0.22), (0.25, 0.4), (0.78, 0.8), (0.78, 0.6)])
+    def test_what_is_outside_as_far_as_what_is_inside_goes_on(self, outside, placed):
+        assert len(read({"budget_outside": outside})) == 1
+        assert is_quiet({"budget_outside": outside, "budget_outside_placed": placed})
+        drawn = sampled("budget_outside", 0.5, 1e-3)
+        assert is_quiet({"budget_outside": outside, "budget_outside_placed": placed} | drawn, draws=100)
+
+    def test_nf_beyond_what_the_place_of_the_change_explains(self):
+        one = read({"nf": 0.009, "nf_placed": 0.012, "nf_placed_std": 1e-4})[0]
+        assert one.endswith(" vectors turned apart less than by chance (nf 0.009, by chance 0.012 ± 0.00022).")
+        assert is_quiet({"nf": 0.009, "nf_placed": 0.012, "nf_placed_std": 1e-3})  # spreads more there
+
     @pytest.mark.parametrize("alpha", [1.0, 1.01, 1.02])
     def test_whatever_noise_of_the_size_may_do_to_alpha(self, alpha):
         """Up to drift^2 / 2, as the spectrum has it: no scaling."""
@@ -304,6 +320,14 @@ class TestSampledControls:
         assert is_quiet(isotropic | sampled("coordination", 0.25, 0.02), draws=100)
         one = read({"coordination": 0.05} | sampled("coordination", -0.3, 0.02), draws=100)[0]
         assert one == "Layer 0's q: coordinated (coordination +0.05, by chance -0.30 ± 0.02)."
+
+    def test_where_the_change_lies_counts_beside_draws(self):
+        """Those are of directions at random: what the place of the change makes of nf, it makes of theirs."""
+        drawn = sampled("nf", 0.03, 1e-4)
+        place = {"nf_placed": 0.012, "nf_placed_std": 1e-4}  # 0.6 of nf_null
+        assert is_quiet({"nf": 0.015} | place | drawn, draws=100)
+        assert len(read({"nf": 0.014} | place | drawn, draws=100)) == 1
+        assert len(read({"nf": 0.015} | drawn, draws=100)) == 1
 
     def test_few_draws_ask_for_more_standard_deviations(self):
         change = {"coordination": 0.3} | sampled("coordination", 0.0, 0.02)  # 15 of them

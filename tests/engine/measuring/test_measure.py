@@ -152,7 +152,8 @@ def reference(base, post, k=16):
     readings["rank_change"] = int(beyond.sum()) if explained else np.linalg.matrix_rank(post - base)
     with jax.enable_x64(True):
         readings["nf_rounding"] = float(_nf_null(s_base, np.asarray(rounding), float(max(rows, cols))))
-    return readings | closed_form_controls(readings, s_base, norm, rows, cols, k)
+    readings |= closed_form_controls(readings, s_base, norm, rows, cols, k)
+    return readings | placed_controls(readings, in_frame if tall else in_frame.T, s_base, norm, max(rows, cols))
 
 
 def closed_form_controls(readings, s_base, norm, rows, cols, k):
@@ -197,6 +198,32 @@ def closed_form_controls(readings, s_base, norm, rows, cols, k):
         controls |= {f"{name}_spectrum": mean, f"{name}_spectrum_std": std, f"{name}_spectrum_z": distance}
     controls["control"] = "law"
     return controls
+
+
+def placed_controls(readings, in_frame, s_base, norm, longer):
+    """What a change that lies in the base's directions as this one does would show; in_frame is of the tall matrix."""
+    rank = len(s_base)
+    of_rows, of_cols = np.sum(in_frame**2, axis=1), np.sum(in_frame**2, axis=0)
+    inside = np.sum(of_rows)
+    noise = norm**2 / (rank * longer)
+
+    def turn(variances, outside):
+        """Mean square and deviation of nf, times the root of the rank, by a gamma distribution."""
+        pairs = (variances + variances.T) / np.add.outer(s_base, s_base) ** 2
+        np.fill_diagonal(pairs, 0)
+        mean = np.sum(pairs) + np.sum((1 - s_base / np.sqrt(s_base**2 + outside)) ** 2)
+        shape = mean**2 / (4 * np.sum(pairs**2))
+        t = 1 / 4 + 1 / (32 * shape + 1 / (1 / math.pi - 1 / 4))
+        return mean, math.sqrt(mean * t / (shape + t))
+
+    mean, std = turn(np.outer(of_rows, of_cols) / inside, (norm**2 / inside - 1) * of_cols)
+    mean_of_noise, std_of_noise = turn(np.full((rank, rank), noise), (longer - rank) * noise)
+    last = np.mean(of_rows[-max(rank // 4, 1) :]) * (longer - rank)
+    return {
+        "nf_placed": readings["nf_null"] * math.sqrt(mean / mean_of_noise),
+        "nf_placed_std": readings["nf_null_std"] * std / std_of_noise,
+        "budget_outside_placed": last / (inside + last),
+    }
 
 
 # Metrics whose control has a deviation by the law.
