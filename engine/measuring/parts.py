@@ -184,16 +184,22 @@ def controls_of_values(spectra: Arrays, *, rows: Side, top_k: int) -> Arrays:
 
 
 @_part
-def controls_of_pair(spectra: Arrays, values: Arrays, *, rows: Side, top_k: int) -> Arrays:
-    """The controls of what is read in frames, from what `controls_of_values` gave."""
+def controls_of_change(spectra: Arrays, *, rows: Side) -> Arrays:
+    """What changes with the same singular values in random directions do to polar factors."""
+    return {"own_law": _pair_of(spectra, rows, 1).own_law}
+
+
+@_part
+def controls_of_pair(spectra: Arrays, known: Arrays, *, rows: Side, top_k: int) -> Arrays:
+    """The controls of what is read in frames, from what the two before gave."""
     pair = _pair_of(spectra, rows, top_k)
-    vars(pair).update(values)
-    return {"control": pair.control, "own_law": pair.own_law, "own_spreads": pair.own_spreads}
+    vars(pair).update(known)
+    return {"control": pair.control, "own_spreads": pair.own_spreads}
 
 
 @_part
 def controls_of_leading(spectra: Arrays, values: Arrays, *, rows: Side, top_k: int) -> Arrays:
-    """Those of leading vectors, from the same."""
+    """Those of leading vectors, from those of singular values."""
     pair = _pair_of(spectra, rows, top_k)
     vars(pair).update(values)
     return {"leading_law": pair.leading_law}
@@ -205,7 +211,7 @@ _OF_LEADING = {"overlap", "shape"}
 
 
 # Parts that are given nothing but spectra.
-OF_SPECTRA = (controls_of_values, controls_of_pair, controls_of_leading)
+OF_SPECTRA = (controls_of_values, controls_of_change, controls_of_pair, controls_of_leading)
 
 
 def controls_for(
@@ -227,7 +233,9 @@ def controls_for(
     values = run(controls_of_values, spectra, **how)
     controls = {**values}
     if of_pairs:
-        controls |= run(controls_of_pair, spectra, values, **how)
+        if spectra["s_change"] is not None:
+            controls |= run(controls_of_change, spectra, operands=rows)
+        controls |= run(controls_of_pair, spectra, dict(controls), **how)
     if of_leading:
         controls |= run(controls_of_leading, spectra, values, **how)
     return controls

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from polarax import kernels
+from polarax.kernels import noise_law
 from tests.kernels import matrices
 from tests.kernels.test_fit import reference as fit_reference
 
@@ -14,16 +15,26 @@ SHAPES = ((24, 24), (40, 16), (16, 40))
 WELL_CONDITIONED = "mild"  # condition number 5
 
 
-_controls = functools.partial(jax.jit, static_argnames="shape")(kernels.closed_form_controls)
+_NO_SPREADS = noise_law.Spreads._make([np.float32(0)] * len(noise_law.Spreads._fields))
+
+
+@functools.partial(jax.jit, static_argnames=("shape", "spreads"))
+def _controls(values, norm, *, shape, spreads=True):
+    return kernels.closed_form_controls(values, norm, shape=shape, std=None if spreads else _NO_SPREADS)
+
+
 _controls_of_square = functools.partial(_controls, shape=(24, 24))
 
 
-def controls(base, drift, dtype="float64"):
-    """Controls of a base, given by numpy's singular values, for a change of norm drift ||base||."""
+def controls(base, drift, dtype="float64", *, spreads=False):
+    """Controls of a base, given by numpy's singular values, for a change of norm drift ||base||.
+
+    Without `spreads` standard deviations are 0: most of what there is to compile is theirs.
+    """
     values = np.linalg.svd(base.astype(np.float64), compute_uv=False)
     norm = np.asarray(drift * np.linalg.norm(values))
     with jax.enable_x64(dtype == "float64"):
-        control = _controls(values.astype(dtype), norm.astype(dtype), shape=base.shape)
+        control = _controls(values.astype(dtype), norm.astype(dtype), shape=base.shape, spreads=spreads)
     return jax.device_get(control)
 
 
@@ -64,7 +75,7 @@ def test_nf_std(shape):
     drift = 0.02
     change *= drift * np.linalg.norm(base) / np.sqrt(base.size)
     samples = sampled_nf(base, change)
-    np.testing.assert_allclose(controls(base, drift).std.nf, np.std(samples), rtol=0.1)
+    np.testing.assert_allclose(controls(base, drift, spreads=True).std.nf, np.std(samples), rtol=0.1)
 
 
 @pytest.mark.parametrize("drift", [0.02, 0.1])
@@ -73,7 +84,7 @@ def test_alpha_std(shape, drift):
     base = matrices.matrix(WELL_CONDITIONED, shape, "float64")
     values = np.linalg.svd(base, compute_uv=False)
     alpha = np.linalg.svd(base + draws(base, drift, 4000), compute_uv=False) @ values / (values @ values)
-    np.testing.assert_allclose(controls(base, drift).std.alpha, np.std(alpha), rtol=0.06)
+    np.testing.assert_allclose(controls(base, drift, spreads=True).std.alpha, np.std(alpha), rtol=0.06)
 
 
 def with_condition(condition, shape):
@@ -160,7 +171,7 @@ def test_coordination_std(size):
     skew = (draw - np.swapaxes(draw, -1, -2)) / 2
     energies = [np.sum(part**2, axis=(-2, -1)) for part in (symmetric, skew)]
     coordination = (energies[0] - energies[1]) / (energies[0] + energies[1])
-    np.testing.assert_allclose(controls(base, 0.1).std.coordination, np.std(coordination), rtol=0.03)
+    np.testing.assert_allclose(controls(base, 0.1, spreads=True).std.coordination, np.std(coordination), rtol=0.03)
     assert abs(np.mean(coordination)) < 4 * np.std(coordination) / np.sqrt(coordination.size)
 
 
@@ -209,7 +220,7 @@ def test_the_rank_stands_for_r(shape, kind):
 @pytest.mark.parametrize("dtype", matrices.WORKING_DTYPES)
 def test_the_unit_does_not_matter(dtype, exponent):
     base = matrices.matrix("separated", (24, 24), dtype)
-    expected, found = controls(base, 0.1, dtype), controls(np.ldexp(base, exponent), 0.1, dtype)
+    expected, found = (controls(x, 0.1, dtype, spreads=True) for x in (base, np.ldexp(base, exponent)))
     for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4 if dtype == "float32" else 1e-11)
         assert one.dtype == np.dtype(dtype)
@@ -248,7 +259,7 @@ def test_nothing_is_outside_of_a_square_matrix(size):
     values, norm = np.ones(size, np.float32), np.float32(0.1)
 
     def outside(values, norm):
-        return kernels.closed_form_controls(values, norm, shape=(size, size)).budget_outside
+        return kernels.closed_form_controls(values, norm, shape=(size, size), std=_NO_SPREADS).budget_outside
 
     if size < 1000:
         assert outside(values, norm) == 0

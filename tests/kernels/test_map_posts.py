@@ -91,6 +91,7 @@ def test_stacks_and_stored_dtypes():
 
 
 # Shapes tall, very tall, wide and square; stored as read in practice.
+@pytest.mark.pairwise
 @pytest.mark.parametrize("method", kernels.SVD_METHODS)
 @pytest.mark.parametrize("shape", [(12, 7), (60, 4), (7, 12), (9, 9), (2, 8, 5)], ids=str)
 @pytest.mark.parametrize(

@@ -418,7 +418,7 @@ class TestCompare:
         done = compare(metrics="")
         assert done.code == 0
         summary = polarax.Run.open(tmp_path / "run").summary()
-        account, rest, _, header, rule, row = done.out.splitlines()[:6]
+        account, rest, _, header, _, rule, row = done.out.splitlines()[:7]  # headings are of two lines
         # two matrices of 96 numbers each, and a vector of 8
         assert account == "Compared: 2 of 3 tensors, 96.0% of the weights of either side."
         assert rest == "  not compared: 1-D: not a matrix: 1 tensor, 4.0% of either side"

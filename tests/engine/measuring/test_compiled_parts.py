@@ -93,10 +93,10 @@ def test_what_is_prepared_is_all_that_a_well_conditioned_pair_takes(made):
     stack = jax.ShapeDtypeStruct(base.shape, base.dtype)
     with PreparedParts(parts) as prepared:
         described = measure_in_parts_of(prepared, stack)
-    controls = ["controls_of_leading", "controls_of_pair", "controls_of_values"]
+    controls = [f"controls_of_{which}" for which in ("change", "leading", "pair", "values")]
     assert sorted(made) == [*controls, "decompose_pair", "read_frames", "read_stored"]
     found = measured(parts, base, near(base, seed=2))
-    assert len(made) == 6
+    assert len(made) == 7
     shapes = jax.tree.map(
         lambda x: (x.shape, x.dtype), (described.posts, found.posts), is_leaf=lambda x: hasattr(x, "shape")
     )

@@ -22,7 +22,7 @@ K, BLOCK = 6, 14  # leading vectors, and columns that are iterated on
 LOOK = Measurement(groups=quick_groups(), top_k=K, quick=True)
 FULL = Measurement(groups=quick_groups(), top_k=K, pictures=False)
 SHAPES = ((64, 64), (96, 64), (300, 40), (9, 5), (7, 1), (1, 1))
-DTYPES = ("bfloat16", "float16", "float32", "float64")
+OTHER_DTYPES = ("bfloat16", "float16", "float64")
 
 # How far a column may be from the reference, (relative, absolute): values and norms converge to 1e-6 of themselves; of
 # the leading block the frame's 1e-5 radians and rounding in float32 are left, over sums of some 30 squares.
@@ -97,8 +97,10 @@ def assert_alpha(found, base, post):
     assert found["alpha_entries"] - 1e-6 <= alpha - 1e-6 <= found["alpha"] <= alpha + rest + 1e-6
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+# Every shape, and every dtype; each is a program of its own.
+@pytest.mark.parametrize(
+    ("shape", "dtype"), [*((shape, "float32") for shape in SHAPES), *(((96, 64), dtype) for dtype in OTHER_DTYPES)]
+)
 def test_every_column_agrees_with_the_reference(shape, dtype):
     base, post = weights(shape, dtype)
     found = look_at(base, post)[0]
