@@ -38,8 +38,10 @@ class TestOnePost:
         done = cli("compare", "--quick", *given)
         assert done.code == 0, done.err
         assert "A first look: the 16 leading singular values and their subspaces, and norms; nf," in done.out
-        header = next(line for line in done.out.splitlines() if line.startswith("role "))
-        assert "nf" not in header.split() and "overlap, left" in header
+        lines = done.out.splitlines()
+        place = next(place for place, line in enumerate(lines) if line.startswith("role "))
+        header, below = lines[place].split(), lines[place + 1].split()
+        assert "nf" not in header and "overlap," in header and "left" in below
         first = polarax.Run.open(out)
         closer = first.closer()
         assert 0 < len(closer.names) == min(12, closer.found)

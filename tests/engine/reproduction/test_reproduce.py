@@ -106,7 +106,8 @@ def test_the_base_is_what_is_left_when_all_of_it_is_undone(place, tmp_path):
 def test_the_command_prints_writes_and_resumes(run, tmp_path, monkeypatch):
     done = run(factors="0.5,2")
     assert done.code == 0, done.err
-    assert "what a random change does" in done.out and "temperature 1/c^2" in done.out
+    # A heading of two lines.
+    assert "what a random" in done.out and "change does" in done.out and "temperature 1/c^2" in done.out
     for name in ("plots/experiments.png", "plots/temperature.svg", "report.html"):
         assert (tmp_path / "out" / name).stat().st_size > 1000
     page = (tmp_path / "out/report.html").read_text()
