@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 import jax
+import numpy as np
 import jax.numpy as jnp
 
 from polarax import kernels
@@ -88,9 +89,24 @@ def _entries_columns(entries: jax.Array, change_norm: jax.Array, std: jax.Array)
 
 
 def _chance_of_alpha(frame: "pd.DataFrame") -> Chance:
-    """alpha - 1 = <D, W> / ||W||^2 + (drift^2 - nss^2) / 2, and nss is between 0 and drift."""
+    """alpha - 1 = <D, W> / ||W||^2 + (drift^2 - nss^2) / 2, and nss is between 0 and drift.
+
+    The law's mean is of isotropic noise: a change of fewer directions moves singular values less, and alpha more.
+    """
     std = spread_of(frame, "alpha", column(frame, "alpha_null_std"))
-    return Chance(constant(frame, 1.0), column(frame, "alpha_null"), std)
+    most = np.fmax(column(frame, "alpha_null"), 1 + column(frame, "drift") ** 2 / 2)
+    return Chance(constant(frame, 1.0), most, std * tail_of_products(frame))
+
+
+def tail_of_products(frame: "pd.DataFrame") -> "pd.Series":
+    """By what the deviation of <D, W> grows where few directions carry both, so that `DEVIATIONS` are as rare.
+
+    Of one direction each it is a product of two normal numbers, whose tail is exponential, and of R of the one and R'
+    of the other about a sum of R R' of them: what is as rare as 6 normal deviates lies up to 6 (1 + 7/3 (R R')^(-2/3))
+    of its own away. 1 where the singular values of either were not measured.
+    """
+    products = column(frame, "stable_rank_base") * column(frame, "stable_rank_change")
+    return (1 + 7 / 3 * products.clip(lower=1) ** (-2 / 3)).fillna(1.0)
 
 
 register(

@@ -82,3 +82,35 @@ def _sampled_changes(rng, rows, cols, power):
             "nf_null": nf_null,
             "nf_null_std": np.sqrt(4 * np.sum(variances**2)) / (2 * nf_null * cols),
         }
+
+
+@pytest.mark.parametrize("products", [1, 2, 4, 16, 256])
+def test_alpha_of_few_directions_is_as_rare_as_a_normal_number(products):
+    """A sum of k products of two normal numbers is sqrt(G) Z, G a chi-square of k degrees: its tail by quadrature."""
+    frame = pd.DataFrame(
+        {
+            **{"status": ["ok"], "control": "law", "alpha": 1.1, "alpha_null": 1.0, "alpha_null_std": 1e-3},
+            **{"stable_rank_base": float(products), "stable_rank_change": 1.0},
+        }
+    )
+    limit = DEVIATIONS / 1e-3 * chance_of(frame, "alpha").std.item()
+    log_g = np.linspace(-12, 9, 8001)
+
+    def tail(z):
+        beyond = 2 * scipy.stats.norm.sf(z * np.sqrt(products) * np.exp(-log_g / 2))
+        return np.trapezoid(scipy.stats.chi2.pdf(np.exp(log_g), products) * np.exp(log_g) * beyond, log_g)
+
+    assert tail(limit) < 2 * scipy.stats.norm.sf(DEVIATIONS) < tail(0.9 * limit)
+
+
+def test_alpha_has_no_longer_tail_where_the_singular_values_are_not_known():
+    frame = pd.DataFrame(
+        {"status": ["ok"], "control": "law", "alpha": 1.1, "alpha_null": 1.0, "alpha_null_std": [1e-3]}
+    )
+    assert chance_of(frame, "alpha").std.item() == 1e-3
+
+
+def test_alpha_may_be_as_large_as_singular_values_that_stay_where_they_are_make_it():
+    """A change of few directions moves them less than isotropic noise: alpha - 1 is then drift^2 / 2, nearly."""
+    frame = pd.DataFrame({"status": ["ok"], "control": "law", "drift": 0.5, "alpha_null": 1.09, "alpha_null_std": 1e-3})
+    assert chance_of(frame, "alpha").high.item() == 1.125

@@ -80,7 +80,7 @@ def test_no_parameter_is_gathered(layout, axes):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("axes", ["Auto", "Explicit"])
+@pytest.mark.parametrize("axes", [pytest.param("Auto", marks=pytest.mark.exhaustive), "Explicit"])
 def test_the_budget_and_nf_gather_one_matrix_at_a_time(axes):
     seen = _run("both", "change,budget,rotation", axes)
     assert max(math.prod(dims) for dims in seen["gathered"]) <= LARGEST
