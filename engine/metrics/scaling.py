@@ -3,8 +3,8 @@
 from typing import TYPE_CHECKING
 
 import jax
-import numpy as np
 import jax.numpy as jnp
+import numpy as np
 
 from polarax import kernels
 from polarax.metrics.catalogue import SCALING, Chance, Control, ControlKind, Effect, Kind, Metric, Shown, register
