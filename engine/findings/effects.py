@@ -62,8 +62,9 @@ def chance_of(frame: pd.DataFrame, metric: str) -> Chance:
         frame: `Run.frame()`, or some of its rows.
         metric: One that has effects.
     """
-    closed, effect = _closed_form(frame, metric_of(metric)), metric_of(metric).effect
-    if effect is not None and effect.draws_in_chance:
+    record = metric_of(metric)
+    closed = _closed_form(frame, record)
+    if record.effect is not None and record.effect.draws_in_chance:
         return closed
     mean, std = (column(frame, f"{metric}_spectrum{suffix}") for suffix in ("", "_std"))
     sampled = is_drawn(frame) & mean.notna() & (std > 0)

@@ -210,7 +210,7 @@ _OF_PAIRS = {"scaling", "rotation", "budget", "polar", "fit"}
 _OF_LEADING = {"overlap", "shape"}
 
 
-# Parts that are given nothing but spectra.
+# Parts that are given nothing but spectra, and what others of them gave.
 OF_SPECTRA = (controls_of_values, controls_of_change, controls_of_pair, controls_of_leading)
 
 
@@ -230,14 +230,13 @@ def controls_for(
     of_pairs, of_leading = bool(groups & _OF_PAIRS) or measurement.own_spectrum, bool(groups & _OF_LEADING)
     if not (of_pairs or of_leading):
         return {}
-    values = run(controls_of_values, spectra, **how)
-    controls = {**values}
+    controls = values = run(controls_of_values, spectra, **how)
     if of_pairs:
-        if spectra["s_change"] is not None:
-            controls |= run(controls_of_change, spectra, operands=rows)
-        controls |= run(controls_of_pair, spectra, dict(controls), **how)
+        own = {} if spectra["s_change"] is None else run(controls_of_change, spectra, operands=rows)
+        known = values | own
+        controls = known | run(controls_of_pair, spectra, known, **how)
     if of_leading:
-        controls |= run(controls_of_leading, spectra, values, **how)
+        controls = controls | run(controls_of_leading, spectra, values, **how)
     return controls
 
 

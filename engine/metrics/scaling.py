@@ -95,10 +95,10 @@ def _chance_of_alpha(frame: "pd.DataFrame") -> Chance:
     """
     std = spread_of(frame, "alpha", column(frame, "alpha_null_std"))
     most = np.fmax(column(frame, "alpha_null"), 1 + column(frame, "drift") ** 2 / 2)
-    return Chance(constant(frame, 1.0), most, std * tail_of_products(frame))
+    return Chance(constant(frame, 1.0), most, std * _tail_of_products(frame))
 
 
-def tail_of_products(frame: "pd.DataFrame") -> "pd.Series":
+def _tail_of_products(frame: "pd.DataFrame") -> "pd.Series":
     """By what the deviation of <D, W> grows where few directions carry both, so that `DEVIATIONS` are as rare.
 
     Of one direction each it is a product of two normal numbers, whose tail is exponential, and of R of the one and R'
