@@ -33,6 +33,7 @@ _SHARES = {
     "reading": 40,
     "memory": 25,
     "planning": 10,
+    "compiling": 30,
     "tracking": 25,
 }
 

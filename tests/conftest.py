@@ -2,6 +2,7 @@
 
 import atexit
 import contextlib
+import importlib.metadata
 import os
 import pathlib
 import shutil
@@ -28,6 +29,11 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
 # And what is compiled runs once: JAX's way to compile in less time, to slower programs.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+
+# As the package has its own programs compiled: in a third of the time (`polarax.measuring.program_cache`). XLA ends the
+# process for a flag that it doesn't know, and later ones don't know this one.
+if importlib.metadata.version("jaxlib").startswith("0.10."):
+    os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
 
 # A property's first example compiles, which no deadline allows for. Each run has the same ones.
 hypothesis.settings.register_profile("polarax", deadline=None, derandomize=True)

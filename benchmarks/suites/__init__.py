@@ -9,5 +9,6 @@ MODULES = {
     "growth": ("growth", "devices"),
     "pairs": ("commands", "pair_floor", "pairs"),
     "reading": ("reading", "memory", "planning"),
+    "compiling": ("compiling",),
     "tracking": ("tracking",),
 }

@@ -20,7 +20,7 @@ from polarax.metrics.change import MOSTLY_ROUNDING
 from polarax.metrics.look import is_first
 from polarax.metrics.relation import has_relation
 from polarax.metrics.status import is_changed, is_drawn
-from polarax.metrics.tables import column, constant, null_of
+from polarax.metrics.tables import column, constant, mean_of, null_of, spread_of
 
 _COLUMNS = ["row", "kind", "metric", "value", "control", "control_std", "z"]
 
@@ -56,23 +56,17 @@ def mostly_rounding(frame: pd.DataFrame) -> pd.Series:
 
 
 def chance_of(frame: pd.DataFrame, metric: str) -> Chance:
-    """The control that a metric is judged by: sampled from the change's own spectrum, else in closed form.
+    """What a metric is judged by: random changes with the change's own spectrum, drawn or in closed form.
 
     Args:
         frame: `Run.frame()`, or some of its rows.
         metric: One that has effects.
     """
     record = metric_of(metric)
-    closed = _closed_form(frame, record)
-    if record.effect is not None and record.effect.draws_in_chance:
-        return closed
-    mean, std = (column(frame, f"{metric}_spectrum{suffix}") for suffix in ("", "_std"))
-    sampled = is_drawn(frame) & mean.notna() & (std > 0)
-    return Chance(
-        mean.where(sampled, closed.low),
-        mean.where(sampled, closed.high),
-        std.where(sampled, closed.std),
-    )
+    if record.effect is not None and record.effect.chance is not None:
+        return record.effect.chance(frame)
+    mean = mean_of(frame, metric, null_of(frame, record))
+    return Chance(mean, mean, spread_of(frame, metric, column(frame, record.null_std or "")))
 
 
 def z_limit(frame: pd.DataFrame, metric: str, draws: int) -> pd.Series:
@@ -169,13 +163,6 @@ def _lacking(frame):
             yield metric.name, judged & column(frame, metric.name).notna() & _unjudged(frame, metric)
 
 
-def _closed_form(frame: pd.DataFrame, metric: Metric) -> Chance:
-    if metric.effect is not None and metric.effect.chance is not None:
-        return metric.effect.chance(frame)
-    mean = null_of(frame, metric)
-    return Chance(mean, mean, column(frame, metric.null_std or ""))
-
-
 def sizes_of(effects: pd.DataFrame) -> list[float]:
     """How large each effect is over the size from which on it counts.
 
@@ -213,7 +200,7 @@ def _effects(rows: pd.DataFrame, metric: Metric, draws: int) -> dict[str, pd.Dat
         z = (value - end) / chance.std.where(chance.std > 0)
         beyond = _beyond(effect, value, end, sign) & can_be_said
         if effect.by_deviations:
-            beyond &= sign * z > z_limit(rows, metric.name, draws)
+            beyond &= sign * z > z_limit(rows, metric.name, draws) * chance.tail
         table = {"metric": metric.name, "value": value, "control": end, "control_std": chance.std, "z": z}
         effects[kind.name] = pd.DataFrame(table, index=rows.index)[beyond]
     return effects

@@ -49,7 +49,7 @@ def output_signature(frame: pd.DataFrame, draws: int = 0) -> Signature | None:
             "role": rows["role"],
             "excess": column(rows, "alpha") - control.high,
             "most": column(rows, "alpha") - control.low,
-            "variance": control.std**2,
+            "variance": (control.std * control.tail) ** 2,
             "one": 1.0,
         }
     ).dropna()

@@ -42,7 +42,10 @@ _DIGEST = hashlib.sha256().digest_size
 _ABANDONED = 3600  # seconds after which a file that is still partial has no writer any more
 _WRITTEN_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 
+# Options of XLA.
 _TRITON = "xla_gpu_enable_triton_gemm"
+_FUSION_EMITTERS = "xla_cpu_use_fusion_emitters"
+_OPTIMIZATION = "xla_backend_optimization_level"
 
 # Settings that no program is made of: where it is kept, and what is done when another process ends.
 _NO_MATTER = ("cache", "recoverability", "preemption_service")
@@ -122,24 +125,29 @@ class _Loaded:
 
 
 def _compiled(lowered: jax.stages.Lowered, quickly: bool) -> jax.stages.Compiled:
-    """Compiled, on GPUs without Triton's products, unless XLA_FLAGS has a say in that.
+    """Compiled, by what takes XLA least time for programs that run as fast, unless XLA_FLAGS has a say in that.
 
-    XLA tries dozens of these for every product: a program takes 29 s to compile with them on an H200, 6 s without, and
-    runs no slower (docs/benchmarks.md). On CPUs a program that is compiled quickly takes half as long to compile, and a
-    few times as long to run.
+    On GPUs without Triton's products: XLA tries dozens of these for every product, and a program takes 29 s to compile
+    with them on an H200, 6 s without. On CPUs without the emitters of fusions that JAX 0.10 has by default: they take
+    1.5 times as long, and 3 times where little is optimised (docs/benchmarks.md); JAX 0.12 has no others. What is to be
+    compiled quickly takes a fifth of the time on CPUs, and a few times as long to run.
     """
     options: dict[str, str | bool] = {}
-    if jax.default_backend() == "gpu" and _TRITON not in os.environ.get("XLA_FLAGS", ""):
+    if jax.default_backend() == "gpu":
         options[_TRITON] = False
-    if jax.default_backend() == "cpu" and quickly:
-        options["xla_backend_optimization_level"] = "0"
-    if options:
+    if jax.default_backend() == "cpu":
+        options[_FUSION_EMITTERS] = False
+        if quickly:
+            options[_OPTIMIZATION] = "0"
+    options = {name: value for name, value in options.items() if name not in os.environ.get("XLA_FLAGS", "")}
+    while True:
         try:
-            return lowered.compile(compiler_options=options)
+            return lowered.compile(compiler_options=options or None)
         except jax.errors.JaxRuntimeError as error:
-            if "No such compile option" not in str(error):
+            unknown = [name for name in options if f"No such compile option: '{name}'" in str(error)]
+            if not unknown:
                 raise
-    return lowered.compile()
+            options = {name: value for name, value in options.items() if name not in unknown}
 
 
 @contextlib.contextmanager

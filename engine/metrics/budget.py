@@ -21,7 +21,7 @@ from polarax.metrics.catalogue import (
 )
 from polarax.metrics.controlled import controlled
 from polarax.metrics.matrix_pair import MatrixPair, Readings
-from polarax.metrics.tables import column, constant, directions, sides, spread_of
+from polarax.metrics.tables import column, constant, directions, mean_of, sides, spread_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -89,8 +89,9 @@ def much_of_the_change(rows: "pd.DataFrame", *, parts: str) -> "pd.Series":
 def chance_of_diagonal(frame: "pd.DataFrame", *, metric: str) -> Chance:
     """What chance gives of a diagonal's share of the change."""
     null = column(frame, f"{metric}_null")
+    mean = mean_of(frame, metric, null)
     widest = np.sqrt(8 * null / (column(frame, "rows") * column(frame, "cols")))
-    return Chance(null, null, spread_of(frame, metric, widest))
+    return Chance(mean, mean, spread_of(frame, metric, widest))
 
 
 def _chance_of_outside(frame: "pd.DataFrame") -> Chance:
@@ -105,13 +106,13 @@ def _chance_of_outside(frame: "pd.DataFrame") -> Chance:
 
 def chance_of_coordination(frame: "pd.DataFrame", *, metric: str) -> Chance:
     """What chance gives of a coordination. Of few directions it has a longer tail, up to that of a chi-square of 1."""
-    zero = constant(frame, 0.0)
+    mean = mean_of(frame, metric, constant(frame, 0.0))
     std = spread_of(frame, metric, column(frame, f"{metric}_null_std"))
-    return Chance(zero, zero, std * tail_of_few(frame))
+    return Chance(mean, mean, std, tail_of_few(frame))
 
 
 def tail_of_few(frame: "pd.DataFrame") -> "pd.Series":
-    """By what the deviation of a share grows where few directions carry the change, so that `DEVIATIONS` are as rare.
+    """How many times as far what is as rare as `DEVIATIONS` is of a share, where few directions carry the change.
 
     For one direction the share is that of a chi-square of 1: what is as rare as z normal deviations lies up to
     z + z^2 / sqrt(2) of its own away, and z + z^2 / (sqrt(2) R) for R directions.
@@ -176,7 +177,6 @@ register(
                 above=Kind("outside", "changed more outside the base's row or column space than by chance"),
                 below=Kind("inside", "changed less outside the base's row or column space than by chance"),
                 chance=_chance_of_outside,
-                draws_in_chance=True,
                 unless=("alpha", "budget_scaling", "coordination"),
                 told=1,
             ),

@@ -92,6 +92,7 @@ class Chance:
     low: "pd.Series"  # its mean is at least this
     high: "pd.Series"  # and at most this
     std: "pd.Series"  # NaN throughout where no deviations are asked for
+    tail: "pd.Series | float" = 1.0  # how many times as far away as of a normal number is what is as rare
 
     @classmethod
     def between(cls, mean: "pd.Series", other: "pd.Series", std: "pd.Series") -> "Chance":
@@ -113,8 +114,7 @@ class Effect:
     below: Kind | None = None
     measure: str = "difference"  # from the control: "difference", "factor" (over it, or under) or "share" (below alone)
     by_deviations: bool = True  # also asks for a distance in the control's standard deviations
-    chance: "Callable[[pd.DataFrame], Chance] | None" = None  # closed form that is judged by; else that of the columns
-    draws_in_chance: bool = False  # whether that reads draws itself; otherwise they take its place
+    chance: "Callable[[pd.DataFrame], Chance] | None" = None  # what is judged by; else what the columns say
     where: "Callable[[pd.DataFrame], pd.Series] | None" = None  # of which rows it can be said at all
     needs: tuple[str, ...] = ()  # columns, of other metrics, without which nothing is said
     unless: tuple[str, ...] = ()  # metrics whose effects explain this one: it then says nothing of its own

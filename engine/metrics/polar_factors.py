@@ -9,7 +9,7 @@ from polarax.metrics.budget import tail_of_few
 from polarax.metrics.catalogue import POLAR, Chance, Control, ControlKind, Effect, Kind, Metric, Shown, register
 from polarax.metrics.controlled import controlled
 from polarax.metrics.matrix_pair import MatrixPair, Readings
-from polarax.metrics.tables import column, spread_of
+from polarax.metrics.tables import column, mean_of, spread_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -47,9 +47,9 @@ def polar_columns(headlines: kernels.Headlines, control: kernels.Controls, chang
 
 
 def _chance_of_symmetry(frame: "pd.DataFrame") -> Chance:
-    null = column(frame, "symmetry_null")
+    mean = mean_of(frame, "symmetry", column(frame, "symmetry_null"))
     std = spread_of(frame, "symmetry", column(frame, "symmetry_null_std"))
-    return Chance(null, null, std * tail_of_few(frame))
+    return Chance(mean, mean, std, tail_of_few(frame))
 
 
 def _much_of_the_change(rows: "pd.DataFrame") -> "pd.Series":

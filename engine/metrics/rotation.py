@@ -117,7 +117,6 @@ register(
                 below=Kind("turned alike", "left and right vectors turned apart less than by chance"),
                 measure="factor",
                 chance=_chance_of_nf,
-                draws_in_chance=True,
                 where=_no_flip,
                 unless=("alpha", "budget_scaling", "coordination", "budget_outside"),
                 told=2,

@@ -11,7 +11,7 @@ from polarax.metrics.catalogue import SCALING, Chance, Control, ControlKind, Eff
 from polarax.metrics.controlled import controlled
 from polarax.metrics.leading_pair import LeadingPair
 from polarax.metrics.matrix_pair import MatrixPair, Readings
-from polarax.metrics.tables import column, constant, spread_of
+from polarax.metrics.tables import column, constant, mean_of, spread_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -95,11 +95,12 @@ def _chance_of_alpha(frame: "pd.DataFrame") -> Chance:
     """
     std = spread_of(frame, "alpha", column(frame, "alpha_null_std"))
     most = np.fmax(column(frame, "alpha_null"), 1 + column(frame, "drift") ** 2 / 2)
-    return Chance(constant(frame, 1.0), most, std * _tail_of_products(frame))
+    low, high = (mean_of(frame, "alpha", end) for end in (constant(frame, 1.0), most))
+    return Chance(low, high, std, _tail_of_products(frame))
 
 
 def _tail_of_products(frame: "pd.DataFrame") -> "pd.Series":
-    """By what the deviation of <D, W> grows where few directions carry both, so that `DEVIATIONS` are as rare.
+    """How many times as far what is as rare as `DEVIATIONS` is of <D, W>, where few directions carry both.
 
     Of one direction each it is a product of two normal numbers, whose tail is exponential, and of R of the one and R'
     of the other about a sum of R R' of them: what is as rare as 6 normal deviates lies up to 6 (1 + 7/3 (R R')^(-2/3))

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from polarax.metrics.status import is_drawn
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -26,6 +28,18 @@ def constant(frame: "pd.DataFrame", value: float) -> "pd.Series":
 def null_of(frame: "pd.DataFrame", metric: "Metric") -> "pd.Series":
     """Mean of a metric's control in closed form, 0 where that is so by symmetry; NaN where it was not measured."""
     return constant(frame, 0.0) if metric.null is None else column(frame, metric.null)
+
+
+def mean_of(frame: "pd.DataFrame", metric: str, otherwise: "pd.Series") -> "pd.Series":
+    """Mean of a metric over drawn changes with this one's singular values in random directions.
+
+    Args:
+        frame: Rows.
+        metric: Its name.
+        otherwise: Taken where nothing was drawn.
+    """
+    mean, std = (column(frame, f"{metric}_spectrum{suffix}") for suffix in ("", "_std"))
+    return mean.where(is_drawn(frame) & (std > 0), otherwise)
 
 
 def spread_of(frame: "pd.DataFrame", metric: str, otherwise: "pd.Series") -> "pd.Series":

@@ -99,7 +99,11 @@ def test_stacks_and_stored_dtypes():
     [("bfloat16", "float32"), ("bfloat16", "float64"), ("float32", "float32"), ("float64", "float64")],
 )
 def test_one_post_is_what_frames_gives(shape, method, stored, dtype):
-    """To the last bit, for whatever pair: full rank, rank-deficient, not finite."""
+    """For whatever pair: full rank, rank-deficient, not finite.
+
+    To the last bit where LAPACK decomposes. The products of the other route are fused with what is around them, in
+    either program in its own way: what is read errs by r roundings of each of some dozen products.
+    """
     base, (post, *_) = _posts(shape)
     deficient, broken = post.copy(), post.copy()
     deficient[..., -1, :] = deficient[..., :, -1] = 0
@@ -119,7 +123,13 @@ def test_one_post_is_what_frames_gives(shape, method, stored, dtype):
             assert of_pairs is None
             for name, value in expected.items():
                 assert readings[name].shape == (1, *value.shape)
-                assert np.asarray(readings[name][0]).tobytes() == np.asarray(value).tobytes(), name
+                found = np.asarray(readings[name][0])
+                if method == "polar":
+                    size = np.nanmax(np.abs(value), initial=0)
+                    atol = 50 * min(shape[-2:]) * np.finfo(dtype).eps * size
+                    np.testing.assert_allclose(found, value, rtol=0, atol=atol, err_msg=name)
+                else:
+                    assert found.tobytes() == np.asarray(value).tobytes(), name
 
 
 def test_one_post_takes_no_loop():

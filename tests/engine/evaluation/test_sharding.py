@@ -11,6 +11,7 @@ import pytest
 
 from polarax.evaluation import Settings, generate, load_decoder, measure
 from tests.engine.evaluation import models
+from tests.simulated_devices import xla_flags
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
 _CODE = """
@@ -41,7 +42,7 @@ def test_a_mesh_changes_nothing(name, shape, axes, tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", _CODE, str(folder), json.dumps(shape), json.dumps(axes)],
         env=os.environ
-        | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
+        | {"XLA_FLAGS": xla_flags(4), "JAX_PLATFORMS": "cpu"}
         | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])},
         capture_output=True,
         text=True,

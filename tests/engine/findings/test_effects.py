@@ -93,7 +93,7 @@ def test_alpha_of_few_directions_is_as_rare_as_a_normal_number(products):
             **{"stable_rank_base": float(products), "stable_rank_change": 1.0},
         }
     )
-    limit = DEVIATIONS / 1e-3 * chance_of(frame, "alpha").std.item()
+    limit = DEVIATIONS * chance_of(frame, "alpha").tail.item()
     log_g = np.linspace(-12, 9, 8001)
 
     def tail(z):
@@ -107,10 +107,24 @@ def test_alpha_has_no_longer_tail_where_the_singular_values_are_not_known():
     frame = pd.DataFrame(
         {"status": ["ok"], "control": "law", "alpha": 1.1, "alpha_null": 1.0, "alpha_null_std": [1e-3]}
     )
-    assert chance_of(frame, "alpha").std.item() == 1e-3
+    assert chance_of(frame, "alpha").tail.item() == 1
 
 
 def test_alpha_may_be_as_large_as_singular_values_that_stay_where_they_are_make_it():
     """A change of few directions moves them less than isotropic noise: alpha - 1 is then drift^2 / 2, nearly."""
     frame = pd.DataFrame({"status": ["ok"], "control": "law", "drift": 0.5, "alpha_null": 1.09, "alpha_null_std": 1e-3})
     assert chance_of(frame, "alpha").high.item() == 1.125
+
+
+@pytest.mark.parametrize(("metric", "mean"), [("alpha", 1.0), ("coordination", 0.0)])
+def test_of_few_directions_draws_are_judged_with_their_longer_tail_too(metric, mean):
+    """Draws say how far changes of one direction spread, and that what lies beyond is not as rare as of many."""
+    draws = 100
+    away = mean + 1.5 * z_limit_of_draws(draws) * 0.1
+    drawn = {metric: away, f"{metric}_spectrum": mean, f"{metric}_spectrum_std": 0.1}
+    rows = {"status": ["ok"] * 2, "control": "draws", "stable_rank_base": 300.0, "stable_rank_change": [1.0, 300.0]}
+    frame = pd.DataFrame(rows | drawn)
+    if metric == "alpha":  # of a base and a change of one direction each
+        frame["stable_rank_base"] = frame["stable_rank_change"]
+    assert list(find_effects(frame, draws)["row"]) == [1]
+    assert chance_of(frame, metric).low.tolist() == [mean, mean]

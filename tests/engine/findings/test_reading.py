@@ -158,8 +158,8 @@ class TestEffects:
         [
             ({"alpha": 1.02}, "scaled up (alpha +2%, by chance +0.02% ± 0.01%)."),
             ({"alpha": 0.98}, "scaled down (alpha -2%, by chance 0 ± 0.01%)."),
-            ({"coordination": 0.31}, "coordinated (coordination +0.31, by chance 0 ± 0.0041)."),
-            ({"coordination": -0.31}, "discordant (coordination -0.31, by chance 0 ± 0.0041)."),
+            ({"coordination": 0.31}, "coordinated (coordination +0.31, by chance 0 ± 0.003)."),
+            ({"coordination": -0.31}, "discordant (coordination -0.31, by chance 0 ± 0.003)."),
             (
                 {"budget_scaling": 0.4, "nss": 0.0126},
                 "singular values changed, each by a factor of its own (share of the change 40%, by chance 1% ± 0.43%).",
@@ -197,7 +197,7 @@ class TestEffects:
         assert answer(MORE_THAN_CHANCE, *changes) == f"yes, 5 of 6 matrices show {THAN}: coordinated 5"
         assert named == (
             "q, o (1 of 2): coordinated (coordination +0.30 in the median; farthest layer 1's q, +0.90, by chance "
-            "0 ± 0.0041)."
+            "0 ± 0.003)."
         )
 
     def test_all_of_them(self):

@@ -15,6 +15,7 @@ from tests.engine.command import assert_one_line, shell
 from tests.engine.conftest import write_checkpoint
 from tests.engine.hosts.processes import SLOWLY, free_port, start
 from tests.engine.planted import concentrated, model
+from tests.simulated_devices import xla_flags
 
 FLAGS = ("--noplots", "--metrics=change,scaling")
 
@@ -144,7 +145,7 @@ def test_a_folder_that_is_not_shared_is_named(pair, cache, tmp_path):
 
 def test_no_program_has_devices_talk_to_each_other(pair, alone, tmp_path):
     out, dump = tmp_path / "run", tmp_path / "programs"
-    flags = f"--xla_force_host_platform_device_count=2 --xla_dump_to={dump} --xla_dump_hlo_as_text"
+    flags = f"{xla_flags(2)} --xla_dump_to={dump} --xla_dump_hlo_as_text"
     first, second = start(
         "compare", 2, *pair, f"--out={out}", "--compilation_cache=", *FLAGS, environment={"XLA_FLAGS": flags}
     ).ends()

@@ -339,25 +339,43 @@ class TestRoom:
         assert (old.exists(), new.exists()) == (False, True)
 
 
+TRITON, EMITTERS, LEVEL = "xla_gpu_enable_triton_gemm", "xla_cpu_use_fusion_emitters", "xla_backend_optimization_level"
+
+
 @pytest.mark.parametrize(
-    ("backend", "flags", "option", "expected"),
+    ("backend", "quickly", "flags", "unknown", "expected"),
     [
-        ("gpu", "", "xla_gpu_enable_triton_gemm", [{"xla_gpu_enable_triton_gemm": False}]),
-        ("gpu", "--xla_gpu_enable_triton_gemm=true", "xla_gpu_enable_triton_gemm", [None]),
-        ("gpu", "", "xla_gpu_gone_in_a_later_version", [{"xla_gpu_gone_in_a_later_version": False}, None]),
-        ("cpu", "", "xla_gpu_enable_triton_gemm", [None]),
+        ("gpu", False, "", (), [{TRITON: False}]),
+        ("gpu", True, "", (), [{TRITON: False}]),
+        ("gpu", False, f"--{TRITON}=true", (), [None]),
+        ("gpu", False, "", (TRITON,), [{TRITON: False}, None]),
+        ("cpu", False, "", (), [{EMITTERS: False}]),
+        ("cpu", True, "", (), [{EMITTERS: False, LEVEL: "0"}]),
+        ("cpu", True, f"--{EMITTERS}=true", (), [{LEVEL: "0"}]),
+        ("cpu", True, f"--{EMITTERS}=true --{LEVEL}=3", (), [None]),
+        ("cpu", True, "", (EMITTERS,), [{EMITTERS: False, LEVEL: "0"}, {LEVEL: "0"}]),
+        ("tpu", True, "", (), [None]),
     ],
 )
-def test_on_gpus_programs_are_compiled_without_the_variants_of_triton(backend, flags, option, expected, monkeypatch):
+def test_options_of_xla(backend, quickly, flags, unknown, expected, monkeypatch):
+    """What takes XLA long and makes nothing faster is left out, where this XLA knows it and nobody asked for it."""
     asked, compile_ = [], jax.stages.Lowered.compile
-    monkeypatch.setattr(
-        jax.stages.Lowered,
-        "compile",
-        lambda self, compiler_options=None: asked.append(compiler_options) or compile_(self, compiler_options),
-    )
+
+    def compile_with(lowered, compiler_options=None):
+        asked.append(compiler_options)
+        for name in compiler_options or ():
+            if name in unknown:
+                raise jax.errors.JaxRuntimeError(f"INVALID_ARGUMENT: No such compile option: '{name}'")
+        return compile_(lowered)
+
+    monkeypatch.setattr(jax.stages.Lowered, "compile", compile_with)
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
-    monkeypatch.setattr(program_cache, "_TRITON", option)
     monkeypatch.setenv("XLA_FLAGS", flags)
-    program = load_or_compile(_values, MATRIX, static={}, keep=False)
+    program = load_or_compile(_values, MATRIX, static={}, keep=False, quickly=quickly)
     assert asked == expected
     assert program(np.eye(5, dtype=np.float32))["sum"] == 5
+
+
+def test_what_this_xla_does_not_know_is_no_error(monkeypatch):
+    monkeypatch.setattr(program_cache, "_FUSION_EMITTERS", "xla_cpu_gone_in_a_later_version")
+    assert load_or_compile(_values, MATRIX, static={}, keep=False)(np.eye(5, dtype=np.float32))["sum"] == 5

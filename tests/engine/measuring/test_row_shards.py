@@ -13,6 +13,7 @@ import scipy.linalg
 
 import polarax
 from tests.engine.measuring.row_sharded_run import CASES, COLS, ROWS, matrices
+from tests.simulated_devices import xla_flags
 
 HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parents[2]
@@ -33,7 +34,7 @@ UNTOLD = {"float64": {"nf_rounding"}, "by polar factors": {"polar_residual"}}
 
 def run(*arguments):
     environment = os.environ | {
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={DEVICES}",
+        "XLA_FLAGS": xla_flags(DEVICES),
         "JAX_PLATFORMS": "cpu",
         "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
     }

@@ -10,10 +10,11 @@ import pytest
 
 from polarax.planning import devices
 from polarax.planning.devices import stack_mesh, working_dtype, working_method
+from tests.simulated_devices import xla_flags
 
 
 def on_devices(count, script, timeout=240):
-    environment = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={count}", "JAX_PLATFORMS": "cpu"}
+    environment = {**os.environ, "XLA_FLAGS": xla_flags(count), "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(script)],
         env=environment,

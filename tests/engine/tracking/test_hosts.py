@@ -12,6 +12,7 @@ import pytest
 
 from polarax.tracking import read_jsonl
 from tests.engine.tracking import hosts_run
+from tests.simulated_devices import xla_flags
 
 HERE = pathlib.Path(__file__).resolve().parent
 TIMEOUT = 140
@@ -47,7 +48,7 @@ def both(tmp_path_factory):
         address = f"127.0.0.1:{free.getsockname()[1]}"
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("JAX_", "XLA_"))}
     environment |= {key: value for key, value in os.environ.items() if key in _CACHE}
-    environment |= {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
+    environment |= {"XLA_FLAGS": xla_flags(2), "JAX_PLATFORMS": "cpu"}
     processes = []
     for process in (0, 1):
         with (folder / f"{process}.out").open("w") as out, (folder / f"{process}.err").open("w") as err:

@@ -13,6 +13,7 @@ import pytest
 
 from polarax.tracking.readings import FRAME_TOLERANCE
 from tests.engine.tracking import sharded_run, trees
+from tests.simulated_devices import xla_flags
 
 HERE = pathlib.Path(__file__).resolve().parent
 SMALLEST, LARGEST = 96 * 64, 160 * 96  # entries of the smallest and the largest parameter
@@ -40,7 +41,7 @@ def _run(*arguments):
     # Compiled as users have it, unlike in the other tests; what is read off the program is then run without compiling
     # it again.
     environment |= {key: value for key, value in os.environ.items() if key in _CACHE}
-    environment |= {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    environment |= {"XLA_FLAGS": xla_flags(8), "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(
         [sys.executable, HERE / "sharded_run.py", *arguments],
         env=environment,
