@@ -11,7 +11,7 @@ from absl import flags
 from benchmarks.shapes import CONFIGS
 
 # Suites in the order in which they run: the floor first, since every rate is given as a share of it.
-SUITES = ("floor", "accuracy", "kernels", "batch", "growth", "pairs", "reading", "tracking")
+SUITES = ("floor", "accuracy", "kernels", "batch", "growth", "pairs", "reading", "compiling", "tracking")
 # Peer -> the module it needs beside numpy and jax, which polarax needs itself.
 PEERS = {
     "torch": "torch",
