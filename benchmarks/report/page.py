@@ -26,6 +26,7 @@ def page(results: Results, plots: Sequence[str] = ()) -> str:
         _timed(results.records, "batch", "Stacks of small matrices"),
         _growth(results.records),
         _timed(results.records, "reading", "Reading and memory"),
+        _timed(results.records, "compiling", "Compiling"),
         _timed(results.records, "tracking", "Tracking a training loop"),
         _tracking(results.records),
         _problems(results),

@@ -34,14 +34,18 @@ def _race(options, which) -> list[Record]:
         arguments = [f"--model={_MODEL}", f"--shrink={shrink}", f"--seed={options.seed}", f"--layers={_LAYERS}"]
         base, post = programs.write_checkpoints(folder, arguments, limit=options.limit)
 
-        def contestant(name, number, environment):
-            flags = ["--plots=false", "--report=false", *(["--compilation_cache="] if which == "no" else [])]
-            command = programs.compare_command(base, post, folder / f"run{number}", *flags)
-            cache = programs.cache_environment(folder / f"cache{number}")
-            return Contestant(name, programs.Program(command, cache | environment, options.limit))
+        def contestant(name, environment):
+            out, cache = folder / name.replace(" ", "-"), folder / f"cache of {name}"
+            flags = ["--plots=false", "--report=false"]
+            if which == "no":
+                flags, cache_of = [*flags, "--compilation_cache="], {}
+            else:
+                cache_of = programs.cache_environment(cache)
+            command = programs.compare_command(base, post, out, *flags)
+            return Contestant(name, programs.Program(command, cache_of | environment, options.limit))
 
         contestants = [
-            contestant("polarax compare", 0, {}),
-            contestant("the same by XLA's own settings", 1, {"XLA_FLAGS": _OF_XLA}),
+            contestant("polarax compare", {}),
+            contestant("the same by XLA's own settings", {"XLA_FLAGS": _OF_XLA}),
         ]
         return raced(contestants, options, case=f"one layer, {which} cache", model=_MODEL, layers=_LAYERS)
