@@ -38,7 +38,7 @@ def _leading_tolerance():
 
 def _run(*arguments):
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("JAX_", "XLA_"))}
-    # Compiled as users have it, unlike in the other tests; what is read off the program is then run without compiling
+    # Optimised as users have it, unlike in the other tests; what is read off the program is then run without compiling
     # it again.
     environment |= {key: value for key, value in os.environ.items() if key in _CACHE}
     environment |= {"XLA_FLAGS": xla_flags(8), "JAX_PLATFORMS": "cpu"}
