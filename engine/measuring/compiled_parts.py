@@ -14,7 +14,7 @@ import numpy as np
 from polarax.kernels.methods import METHODS
 from polarax.measuring.parts import OF_SPECTRA, Arrays, InFrames
 from polarax.measuring.program import run_part
-from polarax.measuring.program_cache import is_kept, is_of_this_package, load_or_compile
+from polarax.measuring.program_cache import is_of_this_package, load_or_compile, shapes_of_kept
 from polarax.metrics import Readings
 from polarax.metrics.catalogue import every_reader
 from polarax.planning.devices import release_free_memory, takes_batches
@@ -61,12 +61,9 @@ class CompiledParts:
         """Has the program made in a pool of threads; returns the shapes and dtypes of what it gives, and the future."""
         operands, static = self._divided(operands, static)
         arguments, told = self._told(part, operands, stacks, static)
-        if is_kept(run_part, *arguments, static=told, keep=self._own):  # then nothing needs to be traced
-            program = self._program(part, operands, stacks, static)
-            done: concurrent.futures.Future[Any] = concurrent.futures.Future()
-            done.set_result(program)
-            return jax.tree.map(self._described, program.out_info), done
-        found = jax.eval_shape(functools.partial(run_part, **told), *arguments)
+        found = shapes_of_kept(run_part, *arguments, static=told, keep=self._own)
+        if found is None:
+            found = jax.eval_shape(functools.partial(run_part, **told), *arguments)
         x64 = jax.dtypes.canonicalize_dtype(np.float64) == np.float64
 
         def make():

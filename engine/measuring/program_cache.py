@@ -13,6 +13,7 @@ import contextlib
 import functools
 import hashlib
 import importlib.metadata
+import io
 import os
 import pathlib
 import pickle
@@ -37,7 +38,7 @@ MOST_BYTES = 1 << 29  # of all that is kept: some hundred programs; those not us
 
 _ENDING = ".program"
 _PARTIAL = ".partial"
-_MAGIC = b"polarax program 1\n"
+_MAGIC = b"polarax program 2\n"
 _DIGEST = hashlib.sha256().digest_size
 _ABANDONED = 3600  # seconds after which a file that is still partial has no writer any more
 _WRITTEN_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
@@ -88,11 +89,21 @@ def load_or_compile(
     return make() if program is None else _Loaded(program, make)
 
 
-def is_kept(function: Any, *arguments: Any, static: Mapping[str, Any], keep: bool = True) -> bool:
-    """Whether there is a file of this program: it then takes no time to have it. Arguments as for `load_or_compile`."""
+def shapes_of_kept(function: Any, *arguments: Any, static: Mapping[str, Any], keep: bool = True) -> Any | None:
+    """What a program gives that an earlier process kept, as `jax.ShapeDtypeStruct`; None if it kept none.
+
+    Nothing is traced, and the program itself is not loaded. Arguments as for `load_or_compile`.
+    """
     folder = _folder() if keep and jax.local_device_count() == 1 else None
     name = None if folder is None else _name_of(function, arguments, static)
-    return folder is not None and name is not None and (folder / name).is_file()
+    payload = None if folder is None or name is None else _payload(folder, name)
+    if payload is None:
+        return None
+    try:
+        shapes = pickle.load(payload)
+    except Exception:  # as in `_load`
+        return None
+    return shapes if all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(shapes)) else None
 
 
 class _Loaded:
@@ -105,11 +116,6 @@ class _Loaded:
 
     def __init__(self, program: jax.stages.Compiled, make: Callable[[], jax.stages.Compiled]):
         self._program, self._make, self._making = program, make, threading.Lock()
-
-    @property
-    def out_info(self) -> Any:
-        """Shapes and dtypes of what the program gives."""
-        return self._program.out_info
 
     def __call__(self, *arguments: Any) -> Any:
         program = self._program
@@ -295,8 +301,8 @@ def _refuse_foreign(descriptor: int) -> None:
         raise PermissionError("another user can write it")
 
 
-def _load(folder: pathlib.Path, name: str) -> jax.stages.Compiled | None:
-    """The program; None if it is not there, or cannot be used."""
+def _payload(folder: pathlib.Path, name: str) -> io.BytesIO | None:
+    """What a program's file has, whole; None if it is not there, or cannot be used."""
     try:
         with _opened(folder) as place:
             descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=place)
@@ -309,12 +315,19 @@ def _load(folder: pathlib.Path, name: str) -> jax.stages.Compiled | None:
     except OSError:
         return None
     head, payload = content[: len(_MAGIC) + _DIGEST], content[len(_MAGIC) + _DIGEST :]
-    if head != _MAGIC + hashlib.sha256(payload).digest():
+    return io.BytesIO(payload) if head == _MAGIC + hashlib.sha256(payload).digest() else None
+
+
+def _load(folder: pathlib.Path, name: str) -> jax.stages.Compiled | None:
+    """The program; None if it is not there, or cannot be used."""
+    payload = _payload(folder, name)
+    if payload is None:
         return None
     _prepare_platform()
     try:
+        pickle.load(payload)  # the shapes of what it gives
+        program, given, taken = pickle.load(payload)
         # Without them it would be loaded for the devices of all processes.
-        program, given, taken = pickle.loads(payload)
         devices = jax.local_devices()
         return serialize_executable.deserialize_and_load(program, given, taken, execution_devices=devices)
     except Exception:  # whatever it is that this JAX cannot read: the program is made again
@@ -330,7 +343,8 @@ def _prepare_platform() -> None:
 def _keep(folder: pathlib.Path, name: str, program: jax.stages.Compiled) -> None:
     """Writes a program, whole or not at all; without success where it cannot be."""
     try:
-        payload = pickle.dumps(serialize_executable.serialize(program))
+        shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), program.out_info)
+        payload = pickle.dumps(shapes) + pickle.dumps(serialize_executable.serialize(program))
     except Exception:  # some programs cannot be serialised, such as those that call back
         return
     content = _MAGIC + hashlib.sha256(payload).digest() + payload

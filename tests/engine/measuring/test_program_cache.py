@@ -15,7 +15,7 @@ from jax.experimental.compilation_cache import compilation_cache
 
 import polarax
 from polarax.measuring import program_cache
-from polarax.measuring.program_cache import FOLDER, is_of_this_package, load_or_compile
+from polarax.measuring.program_cache import FOLDER, is_of_this_package, load_or_compile, shapes_of_kept
 
 MATRIX = jax.ShapeDtypeStruct((5, 5), np.float32)
 
@@ -102,6 +102,13 @@ class TestKept:
                 check=False,
             )
             assert done.stdout.strip() == "[1.0, 2.0, 3.0]", done.stderr
+
+    def test_what_it_gives_is_known_without_tracing_or_loading_it(self, cache, monkeypatch):
+        assert shapes_of_kept(_values, MATRIX, static={}) is None
+        _program()
+        monkeypatch.setattr(program_cache, "_load", None)
+        assert shapes_of_kept(_values, MATRIX, static={}) == jax.eval_shape(_values, MATRIX)
+        assert shapes_of_kept(_values, MATRIX, static={}, keep=False) is None
 
     def test_two_at_once(self, cache):
         with ThreadPoolExecutor(2) as pool:
@@ -226,6 +233,7 @@ class TestHostileOrBroken:
         _program()
         payload = pickle.dumps(("not", "a", "program"))
         self._spoil(cache, lambda _: program_cache._MAGIC + hashlib.sha256(payload).digest() + payload)
+        assert shapes_of_kept(_values, MATRIX, static={}) is None
         _check(_program())
         assert len(compiled) == 2
 
