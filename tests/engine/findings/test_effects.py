@@ -6,6 +6,7 @@ import pytest
 import scipy.stats
 
 from polarax.findings.effects import DEVIATIONS, chance_of, find_effects, z_limit_of_draws
+from polarax.metrics import effects_told
 from polarax.metrics.shape import random_effective_rank
 from tests.engine.planted import haar
 
@@ -128,3 +129,17 @@ def test_of_few_directions_draws_are_judged_with_their_longer_tail_too(metric, m
         frame["stable_rank_base"] = frame["stable_rank_change"]
     assert list(find_effects(frame, draws)["row"]) == [1]
     assert chance_of(frame, metric).low.tolist() == [mean, mean]
+
+
+SAMPLED = [metric.name for metric in effects_told() if metric.control is not None and metric.control.sampled]
+
+
+@pytest.mark.parametrize("metric", SAMPLED)
+def test_where_there_are_draws_they_are_judged_by(metric):
+    """Of every metric that can be sampled; whatever its closed forms say."""
+    drawn = {f"{metric}_spectrum": 0.4, f"{metric}_spectrum_std": 0.01}
+    closed = {"status": ["ok"], "rows": 64, "cols": 64, "drift": 0.1, f"{metric}_null": 0.7, f"{metric}_null_std": 0.2}
+    control = chance_of(pd.DataFrame(closed | drawn | {"control": "draws"}), metric)
+    assert (control.low.item(), control.high.item(), control.std.item()) == (0.4, 0.4, 0.01)
+    kept = chance_of(pd.DataFrame(closed | drawn | {"control": "draws", f"{metric}_spectrum_std": np.nan}), metric)
+    assert kept.std.item() != 0.01
