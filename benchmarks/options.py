@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from absl import flags
 
 from benchmarks.shapes import CONFIGS
+from benchmarks.suites import MODULES
 
 # Suites in the order in which they run: the floor first, since every rate is given as a share of it.
-SUITES = ("floor", "accuracy", "kernels", "batch", "growth", "pairs", "reading", "compiling", "tracking")
+SUITES = tuple(MODULES)
 # Peer -> the module it needs beside numpy and jax, which polarax needs itself.
 PEERS = {
     "torch": "torch",

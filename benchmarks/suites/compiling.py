@@ -35,14 +35,13 @@ def _race(options, which) -> list[Record]:
         base, post = programs.write_checkpoints(folder, arguments, limit=options.limit)
 
         def contestant(name, environment):
-            out, cache = folder / name.replace(" ", "-"), folder / f"cache of {name}"
             flags = ["--plots=false", "--report=false"]
             if which == "no":
-                flags, cache_of = [*flags, "--compilation_cache="], {}
+                flags.append("--compilation_cache=")
             else:
-                cache_of = programs.cache_environment(cache)
-            command = programs.compare_command(base, post, out, *flags)
-            return Contestant(name, programs.Program(command, cache_of | environment, options.limit))
+                environment = environment | programs.cache_environment(folder / f"cache of {name}")
+            command = programs.compare_command(base, post, folder / f"run of {name}", *flags)
+            return Contestant(name, programs.Program(command, environment, options.limit))
 
         contestants = [
             contestant("polarax compare", {}),

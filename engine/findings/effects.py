@@ -19,8 +19,8 @@ from polarax.metrics.catalogue import DEVIATIONS
 from polarax.metrics.change import MOSTLY_ROUNDING
 from polarax.metrics.look import is_first
 from polarax.metrics.relation import has_relation
-from polarax.metrics.status import is_changed, is_drawn
-from polarax.metrics.tables import column, constant, mean_of, null_of, spread_of
+from polarax.metrics.status import is_changed
+from polarax.metrics.tables import column, constant, is_sampled, mean_of, null_of, spread_of
 
 _COLUMNS = ["row", "kind", "metric", "value", "control", "control_std", "z"]
 
@@ -71,8 +71,7 @@ def chance_of(frame: pd.DataFrame, metric: str) -> Chance:
 
 def z_limit(frame: pd.DataFrame, metric: str, draws: int) -> pd.Series:
     """Standard deviations of its control that a metric must be away; more where they are estimated from few draws."""
-    sampled = is_drawn(frame) & (column(frame, f"{metric}_spectrum_std") > 0)
-    return constant(frame, DEVIATIONS).mask(sampled, z_limit_of_draws(draws))
+    return constant(frame, DEVIATIONS).mask(is_sampled(frame, metric), z_limit_of_draws(draws))
 
 
 @functools.cache

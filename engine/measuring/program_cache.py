@@ -71,9 +71,8 @@ def load_or_compile(
         The program, to be called with arrays. Without a cache (`jax_compilation_cache_dir`), or with several devices
         in this process, it is always compiled.
     """
-    folder = _folder() if keep and jax.local_device_count() == 1 else None
-    name = None if folder is None else _name_of(function, arguments, static)
-    if folder is None or name is None:
+    place = _place_of(function, arguments, static, keep)
+    if place is None:
         return _compiled(function.lower(*arguments, **static), quickly)
 
     def make():
@@ -81,11 +80,11 @@ def load_or_compile(
             lowered = function.lower(*arguments, **static)
             with _without_cache_of_jax():
                 program = _compiled(lowered, quickly)
-        _keep(folder, name, program)
+        _keep(*place, program)
         return program
 
     x64 = jax.dtypes.canonicalize_dtype(np.float64) == np.float64
-    program = _load(folder, name)
+    program = _load(*place)
     return make() if program is None else _Loaded(program, make)
 
 
@@ -94,9 +93,8 @@ def shapes_of_kept(function: Any, *arguments: Any, static: Mapping[str, Any], ke
 
     Nothing is traced, and the program itself is not loaded. Arguments as for `load_or_compile`.
     """
-    folder = _folder() if keep and jax.local_device_count() == 1 else None
-    name = None if folder is None else _name_of(function, arguments, static)
-    payload = None if folder is None or name is None else _payload(folder, name)
+    place = _place_of(function, arguments, static, keep)
+    payload = None if place is None else _payload(*place)
     if payload is None:
         return None
     try:
@@ -136,7 +134,7 @@ def _compiled(lowered: jax.stages.Lowered, quickly: bool) -> jax.stages.Compiled
     On GPUs without Triton's products: XLA tries dozens of these for every product, and a program takes 29 s to compile
     with them on an H200, 6 s without. On CPUs without the emitters of fusions that JAX 0.10 has by default: they take
     1.5 times as long, and 3 times where little is optimised (docs/benchmarks.md); JAX 0.12 has no others. What is to be
-    compiled quickly takes a fifth of the time on CPUs, and a few times as long to run.
+    compiled quickly takes a quarter of the time on CPUs, and a few times as long to run.
     """
     options: dict[str, str | bool] = {}
     if jax.default_backend() == "gpu":
@@ -180,6 +178,13 @@ def is_of_this_package(functions: Iterable[Any]) -> bool:
     """Whether functions, or objects by their class, are this package's own: its source says what they do."""
     modules = (getattr(one, "__module__", None) or "" for one in functions)
     return all(module.startswith("polarax.") for module in modules)
+
+
+def _place_of(function: Any, arguments: Any, static: Mapping[str, Any], keep: bool) -> tuple[pathlib.Path, str] | None:
+    """Folder and name of a program's file; None of a program that is not kept."""
+    folder = _folder() if keep and jax.local_device_count() == 1 else None
+    name = None if folder is None else _name_of(function, arguments, static)
+    return None if folder is None or name is None else (folder, name)
 
 
 def _folder() -> pathlib.Path | None:

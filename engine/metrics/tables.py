@@ -30,6 +30,11 @@ def null_of(frame: "pd.DataFrame", metric: "Metric") -> "pd.Series":
     return constant(frame, 0.0) if metric.null is None else column(frame, metric.null)
 
 
+def is_sampled(frame: "pd.DataFrame", metric: str) -> "pd.Series":
+    """True for the rows of which draws say how a metric spreads: one draw alone does not."""
+    return is_drawn(frame) & (column(frame, f"{metric}_spectrum_std") > 0)
+
+
 def mean_of(frame: "pd.DataFrame", metric: str, otherwise: "pd.Series") -> "pd.Series":
     """Mean of a metric over drawn changes with this one's singular values in random directions.
 
@@ -38,8 +43,7 @@ def mean_of(frame: "pd.DataFrame", metric: str, otherwise: "pd.Series") -> "pd.S
         metric: Its name.
         otherwise: Taken where nothing was drawn.
     """
-    mean, std = (column(frame, f"{metric}_spectrum{suffix}") for suffix in ("", "_std"))
-    return mean.where(is_drawn(frame) & (std > 0), otherwise)
+    return column(frame, f"{metric}_spectrum").where(is_sampled(frame, metric), otherwise)
 
 
 def spread_of(frame: "pd.DataFrame", metric: str, otherwise: "pd.Series") -> "pd.Series":
