@@ -15,6 +15,8 @@ from benchmarks.timing import Contestant
 
 _MODEL, _LAYERS = "qwen2.5-1.5b", 1
 _SHRINK, _SHRINK_SHORT = 4, 12
+# A case is several cold starts, so it may take this many times --limit.
+_PATIENCE = 4.0
 # What XLA does by itself, as flags.
 _OF_XLA = "--xla_cpu_use_fusion_emitters=true"
 
@@ -22,7 +24,7 @@ _OF_XLA = "--xla_cpu_use_fusion_emitters=true"
 def cases(options: Options) -> list[Case]:
     """Without a cache, and with a warm one."""
     return [
-        Case(f"compiling, {which} cache", functools.partial(_race, options, which), patience=2.0)
+        Case(f"compiling, {which} cache", functools.partial(_race, options, which), _PATIENCE)
         for which in ("no", "warm")
     ]
 
