@@ -89,12 +89,20 @@ def run_stacks(
     return seconds
 
 
+class _Measured(NamedTuple):
+    """What one lane computed of a stack."""
+
+    readings: list[StackReadings]
+    ended: float  # when it had them
+
+
 class _AtWork(NamedTuple):
     """A stack that is being computed."""
 
     stack: Stack
     operands: Operands
-    lanes: list[concurrent.futures.Future[list[StackReadings]]]
+    lanes: list[concurrent.futures.Future[_Measured]]
+    begun: float
 
 
 class _Execution:
@@ -104,6 +112,7 @@ class _Execution:
         self._work, self._reads, self._outputs = work, reads, outputs
         self._progress, self._seconds, self._before = progress, seconds, dict(seconds)
         self._finished = threading.Event() if finished is None else finished
+        self._last_ended = 0.0
         self._programs = _Programs(work, any(len(output.posts) > 1 for output in outputs), seconds)
         self._most = max((stack.lanes for stack in work.plan.stacks), default=1)
         self._pool = concurrent.futures.ThreadPoolExecutor(self._most, thread_name_prefix=LANES)
@@ -154,7 +163,8 @@ class _Execution:
             self._sharing.close()
             self._sharing.enter_context(shared_cores(share))
             self._shared = share
-        return _AtWork(stack, operands, self._programs.start(self._pool, stack, operands))
+        begun = time.perf_counter()
+        return _AtWork(stack, operands, self._programs.start(self._pool, stack, operands), begun)
 
     def _fills_lanes(self, *stacks):
         """Whether all lanes are in use by each: so many at once take no more memory than the larger one alone."""
@@ -178,13 +188,17 @@ class _Execution:
                 _, lanes = concurrent.futures.wait(lanes, _LOOK_SECONDS)
                 if lanes and self._finished.is_set():
                     raise _NotWanted
-            readings = _joined([part for lane in at_work.lanes for part in lane.result()])
+            measured = [lane.result() for lane in at_work.lanes]
+        readings = _joined([part for lane in measured for part in lane.readings])
         for output in self._outputs:
             if output.waits_for(at_work.stack):
                 output.write(at_work.stack, readings, at_work.operands)
         taken = {what: self._seconds[what] - self._before[what] for what in ("read", "compute")}
         self._before = dict(self._seconds)
-        self._progress.advance(at_work.stack, taken["read"], taken["compute"])
+        ended = max(lane.ended for lane in measured)
+        busy = max(ended - max(at_work.begun, self._last_ended), 0.0)  # two that overlap count once
+        self._last_ended = max(ended, self._last_ended)
+        self._progress.advance(at_work.stack, taken["read"], taken["compute"], busy)
 
     def _timed(self, what):
         return _timed(self._seconds, what)
@@ -227,7 +241,7 @@ class _Programs:
         self._prepared.add(key)
 
     def start(self, pool, stack, operands):
-        """Starts the calls of every lane; returns the lanes' futures, of a list of `StackReadings` on the host."""
+        """Starts the calls of every lane; returns the lanes' futures, of readings on the host."""
         if stack.row_devices > 1:
             return [pool.submit(self._run_by_rows, stack, operands)]
         length = stack.size // stack.lanes
@@ -238,7 +252,7 @@ class _Programs:
 
     def _run(self, stack, operands, parts):
         with jax.enable_x64(True):  # a setting of each thread
-            return [
+            readings = [
                 jax.device_get(
                     self._measure(
                         self._compiled, stack, [_place(operand[part], self._sharding) for operand in operands]
@@ -246,6 +260,7 @@ class _Programs:
                 )
                 for part in parts
             ]
+        return _Measured(readings, time.perf_counter())
 
     def _run_by_rows(self, stack, operands):
         """One matrix after another, each over all devices."""
@@ -255,7 +270,7 @@ class _Programs:
                 base, *posts = (operand[index : index + 1] for operand in operands)
                 given = {"measurement": self._work.measurement, "pairs": self._pairs(stack)}
                 readings.append(self._row_shards.measure(base, posts, kept=self._kept_of(base, posts), **given))
-            return readings
+        return _Measured(readings, time.perf_counter())
 
     def _measure(self, run, stack, operands):
         base, *others = operands

@@ -1,4 +1,4 @@
-"""Compiled programs kept for the next process, so that it need not trace them again.
+"""Compiled programs kept for the next comparison in this process and for the next process, which trace nothing again.
 
 JAX's own cache of compilations (`jax_compilation_cache_dir`) is keyed by the program, which has to be traced and
 lowered before it can be looked up: most of what is left of a start with a warm cache. Here the executable is looked up
@@ -6,9 +6,11 @@ by what the program is made from: its arguments, this package's source, the vers
 
 An executable is code, and so is what describes it (a pickle), so it is taken from one place alone: a folder within that
 of JAX's cache which belongs to this user and which nobody else can write. A file that is torn, broken or another
-version's is remade, and a folder that cannot be used costs nothing but time.
+version's is remade, and a folder that cannot be used costs nothing but time. Those used last stay in memory as well,
+with or without such a folder: loading one takes a fifth of a second.
 """
 
+import collections
 import contextlib
 import functools
 import hashlib
@@ -23,7 +25,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -34,7 +36,8 @@ import polarax.kernels
 from polarax.planning.devices import cores
 
 FOLDER = "polarax-programs"  # within the folder of JAX's cache
-MOST_BYTES = 1 << 29  # of all that is kept: some hundred programs; those not used for longest go first
+MOST_BYTES = 1 << 29  # of all files: some hundred programs; those not used for longest go first
+MOST_IN_MEMORY = 64  # programs, likewise: as many as a model of eight shapes has
 
 _ENDING = ".program"
 _PARTIAL = ".partial"
@@ -68,40 +71,92 @@ def load_or_compile(
         quickly: True for a program that hardly takes time to run: on CPUs it is compiled with less care.
 
     Returns:
-        The program, to be called with arrays. Without a cache (`jax_compilation_cache_dir`), or with several devices
-        in this process, it is always compiled.
+        The program, to be called with arrays. With several devices in this process it is always compiled.
     """
-    place = _place_of(function, arguments, static, keep)
-    if place is None:
+    name = _name_of(function, arguments, static) if keep else None
+    if name is None:
         return _compiled(function.lower(*arguments, **static), quickly)
+    recent = _recent.get(name)
+    if recent is not None:
+        return recent.program
+    folder = _folder()
 
     def make():
         with jax.enable_x64(x64):  # as it is here, whichever thread makes it
             lowered = function.lower(*arguments, **static)
+            if folder is None:
+                return _compiled(lowered, quickly)
             with _without_cache_of_jax():
                 program = _compiled(lowered, quickly)
-        _keep(*place, program)
+        _keep(folder, name, program)
         return program
 
     x64 = jax.dtypes.canonicalize_dtype(np.float64) == np.float64
-    program = _load(*place)
-    return make() if program is None else _Loaded(program, make)
+    loaded = None if folder is None else _load(folder, name)
+    if loaded is not None:
+        return _recent.put(name, _Recent(_Loaded(loaded.program, make), loaded.shapes)).program
+    program = make()
+    return _recent.put(name, _Recent(program, _shapes_of(program))).program
 
 
 def shapes_of_kept(function: Any, *arguments: Any, static: Mapping[str, Any], keep: bool = True) -> Any | None:
-    """What a program gives that an earlier process kept, as `jax.ShapeDtypeStruct`; None if it kept none.
+    """What a program gives that was kept, as `jax.ShapeDtypeStruct`; None if none was.
 
     Nothing is traced, and the program itself is not loaded. Arguments as for `load_or_compile`.
     """
-    place = _place_of(function, arguments, static, keep)
-    payload = None if place is None else _payload(*place)
+    name = _name_of(function, arguments, static) if keep else None
+    if name is None:
+        return None
+    recent = _recent.get(name)
+    if recent is not None:
+        return recent.shapes
+    folder = _folder()
+    payload = None if folder is None else _payload(folder, name)
     if payload is None:
         return None
     try:
-        shapes = pickle.load(payload)
+        return _shapes_in(payload)
     except Exception:  # as in `_load`
         return None
-    return shapes if all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(shapes)) else None
+
+
+class _Recent(NamedTuple):
+    """A program, and what it gives as `jax.ShapeDtypeStruct`."""
+
+    program: Any
+    shapes: Any
+
+
+class _RecentPrograms:
+    """The programs that were used last, by their names."""
+
+    def __init__(self):
+        self._programs: collections.OrderedDict[str, _Recent] = collections.OrderedDict()
+        self._changing = threading.Lock()
+
+    def get(self, name: str) -> _Recent | None:
+        """The program of that name, if it is there."""
+        with self._changing:
+            found = self._programs.get(name)
+            if found is not None:
+                self._programs.move_to_end(name)
+            return found
+
+    def put(self, name: str, recent: _Recent) -> _Recent:
+        """Keeps a program; returns the one that is kept, which may be another thread's."""
+        with self._changing:
+            recent = self._programs.setdefault(name, recent)
+            while len(self._programs) > MOST_IN_MEMORY:
+                self._programs.popitem(last=False)
+            return recent
+
+    def clear(self) -> None:
+        """Forgets all."""
+        with self._changing:
+            self._programs.clear()
+
+
+_recent = _RecentPrograms()
 
 
 class _Loaded:
@@ -180,13 +235,6 @@ def is_of_this_package(functions: Iterable[Any]) -> bool:
     return all(module.startswith("polarax.") for module in modules)
 
 
-def _place_of(function: Any, arguments: Any, static: Mapping[str, Any], keep: bool) -> tuple[pathlib.Path, str] | None:
-    """Folder and name of a program's file; None of a program that is not kept."""
-    folder = _folder() if keep and jax.local_device_count() == 1 else None
-    name = None if folder is None else _name_of(function, arguments, static)
-    return None if folder is None or name is None else (folder, name)
-
-
 def _folder() -> pathlib.Path | None:
     """Where programs are kept; made if it is not there. None if there is no such place."""
     cache = jax.config.values.get("jax_compilation_cache_dir")
@@ -203,7 +251,12 @@ def _folder() -> pathlib.Path | None:
 
 
 def _name_of(function: Any, arguments: Any, static: Mapping[str, Any]) -> str | None:
-    """The name of a program's file; None if it cannot be told from others, or the source may not be what is running."""
+    """A program's name, its file's too; None if it cannot be told from others.
+
+    That is so where the source may not be what is running, and with several devices.
+    """
+    if jax.local_device_count() != 1:
+        return None
     leaves, tree = jax.tree.flatten(arguments)
     called = getattr(function, "__qualname__", None)
     if called is None:  # something else that can be lowered
@@ -249,6 +302,7 @@ def versions() -> str:
     return f"python {platform.python_version()} " + " ".join(f"{name} {_version(name)}" for name in packages)
 
 
+@functools.cache
 def _version(package: str) -> str | None:
     try:
         return importlib.metadata.version(package)
@@ -323,18 +377,19 @@ def _payload(folder: pathlib.Path, name: str) -> io.BytesIO | None:
     return io.BytesIO(payload) if head == _MAGIC + hashlib.sha256(payload).digest() else None
 
 
-def _load(folder: pathlib.Path, name: str) -> jax.stages.Compiled | None:
-    """The program; None if it is not there, or cannot be used."""
+def _load(folder: pathlib.Path, name: str) -> _Recent | None:
+    """The program and what it gives; None if it is not there, or cannot be used."""
     payload = _payload(folder, name)
     if payload is None:
         return None
     _prepare_platform()
     try:
-        pickle.load(payload)  # the shapes of what it gives
+        shapes = _shapes_in(payload)
         program, given, taken = pickle.load(payload)
         # Without them it would be loaded for the devices of all processes.
         devices = jax.local_devices()
-        return serialize_executable.deserialize_and_load(program, given, taken, execution_devices=devices)
+        program = serialize_executable.deserialize_and_load(program, given, taken, execution_devices=devices)
+        return _Recent(program, shapes)
     except Exception:  # whatever it is that this JAX cannot read: the program is made again
         return None
 
@@ -348,8 +403,7 @@ def _prepare_platform() -> None:
 def _keep(folder: pathlib.Path, name: str, program: jax.stages.Compiled) -> None:
     """Writes a program, whole or not at all; without success where it cannot be."""
     try:
-        shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), program.out_info)
-        payload = pickle.dumps(shapes) + pickle.dumps(serialize_executable.serialize(program))
+        payload = pickle.dumps(_shapes_of(program)) + pickle.dumps(serialize_executable.serialize(program))
     except Exception:  # some programs cannot be serialised, such as those that call back
         return
     content = _MAGIC + hashlib.sha256(payload).digest() + payload
@@ -368,6 +422,18 @@ def _keep(folder: pathlib.Path, name: str, program: jax.stages.Compiled) -> None
         if temporary is not None:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
+
+
+def _shapes_in(payload: io.BytesIO) -> Any:
+    """What a program's file begins with."""
+    shapes = pickle.load(payload)
+    if not all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(shapes)):
+        raise ValueError("no shapes")
+    return shapes
+
+
+def _shapes_of(program: jax.stages.Compiled) -> Any:
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), program.out_info)
 
 
 def _make_room(folder: pathlib.Path) -> None:

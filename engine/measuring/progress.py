@@ -12,6 +12,8 @@ from polarax.planning.stacks import Stack
 
 # Between two lines where the output is no terminal: enough to see life in a log file, not enough to fill it.
 _SECONDS_BETWEEN_LINES = 15.0
+# Of all operations, before which the time that is left can't be told: starting up outweighs them.
+_TELLING_SHARE = 0.01
 
 
 class Progress:
@@ -27,7 +29,7 @@ class Progress:
         self._matrices, self._operations = matrices, sum(stack.operations for stack in stacks)
         self._stream = stream
         self._done, self._operations_done, self._bytes_done = 0, 0.0, 0
-        self._read_seconds, self._compute_seconds = 0.0, 0.0
+        self._read_seconds, self._compute_seconds, self._busy_seconds = 0.0, 0.0, 0.0
         self._started = self._last_line = time.monotonic()
         self._bar = None
         if stream is not None and stream.isatty():
@@ -42,19 +44,23 @@ class Progress:
         elif self._stream is not None and self._done == self._matrices:
             self._line()
 
-    def advance(self, stack: Stack, read_seconds: float, compute_seconds: float) -> None:
+    def advance(
+        self, stack: Stack, read_seconds: float, compute_seconds: float, busy_seconds: float | None = None
+    ) -> None:
         """Notes a finished stack.
 
         Args:
             stack: The stack.
             read_seconds: Time that was spent waiting for its data: reading goes on while others are computed.
-            compute_seconds: Its computing time, without compilation.
+            compute_seconds: Time that was spent waiting for its readings: others are read and compiled meanwhile.
+            busy_seconds: Time in which it was computed, if that is more.
         """
         self._done += len(stack.pairs)
         self._operations_done += stack.operations
         self._bytes_done += stack.bytes_stored
         self._read_seconds += read_seconds
         self._compute_seconds += compute_seconds
+        self._busy_seconds += compute_seconds if busy_seconds is None else busy_seconds
         if self._bar is not None:
             self._bar.set_postfix_str(self._rate(), refresh=False)
             self._bar.update(len(stack.pairs))
@@ -64,17 +70,16 @@ class Progress:
                 self._line()
 
     def _rate(self) -> str:
-        computed = self._operations_done / 1e9 / max(self._compute_seconds, 1e-9)
+        computed = self._operations_done / 1e9 / max(self._busy_seconds, 1e-9)
         read = self._bytes_done / 1e6 / max(time.monotonic() - self._started, 1e-9)
         bound = "reading" if self._read_seconds > self._compute_seconds else "computing"
         return f"{computed:.1f} GFLOP/s, {read:.1f} MB/s read, bound by {bound}"
 
     def _line(self) -> None:
         elapsed = time.monotonic() - self._started
-        share = self._operations_done / self._operations if self._operations else 1.0
-        left = elapsed / share - elapsed if share else float("inf")
+        left = _time_left(elapsed, self._operations_done, self._operations)
         print(
-            f"{self._done}/{self._matrices} matrices, {elapsed:.0f} s, about {left:.0f} s left, {self._rate()}",
+            f"{self._done}/{self._matrices} matrices, {elapsed:.0f} s, {left}, {self._rate()}",
             file=self._stream,
             flush=True,
         )
@@ -112,7 +117,9 @@ class SharedProgress:
         if not self._hosts.first:
             self._print(f"{self._hosts}: measured {self._done} matrices in {time.monotonic() - self._started:.0f} s")
 
-    def advance(self, stack: Stack, read_seconds: float, compute_seconds: float) -> None:
+    def advance(
+        self, stack: Stack, read_seconds: float, compute_seconds: float, busy_seconds: float | None = None
+    ) -> None:
         """Notes a finished stack, as `Progress.advance` does."""
         self._done += len(stack.pairs)
         self._operations_done += stack.operations
@@ -129,8 +136,7 @@ class SharedProgress:
         done = min(self._matrices, sum(said.get("done", 0) for said in heard.values()))
         operations = sum(said.get("operations", 0.0) for said in heard.values())
         elapsed = now - self._started
-        share = min(1.0, operations / self._operations) if self._operations else 1.0
-        left = f"about {elapsed / share - elapsed:.0f} s left" if share else "no time known yet"
+        left = _time_left(elapsed, operations, self._operations)
         rates = {
             process: said["operations"] / said["busy"] for process, said in heard.items() if said.get("busy", 0.0) > 0
         }
@@ -142,3 +148,11 @@ class SharedProgress:
 
     def _print(self, line: str) -> None:
         print(line, file=self._stream, flush=True)
+
+
+def _time_left(elapsed: float, done: float, operations: float) -> str:
+    """In words, from the share of the operations that is done."""
+    share = min(1.0, done / operations) if operations else 1.0
+    if share < _TELLING_SHARE:
+        return "no time known yet"
+    return f"about {elapsed / share - elapsed:.0f} s left"

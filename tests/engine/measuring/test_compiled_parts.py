@@ -6,7 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from polarax.measuring import compiled_parts
+import polarax
+from polarax.measuring import compiled_parts, program_cache
 from polarax.measuring.compiled_parts import CompiledParts, PreparedParts
 from polarax.measuring.program import measure_in_parts, measure_stack
 from polarax.planning.measurement import Measurement
@@ -72,7 +73,7 @@ def test_the_parts_give_what_one_program_gives(draws):
 
 
 def test_posts_and_each_two_of_them():
-    base = planted(30, 20, seed=3)
+    base = planted(40, 24, seed=3)
     posts, pairs = [near(base, seed=seed) for seed in (4, 5)], ((0, 1),)
     given = {"measurement": Measurement(("scaling", "rotation", "change")), "pairs": pairs}
     found = measured(CompiledParts(None, None), base, *posts, **given)
@@ -80,7 +81,7 @@ def test_posts_and_each_two_of_them():
 
 
 def test_spectra_alone_need_no_frames(made):
-    base, measurement = planted(30, 20, seed=3), Measurement(("scaling",))
+    base, measurement = planted(40, 24, seed=3), Measurement(("scaling",))
     post = near(base, seed=4)
     found = measured(CompiledParts(None, None), base, post, measurement=measurement)
     assert made == ["values_alone", "controls_of_values", "controls_of_pair", "read_frames", "read_stored"]
@@ -114,29 +115,29 @@ def test_another_shape_takes_no_other_program_for_what_follows_the_frames(made):
     for rows in (24, 57):
         base = planted(rows, 24, seed=rows)
         post = near(base, seed=2)
-        expected = in_one_program(base, post, measurement=few)
-        assert_same(measured(parts, base, post, measurement=few), expected, rtol=1e-9)
+        found = measured(parts, base, post, measurement=few)
+    assert_same(found, in_one_program(base, post, measurement=few), rtol=1e-9)
     assert made.count("read_frames") == 1
     assert made.count("decompose_pair") == 2
 
 
 def test_lapack_is_compiled_when_a_matrix_needs_it(made):
     parts = CompiledParts(None, None)
-    whole, lower = planted(24, 16, seed=1), planted(24, 16, seed=2)
+    whole, lower = planted(40, 24, seed=1), planted(40, 24, seed=2)
     lower[..., -1] = 0
     measured(parts, whole, near(whole, seed=3))
     assert "pair_by_fallback" not in made
     lower_post = (1.01 * lower).astype(np.float32)
     found = measured(parts, lower, lower_post)
     assert made.count("pair_by_fallback") == 1
-    assert found.posts[0]["rank_base"] == np.linalg.matrix_rank(lower[0]) == 15
+    assert found.posts[0]["rank_base"] == np.linalg.matrix_rank(lower[0]) == 23
     np.testing.assert_allclose(found.posts[0]["alpha"], 1.01, rtol=1e-6)
     measured(parts, lower, lower_post)
     assert made.count("pair_by_fallback") == 1
 
 
 def test_several_threads_make_a_program_once(made):
-    base = planted(20, 12, seed=1)
+    base = planted(40, 24, seed=1)
     post, parts = near(base, seed=2), CompiledParts(None, None)
     with ThreadPoolExecutor(3) as pool:
         readings = list(pool.map(lambda _: measured(parts, base, post), range(3)))
@@ -146,9 +147,25 @@ def test_several_threads_make_a_program_once(made):
 
 
 def test_a_seed_is_no_reason_for_another_program(made):
-    base = planted(20, 12, seed=1)
+    base = planted(40, 24, seed=1)
     post, parts, keys = near(base, seed=2), CompiledParts(None, None), [np.array([[1, 2]], np.uint32)]
     for seed in (0, 1):
         given = {"measurement": Measurement(("rotation",), control_draws=1, seed=seed), "keys": keys}
         measured(parts, base, post, **given)
     assert sorted(made) == sorted(set(made))
+
+
+def test_the_next_comparison_in_this_process_makes_no_program(monkeypatch):
+    """With or without a cache of JAX."""
+    compiled, compile_ = [], program_cache._compiled
+    monkeypatch.setattr(program_cache, "_compiled", lambda *given: compiled.append(given) or compile_(*given))
+    monkeypatch.setattr(program_cache, "_folder", lambda: None)
+    monkeypatch.setattr(program_cache, "_recent", program_cache._RecentPrograms())
+    base = {"w": planted(40, 24, seed=1)[0]}
+    post = {"w": near(base["w"], seed=2)}
+    first = polarax.compare(base, post, metrics="change,scaling", progress=False).frame()
+    assert compiled
+    compiled.clear()
+    again = polarax.compare(base, post, metrics="change,scaling", progress=False).frame()
+    assert not compiled
+    assert first.equals(again)

@@ -32,6 +32,7 @@ def cache(tmp_path, monkeypatch):
     jax.config.update("jax_compilation_cache_dir", str(tmp_path / "cache"))
     compilation_cache.reset_cache()
     monkeypatch.setattr(program_cache, "source_digest", lambda: "as it was")
+    monkeypatch.setattr(program_cache, "MOST_IN_MEMORY", 0)
     yield tmp_path / "cache"
     jax.config.update("jax_compilation_cache_dir", before)
     compilation_cache.reset_cache()
@@ -125,7 +126,7 @@ class TestKept:
         _program()
         _check(_program())
 
-    def test_nothing_is_kept_without_a_cache(self, cache, compiled):
+    def test_no_file_is_kept_without_a_cache(self, cache, compiled):
         jax.config.update("jax_compilation_cache_dir", None)
         _check(_program())
         assert not compiled
@@ -138,6 +139,71 @@ class TestKept:
         assert is_of_this_package([load_or_compile])
         assert not is_of_this_package([load_or_compile, _values])
         assert not is_of_this_package([object()])
+
+
+class TestInMemory:
+    """The programs that were used last, for the next time in this process."""
+
+    @pytest.fixture(autouse=True)
+    def in_memory(self, cache, monkeypatch):
+        monkeypatch.setattr(program_cache, "MOST_IN_MEMORY", 2)
+        monkeypatch.setattr(program_cache, "_recent", program_cache._RecentPrograms())
+
+    @pytest.fixture
+    def made(self, monkeypatch):
+        """Shapes of the matrices that programs were compiled for, as a list that grows."""
+        found, compile_ = [], program_cache._compiled
+
+        def counted(lowered, quickly):
+            found.append(lowered.in_avals[0][0].shape[0])
+            return compile_(lowered, quickly)
+
+        monkeypatch.setattr(program_cache, "_compiled", counted)
+        return found
+
+    def of_size(self, size):
+        return _program(matrix=jax.ShapeDtypeStruct((size, size), np.float32))
+
+    @pytest.mark.parametrize("with_files", [True, False])
+    def test_nothing_is_made_or_read_again(self, made, monkeypatch, with_files):
+        if not with_files:
+            jax.config.update("jax_compilation_cache_dir", None)
+        first = _program()
+        monkeypatch.setattr(program_cache, "_payload", None)
+        assert _program() is first
+        assert shapes_of_kept(_values, MATRIX, static={}) == jax.eval_shape(_values, MATRIX)
+        assert made == [5]
+        _check(first)
+
+    def test_what_was_read_from_a_file_is_not_read_again(self, made, monkeypatch):
+        _program()
+        program_cache._recent.clear()
+        read = _program()
+        monkeypatch.setattr(program_cache, "_payload", None)
+        assert _program() is read
+        assert shapes_of_kept(_values, MATRIX, static={}) == jax.eval_shape(_values, MATRIX)
+        assert made == [5]
+        _check(read)
+
+    def test_those_not_used_for_longest_go_first(self, made):
+        jax.config.update("jax_compilation_cache_dir", None)
+        for size in (3, 4, 3, 5, 3, 4):
+            _check(self.of_size(size), size)
+        assert made == [3, 4, 5, 4]
+
+    def test_settings_tell_programs_apart(self, made):
+        jax.config.update("jax_compilation_cache_dir", None)
+        _program()
+        with jax.default_matmul_precision("float32"):
+            _program()
+        with jax.enable_x64(True):
+            _program()
+        assert len(made) == 3
+
+    def test_what_is_made_of_more_than_the_package_is_made_each_time(self, made):
+        for _ in range(2):
+            load_or_compile(_values, MATRIX, static={}, keep=False)
+        assert len(made) == 2 and shapes_of_kept(_values, MATRIX, static={}) is None
 
 
 class TestKeys:
@@ -308,7 +374,8 @@ class TestIncomplete:
         def incomplete(*_):
             raise jax.errors.JaxRuntimeError("NOT_FOUND: Function multiply_fusion not found (type id: 1)")
 
-        monkeypatch.setattr(program_cache, "_load", lambda *_: incomplete)
+        kept = program_cache._Recent(incomplete, None)
+        monkeypatch.setattr(program_cache, "_load", lambda *_: kept)
         program = _program()
         _check(program)
         _check(program)
@@ -318,7 +385,8 @@ class TestIncomplete:
         def too_large(*_):
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
 
-        monkeypatch.setattr(program_cache, "_load", lambda *_: too_large)
+        kept = program_cache._Recent(too_large, None)
+        monkeypatch.setattr(program_cache, "_load", lambda *_: kept)
         with pytest.raises(jax.errors.JaxRuntimeError, match="out of memory"):
             _check(_program())
 

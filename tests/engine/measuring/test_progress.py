@@ -98,6 +98,27 @@ def test_time_left_goes_by_operations_not_by_matrices(clock):
     assert "1/2 matrices, 20 s, about 180 s left" in stream.getvalue()
 
 
+def test_the_rate_is_of_the_time_in_which_stacks_were_computed(clock):
+    """Not of the time that was waited for them: what was computed while the next program was made took time too."""
+    stream = io.StringIO()
+    with Progress([work(2, 100e9)], stream) as progress:
+        clock.now += 20
+        progress.advance(work(1, 10e9), 0, 0.01, 5)
+    assert "s left, 2.0 GFLOP/s" in stream.getvalue()
+
+
+def test_of_a_small_first_stack_no_time_is_told(clock):
+    stream = io.StringIO()
+    with Progress([work(3, 100e9)], stream) as progress:
+        clock.now += 20
+        progress.advance(work(1, 0.9e9), 0, 1)
+        clock.now += 20
+        progress.advance(work(1, 0.1e9), 0, 1)
+    first, second = stream.getvalue().splitlines()
+    assert first.startswith("1/3 matrices, 20 s, no time known yet, 0.9 GFLOP/s")
+    assert second.startswith("2/3 matrices, 40 s, about 3960 s left, 0.5 GFLOP/s")
+
+
 def test_a_run_that_stops_early_says_nothing_of_its_end(clock):
     stream = io.StringIO()
     with pytest.raises(KeyError), Progress([work(2, 1.0)], stream) as progress:
