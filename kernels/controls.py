@@ -3,7 +3,7 @@
 Put sd = ||D||_F / sqrt(m n) and let the change have independent normal entries of that standard deviation. The budget's
 shares count degrees of freedom and hold at any size; what polar factors show follows from the noise law
 (`polarax.kernels.noise_law`), which holds at any size too; the framework's fit absorbs what turns left and right
-together, as far as singular values are apart.
+together, as far as singular values are apart, and has a control as long as first order holds.
 """
 
 from typing import NamedTuple
@@ -30,7 +30,7 @@ class Controls(NamedTuple):
     budget_outside: jax.Array  # 1 - r^2 / (m n)
     symmetry: jax.Array  # mean of symmetry, 1 / r
     nuclear_norm_ratio: jax.Array  # mean of the ratio of nuclear norms
-    fit_error: jax.Array  # root mean square of the fit's error
+    fit_error: jax.Array  # root mean square of the fit's error; NaN where first order ends
     reach: jax.Array  # condition number times drift: first-order forms hold up to about 1; inf if rank-deficient
     std: Spreads  # standard deviations of single readings
 
@@ -98,7 +98,9 @@ def closed_form_controls(
         # degrees of freedom: symmetry is 2 Beta - 1, of mean 1 / r.
         symmetry=1 / rank,
         nuclear_norm_ratio=law.nuclear_norm_ratio,
-        fit_error=jnp.sqrt(unfitted) / (base_norm * jnp.sqrt(1 + drift**2)),
+        fit_error=jnp.where(
+            jnp.isnan(std.fit_error), jnp.nan, jnp.sqrt(unfitted) / (base_norm * jnp.sqrt(1 + drift**2))
+        ),
         reach=control_reach(s, norm, shape=shape),
         std=std,
     )

@@ -44,7 +44,7 @@ def columns_of_controls(
     columns: Readings = {}
     for metric, control_of in controls.items():
         for kind, (mean, std) in control_of.items():
-            columns |= of_random_changes(metric, kind, readings[metric], mean, std, change_norm)
+            columns |= of_random_changes(metric, kind, readings[metric] - mean, mean, std, change_norm)
     return columns
 
 

@@ -21,7 +21,7 @@ def read_change(pair: MatrixPair) -> Readings:
         rank = {"rank_change": kernels.rank_beyond_noise(values, noise, shape=pair.shape)}
     return {
         **rank,
-        "drift": size / kernels.frobenius(pair.spectra.s_base[..., None, :]),
+        "drift": pair.drift,
         "unchanged": entries.equal / entry_count(pair.shape),
         "rounding_share": ratio_to(noise, size, size),
         "nf_rounding": polar_law(pair.spectra.s_base, noise, shape=pair.shape).nf,

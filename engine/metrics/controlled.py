@@ -36,19 +36,19 @@ def controlled(
 
 
 def of_random_changes(
-    name: str, kind: str, value: jax.Array, mean: jax.Array, std: jax.Array, change_norm: jax.Array
+    name: str, kind: str, apart: jax.Array, mean: jax.Array, std: jax.Array, change_norm: jax.Array
 ) -> Readings:
     """The columns that a kind of random change adds to a metric.
 
     Args:
         name: Of the metric.
         kind: One of `RANDOM_CHANGES`.
-        value: The metric, (...).
-        mean: Over changes of the kind, (...).
+        apart: The metric less its mean over changes of the kind, (...).
+        mean: That mean, (...).
         std: Its standard deviation, (...).
         change_norm: ||D||_F, (...).
     """
     # What has such a control has no unit and is of the size of 1, or its deviation far from eps: others are rounding.
     distinct = jnp.where(std > 4 * jnp.finfo(std.dtype).eps, std, 0)
     column = f"{name}_{kind}"
-    return {column: mean, f"{column}_std": std, f"{column}_z": ratio_to(value - mean, distinct, change_norm)}
+    return {column: mean, f"{column}_std": std, f"{column}_z": ratio_to(apart, distinct, change_norm)}

@@ -118,6 +118,11 @@ class MatrixPair:
         return leading_law(*given, shape=self.shape, k=self.top_k, values=values)
 
     @property
+    def drift(self) -> jax.Array:
+        """||D||_F / ||W_base||_F, (...)."""
+        return self.spectra.change_norm / kernels.frobenius(self.spectra.s_base[..., None, :])
+
+    @property
     def vectors(self) -> kernels.Frames:
         """The frames, for metrics of groups that need singular vectors."""
         assert self.frames is not None

@@ -22,9 +22,8 @@ def read_scaling(pair: MatrixPair) -> Readings:
     s_base, s_post, size, std = pair.spectra.s_base, pair.spectra.s_post, pair.spectra.change_norm, pair.control.std
     rank = jnp.minimum(*(kernels.numerical_rank(values, *pair.shape) for values in (s_base, s_post)))
     scaling = kernels.scaling(s_base, s_post, rank=rank)
-    drift = size / kernels.frobenius(s_base[..., None, :])
     # 2 alpha = 1 + p^2 - nss^2 and 2 <W_b, W_p> / ||W_b||^2 = 1 + p^2 - drift^2, p being ||W_p|| / ||W_b||.
-    entries = scaling.alpha + (scaling.nss**2 - drift**2) / 2
+    entries = scaling.alpha + (scaling.nss**2 - pair.drift**2) / 2
     null = pair.spectrum_null
     return {
         "s_post_null": pair.values_null.values,

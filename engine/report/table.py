@@ -63,9 +63,14 @@ def by_draws(judged_by: Set[str]) -> bool:
 
 
 def _has_own(metric, roles):
-    """Whether the control of the change's own spectrum is known."""
-    spread = f"{metric.name}_spectrum_std"
-    return any(role.get(spread, {}).get("count") for role in roles)
+    """Whether the control of the change's own spectrum is known, for all matrices of any of the roles."""
+    return any(_is_of_all(role, metric, f"{metric.name}_spectrum_std") for role in roles)
+
+
+def _is_of_all(role, metric, column):
+    """Whether every matrix has it that has the metric: else their medians are not of the same matrices."""
+    count = role.get(column, {}).get("count", 0)
+    return count > 0 and count >= role.get(metric.name, {}).get("count", 0)
 
 
 def _shown(summary, measured):
@@ -102,7 +107,7 @@ def _control(role, metric, drawn):
     if metric.null is None and not drawn:
         value = "0"
     else:
-        value = "-" if mean is None else _number(role, mean, metric.format)
+        value = _number(role, mean, metric.format) if mean is not None and _is_of_all(role, metric, mean) else "-"
     if not (metric.control.std_shown or drawn):
         spread = None
     deviation = _number(role, spread, "{:.1g}") if spread else "-"

@@ -2,7 +2,9 @@
 
 Where the change is small beside the smallest singular values, the first-order forms know what changes of few directions
 do exactly. Beyond, the law's second order says how far nf and the nuclear norm spread, and its single values, which
-spread nearly independently, how far ratio_cv does. Readings that are weighted by energy don't rest on small values.
+spread nearly independently, how far ratio_cv does under isotropic noise. Readings that are weighted by energy don't
+rest on small values. There is no law there of ratio_cv under changes of few directions, of the framework's fit, or of
+how far overlaps spread (docs: definitions, "What has no law").
 """
 
 import enum
@@ -58,7 +60,8 @@ def spreads_at_any_size(
 
     Returns:
         For isotropic noise, and for changes with the singular values s_change if they are given: `Spreads`, and of each
-        matrix (...) a `SpreadSource`, int32.
+        matrix (...) a `SpreadSource`, int32. Where first order ends there is NaN for fit_error and overlaps, and for
+        the ratio_cv of changes with s_change.
     """
     s_base = jnp.asarray(s_base)
     change_norm = jnp.broadcast_to(jnp.asarray(change_norm, s_base.dtype), s_base.shape[:-1])
@@ -79,9 +82,10 @@ def spreads_at_any_size(
     small = first_order(base, moments, shape=shape, top_k=top_k)
     crowding = base.sd**2 * total_over(base, 1 / base.values**2)
     crowded = _ramp(crowding, _APART, _CROWDED)
-    ratio_cv = _of_ratio_cv(base, *(x / s_base for x in (values.shift, values.std)))
+    unknown = jnp.full_like(nf, jnp.nan)
+    ratio_cv = [_of_ratio_cv(base, *(x / s_base for x in (values.shift, values.std))), unknown][: len(means)]
 
-    def of_kind(first, nf, second):
+    def of_kind(first, nf, second, ratio_cv):
         turn = jnp.maximum(s_base.shape[-1] * nf**2 - (s_base.shape[-1] - base.rank), 0)  # r nf^2
         departure = jnp.abs(turn / jnp.where(small.turn > 0, small.turn, 1) - 1)
         weight = jnp.maximum(_ramp(departure, _AGREES, _DEPARTS), crowded)
@@ -90,6 +94,7 @@ def spreads_at_any_size(
             "nf": std_of_root(turn, second.turn) / jnp.sqrt(base.rank),
             "nuclear_norm_ratio": jnp.sqrt(second.nuclear),
             "ratio_cv": ratio_cv,
+            **dict.fromkeys(("fit_error", "overlap_left", "overlap_right"), unknown),
         }
         mixed = {
             name: jnp.sqrt((1 - weight) * getattr(first, name) ** 2 + jnp.where(weight > 0, weight * large**2, 0))
@@ -97,7 +102,7 @@ def spreads_at_any_size(
         }
         return first._replace(**mixed), (weight > 0).astype(jnp.int32)
 
-    return tuple(map(of_kind, small.spreads, means, seconds))
+    return tuple(map(of_kind, small.spreads, means, seconds, ratio_cv))
 
 
 def _ramp(x, low, high):

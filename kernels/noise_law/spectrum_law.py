@@ -34,6 +34,7 @@ class SpectrumLaw(NamedTuple):
     """What a change with singular values of its own in random directions does."""
 
     nf: jax.Array  # root mean square of nf, (...)
+    nuclear_norm_ratio: jax.Array  # mean of sum s_p / sum s_b, (...)
     log_t: jax.Array  # where base and change meet at each of `axis_nodes`, in the unit s_1 = 1, (..., nodes)
 
 
@@ -59,8 +60,8 @@ def spectrum_law(s_base: jax.Array, s_change: jax.Array, *, shape: Shape) -> Spe
     unit = jnp.where(s[..., :1] > 0, s[..., :1], jnp.nan)
     rank = numerical_rank(s, *shape)
     flat = (s / unit).reshape(-1, s.shape[-1]), (d / unit).reshape(-1, s.shape[-1]), rank.reshape(-1)
-    nf, log_t = lax.map(lambda x: _law(x[0], x[1], x[2], longer), flat)
-    return SpectrumLaw(nf.reshape(rank.shape), log_t.reshape((*rank.shape, _NODES)))
+    law = lax.map(lambda x: _law(x[0], x[1], x[2], longer), flat)
+    return SpectrumLaw(*(x.reshape(rank.shape + x.shape[1:]) for x in law))
 
 
 class Spectrum(NamedTuple):
@@ -219,8 +220,17 @@ class _Case(NamedTuple):
     high: jax.Array
 
 
+class _Sums(NamedTuple):
+    """The law of a case, with its correction."""
+
+    turned: jax.Array  # sum of 1 - p_i over the values that count
+    lost: jax.Array  # sum of what is lost outside over these
+    grown: jax.Array  # mean of sum s_p - sum s_b
+    log_t: jax.Array  # at each y
+
+
 def _sums(case, free):
-    """Sum of 1 - p_i and of what is lost outside over the values that count, and log t at each y."""
+    """The law of a case."""
     s, moved, change, low, high = case
     step = (high - low) / (_NODES - 1)
     y = jnp.exp(low + step * jnp.arange(_NODES, dtype=s.dtype))
@@ -236,7 +246,7 @@ def _sums(case, free):
         point = meet(log_t, Spectrum(s**2, base.counts), change, all_y, free)
         return (point.residual, _log_determinant(point, all_y, free)), point
 
-    _, along, point = jax.linearize(at_y, log_t, s, has_aux=True)
+    (_, log_determinant), along, point = jax.linearize(at_y, log_t, s, has_aux=True)
     one = jnp.ones_like(log_t)
     tangents = jnp.stack([one, 0 * one]), jnp.stack([0 * moved, moved])
     (by_t, by_s), (log_by_t, log_by_s) = jax.vmap(along)(*tangents)
@@ -247,15 +257,19 @@ def _sums(case, free):
     longest = rest / joint
     apart = longest + (square + longest) * rest / (free + square * joint)
     t = square + apart
-    turned_trace = apart * ((s / ((square[:, None] + s**2) * (t[:, None] + s**2))) @ moved)
+    shares = 1 / ((square[:, None] + s**2) * (t[:, None] + s**2))
+    turned_trace = apart * ((shares * s) @ moved)
     turned = jnp.sum(width * (2 * turned_trace - correction / 2)) / jnp.pi
     seen = point.base.seen[-1]
     lost = free * seen / (seen + free) + _lost_more(base, change, log_t[-1:], point.log_tau[-1:], free)
-    return turned, jnp.where(free > 0, lost, 0), log_t[:-1]
+    # The nuclear norm is 2 / pi times the integral of sum s^2 / (y^2 + s^2), which the law gives as psi_b + psi_D.
+    above = width.at[-1].multiply(1 + 1 / jnp.expm1(step))
+    grown = jnp.sum(above * (2 * (rest - apart * (shares @ s**2)) + log_determinant[:-1] / 2)) / jnp.pi
+    return _Sums(turned, jnp.where(free > 0, lost, 0), grown, log_t[:-1])
 
 
 def _law(s, d, rank, longer):
-    """nf of one spectrum (r,) with s_1 = 1, and log t."""
+    """The fields of `SpectrumLaw` of one spectrum (r,) with s_1 = 1."""
     size = s.shape[-1]
     free = longer - size
     inside = jnp.arange(size) < rank
@@ -268,10 +282,12 @@ def _law(s, d, rank, longer):
     case = _Case(s, inside.astype(s.dtype), change, jnp.log(y[0]), jnp.log(y[-1]))
     single, exact, weight = _isolated(s, d, longer)
     weight = jnp.where(rank < size, 0, weight)
-    of_single, (turned, lost, log_t) = by_weight(lambda case: _sums(case, free), single, weight, case)
-    nf_squared = 2 * turned - lost + weight @ (exact - (2 * of_single[0] - of_single[1]))
+    of_single, sums = by_weight(lambda case: _sums(case, free), single, weight, case)
+    nf_squared = 2 * sums.turned - sums.lost + weight @ (exact - (2 * of_single.turned - of_single.lost))
     nf = jnp.sqrt(jnp.maximum(nf_squared + (size - rank), 0) / size)
-    return jnp.where((rank > 0) & jnp.isfinite(energy), jnp.where(changed, nf, 0), jnp.nan), log_t
+    defined = (rank > 0) & jnp.isfinite(energy)
+    nf, growth = (jnp.where(defined, jnp.where(changed, x, 0), jnp.nan) for x in (nf, sums.grown / jnp.sum(s)))
+    return nf, 1 + growth, sums.log_t
 
 
 def _isolated(s, d, longer):

@@ -100,6 +100,16 @@ def rank_one(drift: float) -> Change:
     return lambda rng, name, w: w + of_size(np.outer(*(rng.normal(size=side) for side in w.shape)), w, drift)
 
 
+def few_directions(rank: int, drift: float) -> Change:
+    """So many random directions added, of sizes that fall off."""
+
+    def change(rng, name, w):
+        left, right = (haar(rng, side, rank) for side in w.shape)
+        return w + of_size((left * np.geomspace(1, 0.2, rank)) @ right.T, w, drift)
+
+    return change
+
+
 def outside(drift: float) -> Change:
     """Noise outside the column space of a tall weight and the row space of a wide one; noise elsewhere."""
 

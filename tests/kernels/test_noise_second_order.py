@@ -103,7 +103,18 @@ def test_each_matrix_of_a_stack_has_its_own_source_and_the_longer_side_may_be_an
     assert np.allclose(first, computed(s[0], norm[0], values[0], (25, 10), 4), rtol=1e-10)
     with jax.enable_x64(True):
         by_side = jax.jit(lambda *x: noise_law.spreads_at_any_size(*x[:3], shape=(x[3], 10), top_k=4)[1][0])
-        assert np.allclose(by_side(s[1], norm[1], values[1], 25.0), second, rtol=1e-8)
+        assert np.allclose(by_side(s[1], norm[1], values[1], 25.0), second, rtol=1e-8, equal_nan=True)
+    assert np.isfinite(first).all() and without_a_number(second) == WITHOUT_A_LAW | {"ratio_cv"}
+    of_noise, source = computed_at_any_size(s[1], norm[1], None, (25, 10))
+    assert source == noise_law.SpreadSource.LAW and without_a_number(of_noise) == WITHOUT_A_LAW
+
+
+# Where first order ends; and of a change of few directions ratio_cv as well.
+WITHOUT_A_LAW = {"fit_error", "overlap_left", "overlap_right"}
+
+
+def without_a_number(spreads):
+    return {name for name, x in zip(noise_law.Spreads._fields, spreads, strict=True) if np.isnan(x)}
 
 
 @pytest.mark.parametrize("rows", [16, 24])
@@ -126,8 +137,9 @@ def test_what_is_not_determined_has_defined_results():
     assert source == noise_law.SpreadSource.FIRST_ORDER
     assert still.nf == still.alpha == still.ratio_cv == still.nss == still.nuclear_norm_ratio == 0
     for norm in (1e-3, 1.0):
-        deficient, _ = computed_at_any_size(np.array([1.0, 1.0, 0.5, 0.0]), norm, np.ones(4), (6, 4))
-        assert np.isfinite(deficient).all()
+        deficient, source = computed_at_any_size(np.array([1.0, 1.0, 0.5, 0.0]), norm, np.ones(4), (6, 4))
+        expected = WITHOUT_A_LAW | {"ratio_cv"} if source == noise_law.SpreadSource.LAW else set()
+        assert without_a_number(deficient) == expected
         number, _ = computed_at_any_size(np.array([2.0]), norm, np.array([1.0]), (1, 1))
         assert np.isfinite(number).all()
         assert number.ratio_cv == 0

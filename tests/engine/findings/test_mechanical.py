@@ -25,15 +25,9 @@ def decayed(factor, drift=0.0, *, spared=()):
 
 
 def adapted(rank, drift, roles):
-    """A low-rank change of some matrices, with singular values that fall off."""
-
-    def change(rng, name, w):
-        if not any(role in name for role in roles):
-            return w
-        left, right = (planted.haar(rng, side, rank) for side in w.shape)
-        return w + planted.of_size((left * np.geomspace(1, 0.2, rank)) @ right.T, w, drift)
-
-    return change
+    """A low-rank change of some matrices."""
+    low_rank = planted.few_directions(rank, drift)
+    return lambda rng, name, w: low_rank(rng, name, w) if any(role in name for role in roles) else w
 
 
 def in_bfloat16(weights):

@@ -6,6 +6,7 @@ All models go through one comparison, so that each shape is compiled once.
 import re
 
 import numpy as np
+import pandas as pd
 import pytest
 
 import polarax
@@ -184,3 +185,20 @@ def test_only_storage_rounding(dithered):
     assert thresholds.startswith("Thresholds: ")
     assert summary["flagged"]["rounding"] == 24 and summary["roles"]["q"]["rounding"] == 4
     assert summary["effects"] == {} and summary["signature"] is None
+
+
+def test_no_reading_of_noise_is_far_from_its_control():
+    """Noise of few directions, of which many controls know less; bases of which it covers the smallest values."""
+    rng, pairs = np.random.default_rng(7), {}
+    for place, (condition, drift) in enumerate([(20, 0.003), (1000, 0.05), (1000, 0.3)]):
+        base = planted.model(rng, condition)
+        pairs["few", place] = base, planted.changed(rng, base, planted.few_directions(4, drift))
+    groups = "scaling,rotation,budget,fit,polar,leading,shape"
+    distances = pd.concat(frames_of(pairs, metrics=groups).values()).filter(regex="_spectrum_z$").astype(float)
+    assert len(distances.columns) == 11
+    # What is as rare as 6 deviations of a normal number is up to 6 + 36 / (sqrt(2) R) of R directions away; of 4, 15.
+    farthest, known = distances.abs().max(), distances.notna().mean()
+    assert farthest[farthest > 15].empty, farthest
+    known = known.drop("budget_outside_spectrum_z")  # of square matrices there is none
+    of_first_order = ["ratio_cv_spectrum_z", "fit_error_spectrum_z"]
+    assert (known.drop(of_first_order) == 1).all() and (known[of_first_order] == 1 / 3).all()
