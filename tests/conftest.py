@@ -2,6 +2,7 @@
 
 import atexit
 import contextlib
+import gc
 import importlib.metadata
 import os
 import pathlib
@@ -35,21 +36,28 @@ os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 if importlib.metadata.version("jaxlib").startswith("0.10."):
     os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
 
+# Tracing makes millions of objects that stay, and Python would look at all of them again and again.
+gc.set_threshold(50_000, 20, 50)
+
 # A property's first example compiles, which no deadline allows for. Each run has the same ones.
 hypothesis.settings.register_profile("polarax", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("polarax")
 
 
+# Compiled programs keep pages of the process mapped, and those of a whole run would exceed what Linux allows: the
+# compiler then crashes (vm.max_map_count, 65530 by default). A module adds up to 20,000.
+_MOST_MAPS = 16_000
+
+
 @pytest.fixture(autouse=True, scope="module")
 def compiled_programs_are_released():
-    """Compiled programs keep pages of the process mapped; those of a whole run would exceed what Linux allows.
-
-    The compiler then crashes (vm.max_map_count, 65530 by default). Modules share hardly any program.
-    """
+    """Not after every module: what JAX does outside of programs, it compiles operation by operation, and all share."""
     import jax  # not before the platform is set
 
     yield
-    jax.clear_caches()
+    maps = pathlib.Path("/proc/self/maps")
+    if not maps.exists() or maps.read_bytes().count(b"\n") > _MOST_MAPS:
+        jax.clear_caches()
 
 
 @pytest.fixture

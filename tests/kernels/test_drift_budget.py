@@ -1,5 +1,7 @@
 """The drift budget against its four parts formed in full, and against changes planted in one part."""
 
+import functools
+
 import hypothesis
 import jax
 import numpy as np
@@ -10,6 +12,11 @@ from polarax import kernels
 from tests.kernels import matrices, singular_frames
 
 drift_budget = jax.jit(kernels.drift_budget, static_argnames="method")
+
+
+@functools.partial(jax.jit, static_argnames="shape")
+def controls(values, norm, shape):
+    return kernels.closed_form_controls(values, norm, shape=shape)
 
 
 @jax.jit
@@ -209,7 +216,7 @@ def test_isotropic_changes(shape, method):
         "discordant": off_diagonal,
         "outside": entries - size**2,
     }
-    control = kernels.closed_form_controls(kernels.singular_values(base[0]), 1.0, shape=shape)
+    control = controls(kernels.singular_values(base[0]), 1.0, shape)
     for part, count in degrees.items():
         share = count / entries
         np.testing.assert_allclose(getattr(control, f"budget_{part}"), share, rtol=1e-6, atol=1e-7)

@@ -58,8 +58,16 @@ def on_an_accelerator(monkeypatch):
     monkeypatch.setattr(planned, "takes_batches", lambda: True)
 
 
-@pytest.mark.parametrize("shape", [(40, 40), (64, 24)], ids=str)
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(
+    ("shape", "dtype"),
+    [
+        ((40, 40), "float32"),
+        ((64, 24), "float64"),
+        pytest.param((40, 40), "float64", marks=pytest.mark.exhaustive),
+        pytest.param((64, 24), "float32", marks=pytest.mark.exhaustive),
+    ],
+    ids=str,
+)
 def test_by_products_and_from_frames(shape, dtype):
     base, post = pairs(shape, 3)
     with jax.enable_x64(True):

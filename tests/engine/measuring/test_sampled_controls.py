@@ -239,6 +239,7 @@ def test_a_plan_counts_draws():
     assert with_draws.peak_memory > without.peak_memory
 
 
+@pytest.mark.exhaustive
 def test_memory_does_not_grow_with_the_number_of_draws():
     stack = jax.ShapeDtypeStruct((1, 60, 40), jnp.float32)
     keys = jax.ShapeDtypeStruct((1, 2), jnp.uint32)

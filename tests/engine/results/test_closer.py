@@ -268,14 +268,15 @@ class TestSeveral:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("made_up")
+@pytest.mark.parametrize("stride", [3, pytest.param(1, marks=pytest.mark.exhaustive)])
 class TestEveryMoment:
-    """Writing ends at each step of it in turn."""
+    """Writing ends at each step of it in turn, or at each third one."""
 
-    def test_of_a_full_analysis(self, trees, tmp_path, crashes):
+    def test_of_a_full_analysis(self, trees, tmp_path, crashes, stride):
         first_look(trees, tmp_path / "first")
         shutil.copytree(tmp_path / "first", tmp_path / "whole")
         compare(trees, tmp_path / "whole", roles="q")
-        for step in itertools.count(1):
+        for step in itertools.count(1, stride):
             out = tmp_path / f"run-{step}"
             shutil.copytree(tmp_path / "first", out)
             if not crashes(step, compare, trees, out, roles="q"):
@@ -290,10 +291,10 @@ class TestEveryMoment:
             shutil.rmtree(out)
         assert step > 25  # of them were tried
 
-    def test_of_a_first_look_that_was_looked_at_closer(self, trees, tmp_path, crashes):
+    def test_of_a_first_look_that_was_looked_at_closer(self, trees, tmp_path, crashes, stride):
         first_look(trees, tmp_path / "whole")
         compare(trees, tmp_path / "whole", roles="q")
-        for step in itertools.count(1):
+        for step in itertools.count(1, stride):
             out = tmp_path / f"run-{step}"
             shutil.copytree(tmp_path / "whole", out)
             if not crashes(step, first_look, trees, out):
@@ -304,10 +305,10 @@ class TestEveryMoment:
             shutil.rmtree(out)
         assert step > 5
 
-    def test_of_a_first_look_that_is_then_looked_at_closer(self, trees, tmp_path, crashes):
+    def test_of_a_first_look_that_is_then_looked_at_closer(self, trees, tmp_path, crashes, stride):
         first_look(trees, tmp_path / "whole")
         compare(trees, tmp_path / "whole", roles="q")
-        for step in itertools.count(1):
+        for step in itertools.count(1, stride):
             out = tmp_path / f"run-{step}"
             if not crashes(step, first_look, trees, out):
                 break

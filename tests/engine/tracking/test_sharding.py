@@ -59,7 +59,7 @@ def _run(*arguments):
     ("layout", "axes"),
     [
         ("fsdp", "Auto"),
-        ("tensor", "Auto"),
+        pytest.param("tensor", "Auto", marks=pytest.mark.exhaustive),  # "both" divides that side too
         pytest.param("both", "Auto", marks=pytest.mark.exhaustive),  # the budget's test has this pair too
         ("both", "Explicit"),
     ],

@@ -135,8 +135,9 @@ def _phi3() -> Model:
 
 
 def _qwen3_moe() -> Model:
-    shapes = _decoder(48, lambda _: {**_attention(norms=True), **_experts(128)}, False)
-    config = _config("qwen3_moe", 48, False, num_experts=128, moe_intermediate_size=EXPERT_UNITS)
+    layers = 12  # of 48
+    shapes = _decoder(layers, lambda _: {**_attention(norms=True), **_experts(128)}, False)
+    config = _config("qwen3_moe", layers, False, num_experts=128, moe_intermediate_size=EXPERT_UNITS)
     return Model("qwen3_moe", shapes, config, "QWEN3MOE", True)
 
 
