@@ -156,7 +156,7 @@ def test_a_seed_is_no_reason_for_another_program(made):
 
 
 def test_the_next_comparison_in_this_process_makes_no_program(monkeypatch):
-    """With or without a cache of JAX."""
+    """Though no file keeps any."""
     compiled, compile_ = [], program_cache._compiled
     monkeypatch.setattr(program_cache, "_compiled", lambda *given: compiled.append(given) or compile_(*given))
     monkeypatch.setattr(program_cache, "_folder", lambda: None)

@@ -397,8 +397,9 @@ def test_top_k_is_the_size_of_the_leading_subspaces(llama, k):
         np.testing.assert_allclose(run.array(name, f"cosines_{side}"), readings[f"cosines_{side}"], atol=1e-9)
 
 
-def test_float32_works_too_with_looser_bounds(llama):
-    run = polarax.compare(llama.base, llama.post, dtype="float32", layers="0", roles="k", progress=False)
+@pytest.mark.parametrize("role", ["k", pytest.param("q", marks=pytest.mark.exhaustive)])
+def test_float32_works_too_with_looser_bounds(llama, role):
+    run = polarax.compare(llama.base, llama.post, dtype="float32", layers="0", roles=role, progress=False)
     frame = run.frame()
     assert len(frame) == 1
     for _, row in frame.iterrows():
