@@ -31,6 +31,7 @@ class Progress:
         self._done, self._operations_done, self._bytes_done = 0, 0.0, 0
         self._read_seconds, self._compute_seconds, self._busy_seconds = 0.0, 0.0, 0.0
         self._started = self._last_line = time.monotonic()
+        self._start_up = 0.0  # seconds before the first stack was read
         self._bar = None
         if stream is not None and stream.isatty():
             self._bar = tqdm(total=matrices, unit=" matrices", file=stream, dynamic_ncols=True)
@@ -55,6 +56,8 @@ class Progress:
             compute_seconds: Time that was spent waiting for its readings: others are read and compiled meanwhile.
             busy_seconds: Time in which it was computed, if that is more.
         """
+        if not self._done and busy_seconds is not None:
+            self._start_up = max(time.monotonic() - self._started - read_seconds - busy_seconds, 0.0)
         self._done += len(stack.pairs)
         self._operations_done += stack.operations
         self._bytes_done += stack.bytes_stored
@@ -77,7 +80,7 @@ class Progress:
 
     def _line(self) -> None:
         elapsed = time.monotonic() - self._started
-        left = _time_left(elapsed, self._operations_done, self._operations)
+        left = _time_left(elapsed - self._start_up, self._operations_done, self._operations)
         print(
             f"{self._done}/{self._matrices} matrices, {elapsed:.0f} s, {left}, {self._rate()}",
             file=self._stream,

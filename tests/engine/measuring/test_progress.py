@@ -107,6 +107,14 @@ def test_the_rate_is_of_the_time_in_which_stacks_were_computed(clock):
     assert "s left, 2.0 GFLOP/s" in stream.getvalue()
 
 
+def test_programs_made_before_the_first_stack_are_not_in_the_time_left(clock):
+    stream = io.StringIO()
+    with Progress([work(2, 100e9)], stream) as progress:
+        clock.now += 50
+        progress.advance(work(1, 2e9), 0.5, 0, 0.5)
+    assert "1/2 matrices, 50 s, about 49 s left, 4.0 GFLOP/s" in stream.getvalue()
+
+
 def test_of_a_small_first_stack_no_time_is_told(clock):
     stream = io.StringIO()
     with Progress([work(3, 100e9)], stream) as progress:
